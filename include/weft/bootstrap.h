@@ -1,0 +1,97 @@
+/*
+ * How the ranks of a group find each other, and the control channel that stays afterwards.
+ *
+ * Whatever started the processes (mpirun, our own fork, a TCP rendezvous, threads of a test), the result is the same: a
+ * star of stream sockets between rank 0 (the leader) and every other rank. It carries addresses while communicators
+ * open, StepPlans and results afterwards, and it is how death is noticed: the kernel closes a dead process's socket at
+ * once. The leader then tells everybody else who died. MPI, if it started us, is not used again until
+ * weft_bootstrap_close().
+ *
+ * A bootstrap belongs to one thread at a time. Frames are length-prefixed; a frame is at most 1 GiB.
+ */
+#ifndef WEFT_BOOTSTRAP_H
+#define WEFT_BOOTSTRAP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "weft/status.h"
+
+struct weft_bootstrap;
+
+/* One rank, no sockets: every call below works and does nothing. */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_self(struct weft_bootstrap **out);
+
+/*
+ * Forks rank_count - 1 children; returns in every process, the caller being rank 0. Call before any thread is started.
+ * Children die with the leader (PR_SET_PDEATHSIG), ignore SIGINT (the terminal sends it to all; the leader decides),
+ * and must leave by _exit(). weft_bootstrap_close() on the leader reaps them.
+ */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_local(uint32_t rank_count, struct weft_bootstrap **out);
+
+/* Ranks as threads of this process: fills out[rank_count]; hand each to its own thread. For tests. */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_threads(uint32_t rank_count, struct weft_bootstrap **out);
+
+struct weft_bootstrap_tcp_options {
+    const char *leader;  /* "host:port" or "[v6]:port"; rank 0 listens there, the others connect and retry */
+    uint32_t rank;       /* of this process */
+    uint32_t rank_count; /* at most 1024 */
+    uint32_t timeout_ms; /* until all have come; the error names who is missing */
+    const char *secret;  /* the same on all ranks; "" or NULL for none. Strangers are refused and logged */
+};
+
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_tcp(const struct weft_bootstrap_tcp_options *options,
+                                                         struct weft_bootstrap **out);
+
+/* True when built with MPI and this process was started by mpirun or srun with PMIx (reads what the launcher set). */
+bool weft_bootstrap_has_mpi(void);
+
+/* MPI_Init, then the star over TCP between the ranks of MPI_COMM_WORLD. Once per process. */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_mpi(uint32_t timeout_ms, struct weft_bootstrap **out);
+
+uint32_t weft_bootstrap_rank(const struct weft_bootstrap *bootstrap);
+uint32_t weft_bootstrap_rank_count(const struct weft_bootstrap *bootstrap);
+/* "self", "local", "threads", "tcp", "mpi". */
+const char *weft_bootstrap_kind(const struct weft_bootstrap *bootstrap);
+/* Same number on ranks that can share memory (same boot, pid, uts and network namespace), different otherwise. */
+uint64_t weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap);
+
+/*
+ * out[rank_count][size] <- every rank's in[size], on every rank. Collective. Not for the hot path.
+ * ERR_PEER names the dead rank in the log; weft_bootstrap_failed_rank() returns it.
+ */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_all_gather(struct weft_bootstrap *bootstrap, const void *in,
+                                                           size_t size, void *out, uint32_t timeout_ms);
+
+/* Control frames. Leader <-> any worker only. recv returns a buffer owned by the bootstrap until the next recv from
+ * that rank. */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_send(struct weft_bootstrap *bootstrap, uint32_t rank, const void *data,
+                                                     size_t size, uint32_t timeout_ms);
+/* timeout_ms UINT32_MAX waits for ever (an idle worker): sleeping in poll(), but still noticing death and abort. */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_recv(struct weft_bootstrap *bootstrap, uint32_t rank,
+                                                     const void **data_out, size_t *size_out, uint32_t timeout_ms);
+
+/*
+ * Sleeps until wake_fd (>= 0; an eventfd or pipe, not drained here) is readable, a peer fails, or timeout_ms passed.
+ * WEFT_OK when woken, ERR_TIMEOUT, ERR_PEER. This is how an idle leader waits for requests.
+ */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_wait(struct weft_bootstrap *bootstrap, int wake_fd,
+                                                     uint32_t timeout_ms);
+
+/*
+ * Non-blocking look at every socket: ERR_PEER when a rank has died, aborted or was reported dead by the leader (the
+ * leader passes the news on by itself). Cheap enough for the slow path of every wait (about a microsecond per socket).
+ */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_check(struct weft_bootstrap *bootstrap);
+
+/* The first rank known to have failed, -1 when none; and why, as text ("connection closed", "reported by leader"). */
+int weft_bootstrap_failed_rank(const struct weft_bootstrap *bootstrap);
+
+/* Tells all ranks that `rank` is to be considered dead (own rank: "I give up"). Best effort, never blocks for long. */
+void weft_bootstrap_abort(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason);
+
+/* Leader of a local group: waits up to timeout_ms for children, then kills them by id. Sets *bootstrap to NULL. */
+void weft_bootstrap_close(struct weft_bootstrap **bootstrap);
+
+#endif

@@ -1,0 +1,108 @@
+/*
+ * Moving activations between the ranks of a group.
+ *
+ * Transports move bytes, our code adds: tree_sum() sends maximal tree nodes (tree.h) and finishes the canonical tree on
+ * every rank, so its bits are the same for every split and every backend. Backends: self, shm (inside a host), tcp,
+ * ucx, mpi (any), chosen by intersecting what every rank can use; inside a host shm, between hosts tcp or ucx, mpi
+ * where those cannot.
+ *
+ * A communicator belongs to one thread at a time; all ranks make the same calls in the same order with the same sizes.
+ * Every wait has the deadline of weft_comm_options.timeout_ms. The first failure poisons the communicator: every later
+ * call returns the same error, weft_comm_failed_rank() names the peer. Nothing here spins for ever and nothing is
+ * static.
+ */
+#ifndef WEFT_COMM_H
+#define WEFT_COMM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "weft/bootstrap.h"
+#include "weft/status.h"
+#include "weft/tree.h"
+
+struct weft_comm;
+
+/* How a rank waits: spinning is fastest when every thread has a core; otherwise give the core away soon. */
+enum weft_wait_policy {
+    WEFT_WAIT_SPIN = 0,  /* pause-spin about 50 us, then sleep on a futex or poll() */
+    WEFT_WAIT_YIELD = 1, /* more threads than cores: sched_yield after about 200 pauses, then sleep */
+};
+
+struct weft_comm_options {
+    const char *backend;             /* NULL or "auto"; "self", "shm", "tcp", "ucx", "mpi" forces one for all pairs */
+    const char *interface;           /* name or CIDR that tcp and ucx must use between hosts; NULL: by route */
+    uint32_t timeout_ms;             /* of every wait */
+    uint32_t leaf_count;             /* V */
+    const struct weft_range *leaves; /* [rank_count], every rank's leaf range, tiling [0, V); copied */
+    size_t sum_count_max;            /* largest `count` of tree_sum(), elements */
+    size_t gather_size_max;          /* largest sum of sizes of all_gather() and largest broadcast(), bytes */
+    enum weft_wait_policy wait;
+    bool is_traced; /* collect weft_comm_stats (two clock reads per collective) */
+};
+
+/* Collective over the bootstrap, which is borrowed until close. Logs the choice and its reason once, on rank 0. */
+WEFT_MUST_CHECK enum weft_status weft_comm_open(struct weft_bootstrap *bootstrap,
+                                                const struct weft_comm_options *options, struct weft_comm **out);
+void weft_comm_close(struct weft_comm **comm);
+
+/*
+ * out[i] <- sum over all V leaves of the tree, in tree order, 0 <= i < count; the same bits on every rank.
+ *
+ * nodes   [node_count][count] f32: this rank's partial sums, one per maximal node of its leaf range, in leaf order
+ *         (node_count = weft_tree_nodes(own range)); borrowed until the call returns. May be what
+ *         weft_comm_sum_buffer() returned: then shm saves a copy.
+ * out     [count] f32; must not overlap nodes.
+ *
+ * Cost: one exchange; (sum over ranks of node_count - own) * count * 4 bytes received per rank.
+ * ERR_PEER, ERR_TIMEOUT poison the communicator.
+ */
+WEFT_MUST_CHECK enum weft_status weft_comm_tree_sum(struct weft_comm *comm, const float *nodes, size_t count,
+                                                    float *out);
+
+/*
+ * Room for [node_count][count] f32 into which the caller may produce its nodes for the next tree_sum(), 64-byte
+ * aligned. Valid until that tree_sum(). Never NULL for count <= sum_count_max.
+ */
+float *weft_comm_sum_buffer(struct weft_comm *comm, size_t count);
+
+/* out <- concatenation over ranks r of r's in[sizes[r]]; sizes[rank_count] bytes, the same on all ranks, some may be 0.
+ */
+WEFT_MUST_CHECK enum weft_status weft_comm_all_gather(struct weft_comm *comm, const void *in, const size_t *sizes,
+                                                      void *out);
+
+/* data[size] of `root` reaches every rank. */
+WEFT_MUST_CHECK enum weft_status weft_comm_broadcast(struct weft_comm *comm, uint32_t root, void *data, size_t size);
+
+/* Point to point, blocking, matched in order per pair. For set-up and tests; not for the hot path. */
+WEFT_MUST_CHECK enum weft_status weft_comm_send(struct weft_comm *comm, uint32_t peer, const void *data, size_t size);
+WEFT_MUST_CHECK enum weft_status weft_comm_recv(struct weft_comm *comm, uint32_t peer, void *data, size_t size);
+
+WEFT_MUST_CHECK enum weft_status weft_comm_barrier(struct weft_comm *comm);
+
+/* -1 while nobody has failed. */
+int weft_comm_failed_rank(const struct weft_comm *comm);
+/* "shm", "tcp", "shm+tcp" ... */
+const char *weft_comm_backend(const struct weft_comm *comm);
+
+enum weft_comm_op {
+    WEFT_COMM_TREE_SUM,
+    WEFT_COMM_ALL_GATHER,
+    WEFT_COMM_BROADCAST,
+    WEFT_COMM_BARRIER,
+    WEFT_COMM_OP_COUNT
+};
+
+/* Totals since open, zero unless is_traced. Time includes waiting for slower peers. */
+struct weft_comm_stats {
+    struct {
+        uint64_t call_count;
+        uint64_t byte_count; /* received by this rank */
+        uint64_t time_ns;
+        uint64_t time_max_ns;
+    } ops[WEFT_COMM_OP_COUNT];
+};
+void weft_comm_stats(const struct weft_comm *comm, struct weft_comm_stats *stats_out);
+
+#endif

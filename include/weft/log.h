@@ -1,0 +1,38 @@
+/*
+ * One log line per event, on stderr or to the embedder's sink.
+ *
+ * The sink and level are the process's, set once before anything else is opened (the one deliberate global of the
+ * library: a log that needed a handle in every call would not be used). The rank label is per thread, so that ranks
+ * running as threads of one test process stay distinguishable.
+ */
+#ifndef WEFT_LOG_H
+#define WEFT_LOG_H
+
+enum weft_log_level {
+    WEFT_LOG_ERROR = 0,
+    WEFT_LOG_WARN = 1,
+    WEFT_LOG_INFO = 2,
+    WEFT_LOG_DEBUG = 3,
+};
+
+/* Receives one line without newline or level; may be called from any thread, one call at a time. */
+typedef void weft_log_sink(void *context, enum weft_log_level level, const char *line);
+
+/* Lines above `level` are dropped. sink NULL: stderr, as "weft: LINE" (with rank: "weft[2]: LINE"). */
+void weft_log_configure(enum weft_log_level level, weft_log_sink *sink, void *context);
+
+/* Label of this thread's lines; -1 for none (the default). Threads started by Weft inherit their owner's. */
+void weft_log_set_rank(int rank);
+int weft_log_rank(void);
+
+/*
+ * Emits "where: message". `where` is folder/module of the speaker, for example "comm/tcp", "model/safetensors".
+ * Message: cause, object, expected, found; no newline; cut at 1023 bytes.
+ */
+void weft_log(enum weft_log_level level, const char *where, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* The text of the last WEFT_LOG_ERROR line of this thread, "" when none: lets an API boundary hand the reason on. */
+const char *weft_log_last_error(void);
+
+#endif

@@ -1,0 +1,38 @@
+/*
+ * Status values shared by every Weft module.
+ *
+ * 0 is success, negatives are errors. Whoever first decides that something is an error logs it, once, with cause,
+ * object and rank (log.h); everybody above only propagates. Outputs are written on success only.
+ */
+#ifndef WEFT_STATUS_H
+#define WEFT_STATUS_H
+
+enum weft_status {
+    WEFT_OK = 0,
+    WEFT_ERR_ARGUMENT = -1,    /* a value from a caller, flag or request that cannot be used */
+    WEFT_ERR_MEMORY = -2,      /* an allocation failed */
+    WEFT_ERR_IO = -3,          /* the operating system refused: open, read, socket ... */
+    WEFT_ERR_FORMAT = -4,      /* damaged bytes: file, wire */
+    WEFT_ERR_UNSUPPORTED = -5, /* well-formed, but not something Weft can run */
+    WEFT_ERR_LIMIT = -6,       /* does not fit: context, memory, queue */
+    WEFT_ERR_PEER = -7,        /* a rank died or misbehaved; see weft_comm_failed_rank() */
+    WEFT_ERR_TIMEOUT = -8,     /* a deadline passed */
+    WEFT_ERR_CANCELLED = -9,   /* the caller asked to stop */
+    WEFT_ERR_STATE = -10,      /* closed, poisoned or not ready */
+};
+
+#define WEFT_MUST_CHECK __attribute__((warn_unused_result))
+
+/* Static English name of `status`, for logs: "timeout". Never NULL. */
+const char *weft_status_name(enum weft_status status);
+
+/* Returns the error of `call` from the current function. Use only where nothing needs undoing. */
+#define WEFT_TRY(call)                                                                                                 \
+    do {                                                                                                               \
+        enum weft_status weft_try_status_ = (call);                                                                    \
+        if (weft_try_status_ != WEFT_OK) {                                                                             \
+            return weft_try_status_;                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+#endif

@@ -1,0 +1,20 @@
+/* Names of status values. */
+#include "weft/status.h"
+
+const char *weft_status_name(enum weft_status status)
+{
+    switch (status) {
+    case WEFT_OK: return "ok";
+    case WEFT_ERR_ARGUMENT: return "invalid argument";
+    case WEFT_ERR_MEMORY: return "out of memory";
+    case WEFT_ERR_IO: return "input/output error";
+    case WEFT_ERR_FORMAT: return "damaged data";
+    case WEFT_ERR_UNSUPPORTED: return "unsupported";
+    case WEFT_ERR_LIMIT: return "limit exceeded";
+    case WEFT_ERR_PEER: return "peer failed";
+    case WEFT_ERR_TIMEOUT: return "timeout";
+    case WEFT_ERR_CANCELLED: return "cancelled";
+    case WEFT_ERR_STATE: return "invalid state";
+    }
+    return "unknown status";
+}
