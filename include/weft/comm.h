@@ -21,14 +21,9 @@
 #include "weft/bootstrap.h"
 #include "weft/status.h"
 #include "weft/tree.h"
+#include "weft/wait.h"
 
 struct weft_comm;
-
-/* How a rank waits: spinning is fastest when every thread has a core; otherwise give the core away soon. */
-enum weft_wait_policy {
-    WEFT_WAIT_SPIN = 0,  /* pause-spin about 50 us, then sleep on a futex or poll() */
-    WEFT_WAIT_YIELD = 1, /* more threads than cores: sched_yield after about 200 pauses, then sleep */
-};
 
 struct weft_comm_options {
     const char *backend;             /* NULL or "auto"; "self", "shm", "tcp", "ucx", "mpi" forces one for all pairs */

@@ -1,0 +1,249 @@
+/*
+ * The device table: memory and whole operations on tensors, for one rank. forward.c calls only this. Backends: cpu
+ * (kernels/cpu).
+ *
+ * Shape legend (one for the project): B sequences, T tokens in this step, D width, H query heads, G KV heads, E head
+ * width, F FFN width, N vocabulary, L layers. H, G, F, N are this rank's share here. Row-major, slowest first: [T, H,
+ * E].
+ *
+ * Numerics contract: a result depends on weights, their dtype, the KV dtype and the device class only. Never on T, B,
+ * the order or chunking of tokens, thread count or instruction set. All activations are f32. The C reference
+ * micro-kernels (kernels/cpu) are the specification; every faster version has the same bits.
+ *
+ * Calls on one device come from one thread at a time and take effect in order; results are visible to the host after
+ * weft_device_sync(). Sizes are checked by assertion: shapes come from our own code, never straight from a file.
+ */
+#ifndef WEFT_DEVICE_H
+#define WEFT_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "weft/status.h"
+#include "weft/tree.h"
+#include "weft/wait.h"
+
+struct weft_device;
+struct weft_matrix;
+struct weft_kv_cache;
+
+enum weft_dtype {
+    WEFT_F32 = 0,
+    WEFT_F16 = 1,
+    WEFT_BF16 = 2,
+};
+
+/* Bytes per element: 4, 2, 2. */
+size_t weft_dtype_size(enum weft_dtype dtype);
+/* "f32", "f16", "bf16". */
+const char *weft_dtype_name(enum weft_dtype dtype);
+
+struct weft_device_options {
+    const char *kind;      /* NULL or "auto", "cpu" */
+    uint32_t thread_count; /* CPU threads, the calling one included; at least 1 */
+    const char
+        *cpu_level; /* NULL: best of this machine; "ref", "avx2", "avx512" force one; ERR_UNSUPPORTED when absent */
+    const uint32_t *cores;      /* [thread_count] cores to pin to, or NULL: not pinned */
+    enum weft_wait_policy wait; /* between the device's own threads */
+};
+
+WEFT_MUST_CHECK enum weft_status weft_device_open(const struct weft_device_options *options, struct weft_device **out);
+void weft_device_close(struct weft_device **device);
+/* "cpu avx512, 2 threads". */
+const char *weft_device_name(const struct weft_device *device);
+/* Waits until everything issued so far has happened. */
+WEFT_MUST_CHECK enum weft_status weft_device_sync(struct weft_device *device);
+
+/* ---- memory ---- */
+
+/* `size` zeroed bytes of device memory, 64-byte aligned (huge pages when large); NULL out of memory (logged). Freed by
+ * weft_device_free(). */
+void *weft_device_alloc(struct weft_device *device, size_t size);
+void weft_device_free(struct weft_device *device, void *memory);
+/* Copies between device memory and the host. */
+WEFT_MUST_CHECK enum weft_status weft_device_write(struct weft_device *device, void *to, const void *from_host,
+                                                   size_t size);
+WEFT_MUST_CHECK enum weft_status weft_device_read(struct weft_device *device, void *to_host, const void *from,
+                                                  size_t size);
+
+/* ---- weight matrices ---- */
+
+/*
+ * W [row_count, col_count]: y[n] = sum over k of W[n, k] * x[k].
+ *
+ * Column-parallel (leaves NULL): one sum over all columns. Row-parallel: the columns are cut into this rank's leaves,
+ * whose sums are combined by `adds` (weft_tree_adds of the rank's leaves) to its maximal tree nodes. Leaf ranges are
+ * relative to the slice, ascending, tiling [0, col_count), each beginning at an even column; a leaf may be empty (sum
+ * +0.0).
+ */
+struct weft_matrix_desc {
+    enum weft_dtype dtype;
+    uint32_t row_count;
+    uint32_t col_count;
+    const struct weft_range *leaves; /* [leaf_count] or NULL; copied */
+    uint32_t leaf_count;
+    const struct weft_tree_add *adds; /* [add_count]; copied */
+    uint32_t add_count;
+};
+
+/* Bytes of device memory that a matrix takes, without making it (for the memory table). */
+size_t weft_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
+WEFT_MUST_CHECK enum weft_status weft_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
+                                                  struct weft_matrix **out);
+void weft_matrix_close(struct weft_device *device, struct weft_matrix **matrix);
+/*
+ * Packs rows [row_begin, row_begin + row_count) from rows[row_count][col_count] of the matrix's dtype, little endian,
+ * row stride row_stride bytes, host memory. Any order, each row once.
+ */
+WEFT_MUST_CHECK enum weft_status weft_matrix_write_rows(struct weft_device *device, struct weft_matrix *matrix,
+                                                        uint32_t row_begin, uint32_t row_count, const void *rows,
+                                                        size_t row_stride);
+
+/* ---- the tokens of one step ---- */
+
+/* Positions per KV page. 16: one AVX-512 vector of positions, and what paged engines use. */
+#define WEFT_PAGE_POSITIONS 16
+
+/* Consecutive tokens of one sequence inside the step's token rows. Host memory. */
+struct weft_batch_sequence {
+    uint32_t token_begin;  /* first row */
+    uint32_t token_count;  /* rows; their positions are position, position + 1, ... */
+    uint32_t position;     /* absolute position of the first */
+    uint32_t page_count;   /* covers position + token_count - 1 */
+    const uint32_t *pages; /* page of positions [16 i, 16 i + 16) is pages[i]; < page_count of the cache */
+};
+
+struct weft_batch {
+    uint32_t token_count;    /* T */
+    uint32_t sequence_count; /* B; sequences tile the rows in order */
+    const struct weft_batch_sequence *sequences;
+};
+
+/* ---- KV cache, paged, all layers ---- */
+
+struct weft_kv_desc {
+    enum weft_dtype dtype; /* WEFT_F32 or WEFT_BF16 (round to nearest even) */
+    uint32_t layer_count;
+    uint32_t kv_head_count; /* G of this rank; may be 0 */
+    uint32_t head_size;     /* E, a multiple of 2 */
+    uint32_t page_count;
+};
+
+size_t weft_kv_cache_size(const struct weft_device *device, const struct weft_kv_desc *desc);
+WEFT_MUST_CHECK enum weft_status weft_kv_cache_open(struct weft_device *device, const struct weft_kv_desc *desc,
+                                                    struct weft_kv_cache **out);
+void weft_kv_cache_close(struct weft_device *device, struct weft_kv_cache **cache);
+
+/* ---- operations; every pointer below is device memory unless it says host ---- */
+
+/* out[i, :] <- row rows[i] of W as f32. rows[count] host memory, each < row_count. out [count, col_count]. */
+void weft_device_embed(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows,
+                       uint32_t count, float *out);
+
+/* out[t, :] <- x[t, :] / sqrt(mean(x[t, :]^2) + eps) * weight[:]. x, out [T, D], may be the same. weight [D] f32. */
+void weft_device_rms_norm(struct weft_device *device, const float *x, const float *weight, uint32_t token_count,
+                          uint32_t width, float eps, float *out);
+
+/*
+ * out[j, t, :] <- node j of W x[t, :] (+ bias[:]), nodes in leaf order. x [T, col_count]; bias [row_count] or NULL and
+ * only for single-node matrices; out [node_count, T, row_count], node_count = leaf_count - add_count (1 when
+ * column-parallel).
+ */
+void weft_device_matmul(struct weft_device *device, const struct weft_matrix *matrix, const float *x,
+                        uint32_t token_count, const float *bias, float *out);
+
+/* angles[t, i] <- (cos, sin)(position of t * inv_freq[i]) * scale; the product in f32 as Hugging Face does. angles [T,
+ * E/2, 2]; inv_freq [E/2] host. */
+void weft_device_rope_angles(struct weft_device *device, const struct weft_batch *batch, const float *inv_freq,
+                             uint32_t head_size, float scale, float *angles);
+
+/* Heads of this rank inside fused projections qkv [T, H + 2G, E]: queries, then keys, then values. */
+struct weft_heads {
+    uint32_t head_count;    /* H; may be 0 */
+    uint32_t kv_head_count; /* G; 0 exactly when H is 0 */
+    uint32_t head_size;     /* E */
+    uint32_t group_first;   /* query head i uses KV head (group_first + i) / group_size */
+    uint32_t group_size;    /* query heads per KV head of the whole model */
+};
+
+/*
+ * In place: queries and keys of qkv are RMS-normalised per head when norms are given (Qwen3: q_norm, k_norm [E], eps),
+ * then rotated: pairs (i, i + E/2), as Hugging Face's rotate_half.
+ */
+struct weft_rope_args {
+    struct weft_heads heads;
+    float *qkv;          /* [T, H + 2G, E] */
+    const float *angles; /* [T, E/2, 2] */
+    const float *q_norm; /* [E] or NULL */
+    const float *k_norm; /* [E] or NULL */
+    float eps;
+    uint32_t token_count;
+};
+void weft_device_rope(struct weft_device *device, const struct weft_rope_args *args);
+
+/* Stores keys and values of qkv into the pages of the batch's positions of `layer`. */
+void weft_device_kv_append(struct weft_device *device, struct weft_kv_cache *cache, uint32_t layer,
+                           const struct weft_batch *batch, const struct weft_heads *heads, const float *qkv);
+
+/*
+ * out[t, h, :] <- softmax(q k^T * scale) v over cached positions p of t's sequence with p <= position(t) and, when
+ * window > 0, p > position(t) - window. KV is walked in pieces of 256 positions aligned at 0, partial results combined
+ * in ascending order, so that a row's bits depend on nothing but its own sequence.
+ */
+struct weft_attention_args {
+    struct weft_heads heads;
+    uint32_t layer;
+    uint32_t window; /* 0: none */
+    float scale;
+    const float *qkv; /* [T, H + 2G, E], rotated; keys and values already appended */
+    float *out;       /* [T, H, E] */
+};
+void weft_device_attention(struct weft_device *device, const struct weft_kv_cache *cache,
+                           const struct weft_batch *batch, const struct weft_attention_args *args);
+
+/* out[t, i] <- silu(gate_up[t, i]) * gate_up[t, F + i]. gate_up [T, 2F], out [T, F]. */
+void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
+                          float *out);
+
+/* x[t, :] <- x[t, :] + (y[t, :] + bias[:]). x, y [T, D]; bias [D] or NULL. */
+void weft_device_add(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
+                     uint32_t width);
+
+/* out[i, :] <- x[rows[i], :]. rows[count] host. */
+void weft_device_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,
+                             uint32_t width, float *out);
+
+/* One vocabulary entry. */
+struct weft_candidate {
+    float logit;
+    int32_t token_id;
+};
+
+/* Log-sum-exp in two parts: sum over i of exp((logit[i] - max) * inv_temperature) with max the largest; NaN counts as
+ * largest. */
+struct weft_lse {
+    float max;
+    float sum;
+};
+
+/*
+ * Per row b the `count` best entries of logits[b, :], by descending logit, ties by ascending id (NaN first, so that it
+ * cannot hide), and one partial log-sum-exp per vocabulary leaf of this rank. Fewer entries than count: the rest has
+ * token_id -1.
+ */
+struct weft_candidates_args {
+    const float *logits;             /* [B, N] */
+    uint32_t row_count;              /* B */
+    uint32_t width;                  /* N */
+    int32_t token_first;             /* id of column 0 */
+    const struct weft_range *leaves; /* [leaf_count] column ranges, tiling [0, N), host */
+    uint32_t leaf_count;
+    uint32_t count;
+    const float *inv_temperatures;   /* [B] host */
+    struct weft_candidate *best_out; /* [B, count] host */
+    struct weft_lse *lse_out;        /* [B, leaf_count] host */
+};
+void weft_device_candidates(struct weft_device *device, const struct weft_candidates_args *args);
+
+#endif
