@@ -1,0 +1,216 @@
+/*
+ * Weft for embedders: open an engine on a model folder, submit prompts, poll events, close. `weft run` and `weft serve`
+ * use nothing else.
+ *
+ * One engine is one group of ranks running one model. The process that opens it may be any rank: on rank 0 (the leader)
+ * requests can be submitted; on every other rank the caller hands its thread over to weft_engine_work() until the group
+ * ends. With WEFT_LAUNCH_LOCAL the library forks the other ranks itself and only the leader ever returns from open.
+ *
+ * Threads: submit, cancel and poll may be called from any thread of the leader; poll from one at a time. The answer to
+ * a request depends on model, prompt, sampling and seed alone: not on ranks, threads, other requests or chunking.
+ */
+#ifndef WEFT_WEFT_H
+#define WEFT_WEFT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "weft/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define WEFT_API __attribute__((visibility("default")))
+
+struct weft_engine;
+
+enum weft_launch {
+    WEFT_LAUNCH_AUTO = 0,  /* mpirun's ranks when started by it, else LOCAL when rank_count > 1, else one rank */
+    WEFT_LAUNCH_LOCAL = 1, /* rank_count processes on this host, forked by open: call it before starting threads */
+    WEFT_LAUNCH_TCP = 2,   /* rank, rank_count and leader are given; every process opens the same group */
+    WEFT_LAUNCH_MPI = 3,
+    WEFT_LAUNCH_THREADS = 4, /* rank_count ranks as threads of this process: embedding and tests */
+};
+
+/* Loading progress, on the leader: what is being loaded and how far, 0 <= done <= total. Called from the thread that
+ * opens. */
+typedef void weft_progress_callback(void *context, const char *what, uint64_t done, uint64_t total);
+/* One line of the memory table, before anything is allocated. */
+typedef void weft_text_callback(void *context, const char *line);
+
+/* Zero means the default everywhere; fill with weft_engine_options_init(). */
+struct weft_engine_options {
+    const char *model; /* Hugging Face model folder */
+    enum weft_launch launch;
+    uint32_t rank_count;         /* 0: what the launcher gave, else 1 */
+    uint32_t rank;               /* WEFT_LAUNCH_TCP */
+    const char *leader;          /* WEFT_LAUNCH_TCP: "host:port" */
+    const char *secret;          /* WEFT_LAUNCH_TCP: shared by all ranks, or NULL */
+    uint32_t thread_count;       /* per rank; 0: cores of this host / ranks on it, at least 1 */
+    const uint32_t *shares;      /* [share_count] proportions of the model per rank; NULL: equal */
+    uint32_t share_count;        /* 0, or rank_count */
+    uint32_t leaf_count;         /* V; 0: 8, at most 64. Part of the model's identity: changes the bits */
+    const char *device;          /* NULL or "auto", "cpu" */
+    const char *cpu_level;       /* NULL: best; "ref", "avx2", "avx512" */
+    const char *comm;            /* NULL: auto; "self", "shm", "tcp", "ucx", "mpi" */
+    const char *interface;       /* network interface between hosts: name or CIDR */
+    const char *kv_dtype;        /* NULL: "f32"; "bf16" halves the cache (and changes the bits) */
+    uint64_t memory_limit;       /* bytes per rank for weights + KV + activations; 0: 90 % of what is available */
+    uint32_t context_length;     /* positions per request; 0: the model's */
+    uint32_t sequence_count_max; /* requests running at once; 0: 16 */
+    uint32_t queue_count_max;    /* requests waiting; 0: 1024. Beyond it submit says ERR_LIMIT */
+    uint32_t kv_token_count;     /* positions of KV cache in all; 0: what fits, at most sequence_count_max contexts */
+    uint32_t prefill_chunk;      /* prompt tokens per step; 0: 256 */
+    uint32_t timeout_ms;         /* of every wait between ranks; 0: 30000 */
+    bool is_traced;              /* time every collective */
+    weft_progress_callback *progress;
+    weft_text_callback *memory_table;
+    void *callback_context;
+};
+
+WEFT_API void weft_engine_options_init(struct weft_engine_options *options);
+
+/* Starts or joins the group, loads this rank's slices, and returns when every rank is ready. ERR_*: logged. */
+WEFT_MUST_CHECK WEFT_API enum weft_status weft_engine_open(const struct weft_engine_options *options,
+                                                           struct weft_engine **out);
+WEFT_API bool weft_engine_is_leader(const struct weft_engine *engine);
+
+/* Ranks other than the leader: executes plans until the leader closes (WEFT_OK) or the group fails. */
+WEFT_MUST_CHECK WEFT_API enum weft_status weft_engine_work(struct weft_engine *engine);
+
+/* Ends every rank; running requests are cancelled. Sets *engine to NULL. */
+WEFT_API void weft_engine_close(struct weft_engine **engine);
+
+/* ---- requests ---- */
+
+/* Fill with weft_request_init(): greedy, 256 tokens, no penalties. Pointers are borrowed until submit returns. */
+struct weft_request {
+    const char *prompt;       /* text, or NULL when token_ids are given */
+    size_t prompt_size;       /* bytes */
+    const int32_t *token_ids; /* [token_count], instead of prompt */
+    uint32_t token_count;
+    bool is_raw;              /* do not add the tokenizer's BOS/EOS to prompt */
+    uint32_t max_tokens;      /* at most; the context also ends it */
+    float temperature;        /* 0: greedy */
+    uint32_t top_k;           /* 0: all */
+    float top_p;              /* (0, 1]; 1: all */
+    float min_p;              /* [0, 1); 0: off */
+    float repetition_penalty; /* > 0; 1: off. Over prompt and output, as Hugging Face */
+    float presence_penalty;   /* 0: off. Over output, as OpenAI */
+    float frequency_penalty;  /* 0: off. Over output, as OpenAI */
+    uint64_t seed;            /* same seed, same answer */
+    const char *const *stop;  /* [stop_count] strings that end the answer; not part of the text */
+    uint32_t stop_count;      /* at most 16 */
+    bool is_eos_ignored;      /* go on to max_tokens */
+    bool has_logits_digest;   /* SHA-256 over the f32 logits row of every sampled position, in order */
+    void *user;               /* handed back in events */
+};
+
+WEFT_API void weft_request_init(struct weft_request *request);
+
+/*
+ * Queues a request. *id_out > 0. ERR_ARGUMENT (a setting out of range), ERR_LIMIT (prompt longer than the context,
+ * queue full), ERR_STATE (group failed or closing); the reason is in weft_engine_error() of this thread.
+ */
+WEFT_MUST_CHECK WEFT_API enum weft_status weft_engine_submit(struct weft_engine *engine,
+                                                             const struct weft_request *request, uint64_t *id_out);
+
+/* Ends a request early; its last event has WEFT_FINISH_CANCELLED. Unknown or finished ids are ignored. */
+WEFT_API void weft_engine_cancel(struct weft_engine *engine, uint64_t id);
+
+enum weft_finish {
+    WEFT_FINISH_NONE = 0,   /* more to come */
+    WEFT_FINISH_STOP = 1,   /* end-of-sequence token or stop string */
+    WEFT_FINISH_LENGTH = 2, /* max_tokens or context reached */
+    WEFT_FINISH_CANCELLED = 3,
+    WEFT_FINISH_ERROR = 4, /* status says why */
+};
+/* "stop", "length", "cancelled", "error"; "" for NONE. */
+WEFT_API const char *weft_finish_name(enum weft_finish finish);
+
+struct weft_timings {
+    double queue_ms;          /* submit to first step */
+    double prefill_ms;        /* first step to first token */
+    double decode_ms;         /* first token to last */
+    double ttft_ms;           /* submit to first token */
+    double tokens_per_second; /* decode; 0 with fewer than two tokens */
+};
+
+/* What is new about one request. Strings and arrays are valid until the next poll. */
+struct weft_event {
+    uint64_t id;
+    void *user;
+    const char *text; /* [text_size] valid UTF-8, NUL-terminated; may be empty while bytes of a character are missing */
+    size_t text_size;
+    const int32_t *token_ids; /* [token_count] */
+    uint32_t token_count;
+    enum weft_finish finish;
+    /* when finish is not NONE: */
+    enum weft_status status;
+    uint32_t prompt_token_count;
+    uint32_t output_token_count;
+    struct weft_timings timings;
+    char logits_sha256[65]; /* hex; "" unless asked for */
+};
+
+/*
+ * Waits up to timeout_ms for events; events_out[capacity], *count_out of them (0 after a timeout). A group failure
+ * gives every open request a last event and then returns its status from every call.
+ */
+WEFT_MUST_CHECK WEFT_API enum weft_status weft_engine_poll(struct weft_engine *engine, uint32_t timeout_ms,
+                                                           struct weft_event *events_out, uint32_t capacity,
+                                                           uint32_t *count_out);
+
+/* ---- the rest ---- */
+
+/* Token ids of text[size]; *ids_out from malloc, freed by the caller. */
+WEFT_MUST_CHECK WEFT_API enum weft_status weft_engine_tokenize(struct weft_engine *engine, const char *text,
+                                                               size_t size, bool is_raw, int32_t **ids_out,
+                                                               size_t *count_out);
+/* Text of ids[count], special tokens left out; *text_out from malloc, NUL-terminated, freed by the caller. */
+WEFT_MUST_CHECK WEFT_API enum weft_status weft_engine_detokenize(struct weft_engine *engine, const int32_t *ids,
+                                                                 size_t count, char **text_out, size_t *size_out);
+
+struct weft_engine_info {
+    const char *model; /* as opened */
+    const char *architecture;
+    const char *device; /* of the leader */
+    const char *comm;
+    uint64_t parameter_count;
+    uint32_t vocab_size;
+    uint32_t context_length;
+    uint32_t rank_count;
+    uint32_t thread_count;
+    uint32_t leaf_count;
+    const char *weight_dtype;
+    const char *kv_dtype;
+    double load_ms;
+};
+WEFT_API void weft_engine_info(const struct weft_engine *engine, struct weft_engine_info *info_out);
+
+struct weft_collective_stats {
+    const char *name; /* "tree_sum", "all_gather", ... */
+    uint64_t call_count;
+    uint64_t byte_count;
+    double time_ms;
+};
+/* Totals of the leader since open, zero unless is_traced; fills at most capacity, returns how many there are. */
+WEFT_API uint32_t weft_engine_collectives(struct weft_engine *engine, struct weft_collective_stats *stats_out,
+                                          uint32_t capacity);
+
+/* Rank that ended the group, -1 while it lives. */
+WEFT_API int weft_engine_failed_rank(const struct weft_engine *engine);
+
+/* Reason of this thread's last failed call, "" when none. */
+WEFT_API const char *weft_engine_error(void);
+
+/* "0.1.0". */
+WEFT_API const char *weft_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
