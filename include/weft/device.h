@@ -214,6 +214,17 @@ void weft_device_add(struct weft_device *device, float *x, const float *y, const
 void weft_device_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,
                              uint32_t width, float *out);
 
+/* What a request's penalties do to one logit: y = (x > 0 ? x / repetition : x * repetition) - subtract. */
+struct weft_penalty {
+    uint32_t row;     /* of logits */
+    uint32_t column;  /* of this rank's slice of the vocabulary */
+    float repetition; /* > 0; 1: none */
+    float subtract;   /* presence + frequency * occurrences */
+};
+/* In place on logits [B, N of this rank]; penalties[count] host, each (row, column) at most once. */
+void weft_device_penalize(struct weft_device *device, float *logits, uint32_t width,
+                          const struct weft_penalty *penalties, uint32_t count);
+
 /* One vocabulary entry. */
 struct weft_candidate {
     float logit;

@@ -72,6 +72,40 @@ struct weft_engine_options {
 
 WEFT_API void weft_engine_options_init(struct weft_engine_options *options);
 
+/* What a model folder is and what each rank would hold, without starting ranks or reading weights. */
+struct weft_model_summary {
+    char architecture[48];
+    char weight_dtype[8];
+    uint64_t parameter_count;
+    uint32_t layer_count;
+    uint32_t width;
+    uint32_t head_count;
+    uint32_t kv_head_count;
+    uint32_t head_size;
+    uint32_t ffn_width;
+    uint32_t vocab_size;
+    uint32_t context_length;
+    uint32_t leaf_count;
+    uint32_t rank_count;
+};
+struct weft_rank_summary {
+    uint32_t leaf_begin; /* leaves [begin, end) */
+    uint32_t leaf_end;
+    uint32_t head_begin; /* query heads */
+    uint32_t head_end;
+    uint64_t weight_size;     /* bytes in memory, packed */
+    uint64_t kv_size;         /* bytes of KV cache with the options' limits */
+    uint64_t activation_size; /* bytes */
+    uint64_t kv_token_size;   /* bytes per cached position */
+};
+/*
+ * Uses model, rank_count (0: 1), shares, leaf_count, kv_dtype and the limits of `options`; fills rank_out[capacity]
+ * with at most rank_count entries. The same refusals as weft_engine_open().
+ */
+WEFT_MUST_CHECK WEFT_API enum weft_status weft_engine_inspect(const struct weft_engine_options *options,
+                                                              struct weft_model_summary *summary_out,
+                                                              struct weft_rank_summary *ranks_out, uint32_t capacity);
+
 /* Starts or joins the group, loads this rank's slices, and returns when every rank is ready. ERR_*: logged. */
 WEFT_MUST_CHECK WEFT_API enum weft_status weft_engine_open(const struct weft_engine_options *options,
                                                            struct weft_engine **out);
