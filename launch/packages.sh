@@ -4,7 +4,7 @@
 # name|why, one per line. Everything needed to build and run.
 weft_packages_build='
 gcc|C compiler
-g++|links gRPC'\''s C++ parts
+libc6-dev|C library headers
 cmake|build system
 ninja-build|runs the build
 pkg-config|finds the libraries below
@@ -22,6 +22,7 @@ libucx-dev|ucx backend (InfiniBand, RoCE)
 
 # What the tests need on top.
 weft_packages_test='
+g++|checks that the headers are good C++
 clang-14|second compiler, fuzzers
 libclang-rt-14-dev|sanitizer and fuzzer run time of clang
 clang-format-14|format check

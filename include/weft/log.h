@@ -8,6 +8,12 @@
 #ifndef WEFT_LOG_H
 #define WEFT_LOG_H
 
+#include "weft/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum weft_log_level {
     WEFT_LOG_ERROR = 0,
     WEFT_LOG_WARN = 1,
@@ -19,7 +25,7 @@ enum weft_log_level {
 typedef void weft_log_sink(void *context, enum weft_log_level level, const char *line);
 
 /* Lines above `level` are dropped. sink NULL: stderr, as "weft: LINE" (with rank: "weft[2]: LINE"). */
-void weft_log_configure(enum weft_log_level level, weft_log_sink *sink, void *context);
+WEFT_API void weft_log_configure(enum weft_log_level level, weft_log_sink *sink, void *context);
 
 /* Label of this thread's lines; -1 for none (the default). Threads started by Weft inherit their owner's. */
 void weft_log_set_rank(int rank);
@@ -34,5 +40,9 @@ void weft_log(enum weft_log_level level, const char *where, const char *format, 
 
 /* The text of the last WEFT_LOG_ERROR line of this thread, "" when none: lets an API boundary hand the reason on. */
 const char *weft_log_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

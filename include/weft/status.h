@@ -22,9 +22,15 @@ enum weft_status {
 };
 
 #define WEFT_MUST_CHECK __attribute__((warn_unused_result))
+/* Part of the embedders' API: exported by the shared library. Everything else is hidden. */
+#define WEFT_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* Static English name of `status`, for logs: "timeout". Never NULL. */
-const char *weft_status_name(enum weft_status status);
+WEFT_API const char *weft_status_name(enum weft_status status);
 
 /* Returns the error of `call` from the current function. Use only where nothing needs undoing. */
 #define WEFT_TRY(call)                                                                                                 \
@@ -34,5 +40,9 @@ const char *weft_status_name(enum weft_status status);
             return weft_try_status_;                                                                                   \
         }                                                                                                              \
     } while (0)
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

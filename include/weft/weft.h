@@ -22,8 +22,6 @@
 extern "C" {
 #endif
 
-#define WEFT_API __attribute__((visibility("default")))
-
 struct weft_engine;
 
 enum weft_launch {
