@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds, and runs all of them. May be run again at any time.
+#   tests/run.sh              everything, as CI does
+#   tests/run.sh STEP...      only these steps (see --help)
+# Each step's output goes to build/test-logs/STEP.log and is shown when the step fails.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+. launch/packages.sh
+
+steps=(packages python build ctest pytest clang asan tsan fuzz)
+logs=build/test-logs
+jobs=$(nproc)
+
+describe()
+{
+    case $1 in
+        packages) echo "Debian packages for building and testing" ;;
+        python) echo "Python environment .venv for the end-to-end tests" ;;
+        build) echo "build/ with gcc" ;;
+        ctest) echo "C tests and style checks (CTest)" ;;
+        pytest) echo "tokenizer, gRPC and command line tests (pytest)" ;;
+        clang) echo "build-clang/: everything compiles with clang too, warnings are errors" ;;
+        asan) echo "build-asan/: C tests under AddressSanitizer and UBSan" ;;
+        tsan) echo "build-tsan/: threaded C tests under ThreadSanitizer" ;;
+        fuzz) echo "fuzzers, some seconds each" ;;
+    esac
+}
+
+configure_and_build() # FOLDER CMAKE-OPTIONS...
+{
+    local folder=$1
+    shift
+    cmake -S . -B "$folder" -G Ninja "$@" && cmake --build "$folder" -j "$jobs"
+}
+
+run_ctest() # FOLDER CTEST-OPTIONS...
+{
+    local folder=$1
+    shift
+    ctest --test-dir "$folder" --output-on-failure --no-tests=error "$@"
+}
+
+step_packages()
+{
+    weft_packages_install "$weft_packages_build" && weft_packages_install "$weft_packages_test"
+}
+
+step_python()
+{
+    [ -x .venv/bin/python ] || /usr/bin/python3 -m venv .venv || return 1
+    # Asked of the index only when the list has changed since the last success.
+    if ! cmp -s tests/requirements.txt .venv/requirements.txt; then
+        .venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt &&
+            cp tests/requirements.txt .venv/requirements.txt
+    fi
+}
+
+step_build()
+{
+    configure_and_build build
+}
+
+step_ctest()
+{
+    run_ctest build
+}
+
+step_pytest()
+{
+    .venv/bin/python -m pytest tests -q -rs --timeout=600
+}
+
+step_clang()
+{
+    CC=clang-14 configure_and_build build-clang -DWEFT_BUILD_FUZZERS=ON
+}
+
+step_asan()
+{
+    configure_and_build build-asan -DWEFT_SANITIZE=address,undefined &&
+        run_ctest build-asan -LE 'style|install|no-sanitize'
+}
+
+step_tsan()
+{
+    configure_and_build build-tsan -DWEFT_SANITIZE=thread &&
+        run_ctest build-tsan -L threads
+}
+
+step_fuzz()
+{
+    tests/fuzz/run.sh build-clang "${WEFT_FUZZ_SECONDS:-10}"
+}
+
+usage()
+{
+    echo "usage: tests/run.sh [STEP...]"
+    echo "Runs these steps, in this order, or only the named ones:"
+    for step in "${steps[@]}"; do
+        printf '  %-10s %s\n' "$step" "$(describe "$step")"
+    done
+}
+
+chosen=()
+for argument in "$@"; do
+    if [ "$argument" = --help ] || [ "$argument" = -h ]; then
+        usage
+        exit 0
+    fi
+    case " ${steps[*]} " in
+        *" $argument "*) chosen+=("$argument") ;;
+        *) echo "tests/run.sh: unknown step '$argument'" >&2; usage >&2; exit 2 ;;
+    esac
+done
+[ ${#chosen[@]} -gt 0 ] || chosen=("${steps[@]}")
+
+mkdir -p "$logs"
+passed=0
+failed=0
+for step in "${chosen[@]}"; do
+    printf '== %-9s %s\n' "$step" "$(describe "$step")"
+    begin=$SECONDS
+    if "step_$step" > "$logs/$step.log" 2>&1; then
+        passed=$((passed + 1))
+        result=passed
+    else
+        failed=$((failed + 1))
+        result=FAILED
+        tail -n 150 "$logs/$step.log"
+    fi
+    # The runner's own summary and what was skipped, even when all is well.
+    grep -hE '(tests passed|tests failed|[0-9]+ passed|[0-9]+ failed|^SKIPPED|Skipped)' "$logs/$step.log" | tail -n 30
+    printf '   %-9s %s, %d s\n' "$step" "$result" $((SECONDS - begin))
+done
+echo
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
