@@ -61,6 +61,7 @@ struct weft_engine_options {
     uint32_t queue_count_max;    /* requests waiting; 0: 1024. Beyond it submit says ERR_LIMIT */
     uint32_t kv_token_count;     /* positions of KV cache in all; 0: what fits, at most sequence_count_max contexts */
     uint32_t prefill_chunk;      /* prompt tokens per step; 0: 256 */
+    uint32_t candidate_count;    /* best logits each rank hands to the sampler; 0: 64. Cost only, never the answer */
     uint32_t timeout_ms;         /* of every wait between ranks; 0: 30000 */
     bool is_traced;              /* time every collective */
     weft_progress_callback *progress;
@@ -176,7 +177,7 @@ struct weft_event {
     void *user;
     const char *text; /* [text_size] valid UTF-8, NUL-terminated; may be empty while bytes of a character are missing */
     size_t text_size;
-    const int32_t *token_ids; /* [token_count] */
+    const int32_t *token_ids; /* [token_count]; the end-of-sequence token and those of a stop string included */
     uint32_t token_count;
     enum weft_finish finish;
     /* when finish is not NONE: */
