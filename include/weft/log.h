@@ -38,6 +38,10 @@ int weft_log_rank(void);
 void weft_log(enum weft_log_level level, const char *where, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* Sets what weft_log_last_error() of this thread returns without emitting a line: for refusals that the caller reports
+ * to whoever asked (a bad request must not fill the server's log), and for handing a reason to another thread. */
+void weft_log_keep_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
 /* The text of the last WEFT_LOG_ERROR line of this thread, "" when none: lets an API boundary hand the reason on. */
 const char *weft_log_last_error(void);
 

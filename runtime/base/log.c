@@ -44,6 +44,17 @@ const char *weft_log_last_error(void)
     return thread_last_error;
 }
 
+void weft_log_keep_error(const char *format, ...)
+{
+    char line[LINE_SIZE]; /* the arguments may point into thread_last_error */
+    va_list arguments;
+
+    va_start(arguments, format);
+    (void)vsnprintf(line, sizeof(line), format, arguments);
+    va_end(arguments);
+    memcpy(thread_last_error, line, sizeof(line));
+}
+
 /* One write() per line, so that lines of several processes on one terminal do not mix. */
 static void write_stderr(const char *line)
 {

@@ -191,11 +191,23 @@ static void test_files_and_damaged_json(void **state)
     free(deep);
 }
 
+static void test_kept_error_is_not_emitted(void **state)
+{
+    struct capture *capture = *state;
+
+    weft_log_keep_error("prompt of %d tokens", 7);
+    assert_string_equal(weft_log_last_error(), "prompt of 7 tokens");
+    weft_log_keep_error("again: %s", weft_log_last_error());
+    assert_string_equal(weft_log_last_error(), "again: prompt of 7 tokens");
+    assert_int_equal(capture->count, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_status_names_are_distinct),
         cmocka_unit_test_setup_teardown(test_log_filters_and_remembers_errors, capture_begin, capture_end),
+        cmocka_unit_test_setup_teardown(test_kept_error_is_not_emitted, capture_begin, capture_end),
         cmocka_unit_test_setup_teardown(test_arena_aligns_zeroes_and_refuses_overflow, capture_begin, capture_end),
         cmocka_unit_test_setup_teardown(test_json_int_checks_type_range_and_presence, capture_begin, capture_end),
         cmocka_unit_test_setup_teardown(test_json_real_and_bool, capture_begin, capture_end),
