@@ -40,11 +40,8 @@ weft_apt()
 {
     if [ "$(id -u)" -eq 0 ]; then
         DEBIAN_FRONTEND=noninteractive apt-get "$@"
-    elif command -v sudo > /dev/null; then
-        sudo DEBIAN_FRONTEND=noninteractive apt-get "$@"
     else
-        echo "weft: packages are missing and this is neither root nor is there a sudo; run as root: apt-get $*" >&2
-        return 1
+        sudo DEBIAN_FRONTEND=noninteractive apt-get "$@"
     fi
 }
 
@@ -67,6 +64,10 @@ weft_packages_install()
         fi
     done <<< "$1"
     [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" -ne 0 ] && ! command -v sudo > /dev/null; then
+        echo "weft: this is neither root nor is there a sudo; as root, run: apt-get install ${missing[*]}" >&2
+        return 1
+    fi
     local log
     log=$(mktemp)
     if ! { weft_apt update -qq && weft_apt install -y -qq --no-install-recommends "${missing[@]}"; } > "$log" 2>&1; then
