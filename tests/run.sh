@@ -57,7 +57,7 @@ step_python()
 
 step_build()
 {
-    configure_and_build build
+    configure_and_build build -DWEFT_BUILD_TESTS=ON # quickstart.sh may have left it off here
 }
 
 step_ctest()
