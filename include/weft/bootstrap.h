@@ -25,12 +25,13 @@ WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_self(struct weft_bootstrap 
 
 /*
  * Forks rank_count - 1 children; returns in every process, the caller being rank 0. Call before any thread is started.
- * Children die with the leader (PR_SET_PDEATHSIG), ignore SIGINT (the terminal sends it to all; the leader decides),
- * and must leave by _exit(). weft_bootstrap_close() on the leader reaps them.
+ * Children die with the leader (PR_SET_PDEATHSIG: with its calling thread, so open in one that stays), ignore SIGINT
+ * (the terminal sends it to all; the leader decides), have no stdin, and must leave by _exit(). Sets the log's rank.
+ * weft_bootstrap_close() on the leader reaps them.
  */
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_local(uint32_t rank_count, struct weft_bootstrap **out);
 
-/* Ranks as threads of this process: fills out[rank_count]; hand each to its own thread. For tests. */
+/* Ranks as threads of this process: fills out[rank_count]; hand each to its own thread (which sets its log rank). */
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_threads(uint32_t rank_count, struct weft_bootstrap **out);
 
 struct weft_bootstrap_tcp_options {
@@ -64,8 +65,11 @@ uint64_t weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap);
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_all_gather(struct weft_bootstrap *bootstrap, const void *in,
                                                            size_t size, void *out, uint32_t timeout_ms);
 
-/* Control frames. Leader <-> any worker only. recv returns a buffer owned by the bootstrap until the next recv from
- * that rank. */
+/*
+ * Control frames. Leader <-> any worker only. recv returns a buffer owned by the bootstrap until the next recv from
+ * that rank. ERR_TIMEOUT of recv is not logged and harmless: call again. A send that timed out half way makes the
+ * receiver's rank failed.
+ */
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_send(struct weft_bootstrap *bootstrap, uint32_t rank, const void *data,
                                                      size_t size, uint32_t timeout_ms);
 /* timeout_ms UINT32_MAX waits for ever (an idle worker): sleeping in poll(), but still noticing death and abort. */
@@ -85,13 +89,19 @@ WEFT_MUST_CHECK enum weft_status weft_bootstrap_wait(struct weft_bootstrap *boot
  */
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_check(struct weft_bootstrap *bootstrap);
 
-/* The first rank known to have failed, -1 when none; and why, as text ("connection closed", "reported by leader"). */
+/* The first rank known to have failed, -1 when none; and why ("connection closed", "process 42 was killed by signal 9
+ * (Killed)"), "" when none; valid until close. From then on every call above returns ERR_PEER. */
 int weft_bootstrap_failed_rank(const struct weft_bootstrap *bootstrap);
+const char *weft_bootstrap_failed_reason(const struct weft_bootstrap *bootstrap);
 
 /* Tells all ranks that `rank` is to be considered dead (own rank: "I give up"). Best effort, never blocks for long. */
 void weft_bootstrap_abort(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason);
 
-/* Leader of a local group: waits up to timeout_ms for children, then kills them by id. Sets *bootstrap to NULL. */
+/*
+ * Says farewell, so that leaving in order is no failure for the others (unless they still want something from this
+ * rank), and closes the sockets. Leader of a local group: waits for the children (2 s, after a failure 0.7 s), then
+ * kills them by id. mpi: MPI_Finalize, or not when a rank has failed: exit soon then. Sets *bootstrap to NULL.
+ */
 void weft_bootstrap_close(struct weft_bootstrap **bootstrap);
 
 #endif
