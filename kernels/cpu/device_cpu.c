@@ -1,0 +1,175 @@
+/* The CPU backend: opening, and the operations that are one loop over tokens. */
+#include "cpu/device_cpu.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "weft/log.h"
+
+static void cpu_close(struct weft_device *device)
+{
+    struct weft_cpu_device *cpu = weft_cpu_device(device);
+
+    weft_pool_close(&cpu->pool);
+    free(cpu->scratch);
+    free(cpu);
+}
+
+static enum weft_status cpu_sync(struct weft_device *device)
+{
+    (void)device; /* every operation is done when it returns */
+    return WEFT_OK;
+}
+
+static enum weft_status cpu_copy(struct weft_device *device, void *to, const void *from, size_t size)
+{
+    (void)device;
+    if (size > 0) {
+        memcpy(to, from, size);
+    }
+    return WEFT_OK;
+}
+
+/* One job type for the operations whose items are token rows. */
+struct rows_job {
+    const struct weft_cpu_kernels *kernels;
+    const float *x;
+    const float *weight; /* or bias, or NULL */
+    const uint32_t *rows;
+    size_t width;
+    float eps;
+    float *out;
+};
+
+static void rms_norm_task(void *context, uint32_t worker, uint32_t begin, uint32_t end)
+{
+    const struct rows_job *job = context;
+
+    (void)worker;
+    for (size_t t = begin; t < end; t++) {
+        job->kernels->rms_norm(job->x + t * job->width, job->weight, (uint32_t)job->width, job->eps,
+                               job->out + t * job->width);
+    }
+}
+
+static void cpu_rms_norm(struct weft_device *device, const float *x, const float *weight, uint32_t token_count,
+                         uint32_t width, float eps, float *out)
+{
+    struct weft_cpu_device *cpu = weft_cpu_device(device);
+    struct rows_job job = {.kernels = &cpu->kernels, .x = x, .weight = weight, .width = width, .eps = eps, .out = out};
+
+    weft_pool_run(cpu->pool, WEFT_POOL_STATIC, token_count, rms_norm_task, &job);
+}
+
+static void silu_mul_task(void *context, uint32_t worker, uint32_t begin, uint32_t end)
+{
+    const struct rows_job *job = context;
+
+    (void)worker;
+    for (size_t t = begin; t < end; t++) {
+        const float *gate = job->x + t * 2 * job->width;
+
+        job->kernels->silu_mul(gate, gate + job->width, job->width, job->out + t * job->width);
+    }
+}
+
+static void cpu_silu_mul(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
+                         float *out)
+{
+    struct weft_cpu_device *cpu = weft_cpu_device(device);
+    struct rows_job job = {.kernels = &cpu->kernels, .x = gate_up, .width = width, .out = out};
+
+    weft_pool_run(cpu->pool, WEFT_POOL_STATIC, token_count, silu_mul_task, &job);
+}
+
+static void add_task(void *context, uint32_t worker, uint32_t begin, uint32_t end)
+{
+    const struct rows_job *job = context;
+
+    (void)worker;
+    for (size_t t = begin; t < end; t++) {
+        job->kernels->add(job->out + t * job->width, job->x + t * job->width, job->weight, job->width);
+    }
+}
+
+static void cpu_add(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
+                    uint32_t width)
+{
+    struct weft_cpu_device *cpu = weft_cpu_device(device);
+    struct rows_job job = {.kernels = &cpu->kernels, .x = y, .weight = bias, .width = width, .out = x};
+
+    weft_pool_run(cpu->pool, WEFT_POOL_STATIC, token_count, add_task, &job);
+}
+
+static void cpu_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,
+                            uint32_t width, float *out)
+{
+    (void)device;
+    for (size_t i = 0; i < count; i++) {
+        memcpy(out + i * width, x + (size_t)rows[i] * width, width * sizeof(*out));
+    }
+}
+
+static const struct weft_device_ops cpu_ops = {
+    .close = cpu_close,
+    .sync = cpu_sync,
+    .alloc = weft_cpu_alloc,
+    .free = weft_cpu_free,
+    .write = cpu_copy,
+    .read = cpu_copy,
+    .matrix_size = weft_cpu_matrix_size,
+    .matrix_open = weft_cpu_matrix_open,
+    .matrix_close = weft_cpu_matrix_close,
+    .matrix_write_rows = weft_cpu_matrix_write_rows,
+    .kv_cache_size = weft_cpu_kv_cache_size,
+    .kv_cache_open = weft_cpu_kv_cache_open,
+    .kv_cache_close = weft_cpu_kv_cache_close,
+    .embed = weft_cpu_embed,
+    .rms_norm = cpu_rms_norm,
+    .matmul = weft_cpu_matmul,
+    .rope_angles = weft_cpu_rope_angles,
+    .rope = weft_cpu_rope,
+    .kv_append = weft_cpu_kv_append,
+    .attention = weft_cpu_attention,
+    .silu_mul = cpu_silu_mul,
+    .add = cpu_add,
+    .select_rows = cpu_select_rows,
+    .penalize = weft_cpu_penalize,
+    .candidates = weft_cpu_candidates,
+};
+
+enum weft_status weft_device_open_cpu(const struct weft_device_options *options, struct weft_device **out)
+{
+    struct weft_cpu_device *cpu;
+    enum weft_cpu_level level;
+    enum weft_status status;
+
+    if (options->thread_count < 1 || options->thread_count > WEFT_CPU_THREAD_MAX) {
+        weft_log(WEFT_LOG_ERROR, "kernels/cpu", "thread count: expected 1 to %d, found %u", WEFT_CPU_THREAD_MAX,
+                 options->thread_count);
+        return WEFT_ERR_ARGUMENT;
+    }
+    WEFT_TRY(weft_cpu_level_parse(options->cpu_level, &level));
+    cpu = calloc(1, sizeof(*cpu));
+    if (cpu == NULL ||
+        posix_memalign((void **)&cpu->scratch, 64, options->thread_count * sizeof(float) * WEFT_CPU_SCRATCH_FLOATS)) {
+        weft_log(WEFT_LOG_ERROR, "kernels/cpu", "out of memory for a device of %u threads", options->thread_count);
+        free(cpu);
+        return WEFT_ERR_MEMORY;
+    }
+    cpu->base.ops = &cpu_ops;
+    cpu->level = level;
+    cpu->thread_count = options->thread_count;
+    weft_cpu_kernels_init(&cpu->kernels, level);
+    snprintf(cpu->base.name, sizeof(cpu->base.name), "cpu %s, %u thread%s", weft_cpu_level_name(level),
+             options->thread_count, options->thread_count == 1 ? "" : "s");
+    status = weft_pool_open(options->thread_count, options->cores, options->wait, &cpu->pool);
+    if (status != WEFT_OK) {
+        cpu_close(&cpu->base);
+        return status;
+    }
+    *out = &cpu->base;
+    return WEFT_OK;
+}

@@ -1,0 +1,191 @@
+/*
+ * The kernels that need no intrinsics: written once as plain C and compiled once per level with that level's flags, so
+ * that the compiler vectorises the very operations of the reference. Included by the level files only.
+ *
+ * To keep: no operation order that depends on the vector width (16 explicit lanes), every fused multiply-add written
+ * out, selections as `a > b ? a : b`.
+ */
+#ifndef WEFT_CPU_ELEMENTWISE_H
+#define WEFT_CPU_ELEMENTWISE_H
+
+#include <math.h>
+
+#include "cpu/kernels.h"
+#include "weft/numeric.h"
+
+static float sum_lanes(float *lanes)
+{
+    for (uint32_t width = WEFT_LANES / 2; width > 0; width /= 2) {
+        for (uint32_t i = 0; i < width; i++) {
+            lanes[i] += lanes[i + width];
+        }
+    }
+    return lanes[0];
+}
+
+static void rms_norm(const float *x, const float *weight, uint32_t width, float eps, float *out)
+{
+    float lanes[WEFT_LANES] = {0};
+    uint32_t whole = width - width % WEFT_LANES;
+    float factor;
+
+    for (uint32_t i = 0; i < whole; i += WEFT_LANES) {
+        for (uint32_t j = 0; j < WEFT_LANES; j++) {
+            lanes[j] = __builtin_fmaf(x[i + j], x[i + j], lanes[j]);
+        }
+    }
+    for (uint32_t j = 0; j < width - whole; j++) {
+        lanes[j] = __builtin_fmaf(x[whole + j], x[whole + j], lanes[j]);
+    }
+    factor = 1.0f / sqrtf(sum_lanes(lanes) / (float)width + eps);
+    for (uint32_t i = 0; i < width; i++) {
+        out[i] = x[i] * factor * weight[i];
+    }
+}
+
+static void rope(float *x, const float *angles, uint32_t half)
+{
+    for (uint32_t i = 0; i < half; i++) {
+        float a = x[i];
+        float b = x[i + half];
+        float c = angles[2 * i];
+        float s = angles[2 * i + 1];
+
+        x[i] = __builtin_fmaf(a, c, -(b * s));
+        x[i + half] = __builtin_fmaf(b, c, a * s);
+    }
+}
+
+static void silu_mul(const float *gate, const float *up, size_t count, float *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        out[i] = gate[i] / (1.0f + weft_exp(-gate[i])) * up[i];
+    }
+}
+
+static void add(float *x, const float *y, const float *bias, size_t count)
+{
+    if (bias == NULL) {
+        for (size_t i = 0; i < count; i++) {
+            x[i] += y[i];
+        }
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        x[i] += y[i] + bias[i];
+    }
+}
+
+static void softmax(float *scores, struct weft_range valid, float scale, float *max_out, float *sum_out)
+{
+    float lanes[WEFT_LANES];
+    uint32_t begin = valid.begin - valid.begin % WEFT_LANES;
+    uint32_t end = (valid.end + WEFT_LANES - 1) / WEFT_LANES * WEFT_LANES;
+    float max = -INFINITY;
+
+    for (uint32_t p = begin; p < valid.begin; p++) {
+        scores[p] = -INFINITY;
+    }
+    for (uint32_t p = valid.end; p < end; p++) {
+        scores[p] = -INFINITY;
+    }
+    for (uint32_t p = valid.begin; p < valid.end; p++) {
+        scores[p] *= scale;
+    }
+    for (uint32_t j = 0; j < WEFT_LANES; j++) {
+        lanes[j] = -INFINITY;
+    }
+    for (uint32_t p = begin; p < end; p += WEFT_LANES) {
+        for (uint32_t j = 0; j < WEFT_LANES; j++) { /* a NaN is passed over here and found again in the sum */
+            lanes[j] = scores[p + j] > lanes[j] ? scores[p + j] : lanes[j];
+        }
+    }
+    for (uint32_t j = 0; j < WEFT_LANES; j++) {
+        max = lanes[j] > max ? lanes[j] : max;
+        lanes[j] = 0;
+    }
+    for (uint32_t p = begin; p < end; p += WEFT_LANES) {
+        for (uint32_t j = 0; j < WEFT_LANES; j++) {
+            scores[p + j] = weft_exp(scores[p + j] - max);
+            lanes[j] += scores[p + j];
+        }
+    }
+    *max_out = max;
+    *sum_out = sum_lanes(lanes);
+}
+
+static void merge(float *out, const float *piece, uint32_t count, float a, float b)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = __builtin_fmaf(out[i], a, piece[i] * b);
+    }
+}
+
+static void divide(const float *x, uint32_t count, float divisor, float *out)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = x[i] / divisor;
+    }
+}
+
+/* NaN wins and stays: no comparison with it is true. */
+static inline float larger(float a, float b)
+{
+    a = b > a ? b : a;
+    return b != b ? b : a;
+}
+
+static float max(const float *x, size_t count)
+{
+    float lanes[WEFT_LANES];
+    size_t whole = count - count % WEFT_LANES;
+
+    for (uint32_t j = 0; j < WEFT_LANES; j++) {
+        lanes[j] = -INFINITY;
+    }
+    for (size_t i = 0; i < whole; i += WEFT_LANES) {
+        for (uint32_t j = 0; j < WEFT_LANES; j++) {
+            lanes[j] = larger(lanes[j], x[i + j]);
+        }
+    }
+    for (size_t j = 0; j < count - whole; j++) {
+        lanes[j] = larger(lanes[j], x[whole + j]);
+    }
+    for (uint32_t width = WEFT_LANES / 2; width > 0; width /= 2) {
+        for (uint32_t j = 0; j < width; j++) {
+            lanes[j] = larger(lanes[j], lanes[j + width]);
+        }
+    }
+    return lanes[0];
+}
+
+static float exp_sum(const float *x, size_t count, float largest, float factor)
+{
+    float lanes[WEFT_LANES] = {0};
+    size_t whole = count - count % WEFT_LANES;
+
+    for (size_t i = 0; i < whole; i += WEFT_LANES) {
+        for (uint32_t j = 0; j < WEFT_LANES; j++) {
+            lanes[j] += weft_exp((x[i + j] - largest) * factor);
+        }
+    }
+    for (size_t j = 0; j < count - whole; j++) {
+        lanes[j] += weft_exp((x[whole + j] - largest) * factor);
+    }
+    return sum_lanes(lanes);
+}
+
+static inline void fill_elementwise(struct weft_cpu_kernels *kernels)
+{
+    kernels->rms_norm = rms_norm;
+    kernels->rope = rope;
+    kernels->silu_mul = silu_mul;
+    kernels->add = add;
+    kernels->softmax = softmax;
+    kernels->merge = merge;
+    kernels->divide = divide;
+    kernels->max = max;
+    kernels->exp_sum = exp_sum;
+}
+
+#endif

@@ -1,0 +1,187 @@
+/* weft/device.h: chooses the backend and forwards to it. */
+#include "device_ops.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "weft/log.h"
+
+size_t weft_dtype_size(enum weft_dtype dtype)
+{
+    return dtype == WEFT_F32 ? 4 : 2;
+}
+
+const char *weft_dtype_name(enum weft_dtype dtype)
+{
+    switch (dtype) {
+    case WEFT_F32: return "f32";
+    case WEFT_F16: return "f16";
+    case WEFT_BF16: return "bf16";
+    }
+    return "unknown";
+}
+
+enum weft_status weft_device_open(const struct weft_device_options *options, struct weft_device **out)
+{
+    const char *kind = options->kind;
+
+    if (kind == NULL || strcmp(kind, "auto") == 0 || strcmp(kind, "cpu") == 0) {
+        return weft_device_open_cpu(options, out);
+    }
+    weft_log(WEFT_LOG_ERROR, "kernels", "unknown device \"%s\": expected auto or cpu", kind);
+    return WEFT_ERR_ARGUMENT;
+}
+
+void weft_device_close(struct weft_device **device)
+{
+    if (*device != NULL) {
+        (*device)->ops->close(*device);
+        *device = NULL;
+    }
+}
+
+const char *weft_device_name(const struct weft_device *device)
+{
+    return device->name;
+}
+
+enum weft_status weft_device_sync(struct weft_device *device)
+{
+    return device->ops->sync(device);
+}
+
+void *weft_device_alloc(struct weft_device *device, size_t size)
+{
+    return device->ops->alloc(device, size);
+}
+
+void weft_device_free(struct weft_device *device, void *memory)
+{
+    if (memory != NULL) {
+        device->ops->free(device, memory);
+    }
+}
+
+enum weft_status weft_device_write(struct weft_device *device, void *to, const void *from_host, size_t size)
+{
+    return device->ops->write(device, to, from_host, size);
+}
+
+enum weft_status weft_device_read(struct weft_device *device, void *to_host, const void *from, size_t size)
+{
+    return device->ops->read(device, to_host, from, size);
+}
+
+size_t weft_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc)
+{
+    return device->ops->matrix_size(device, desc);
+}
+
+enum weft_status weft_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
+                                  struct weft_matrix **out)
+{
+    return device->ops->matrix_open(device, desc, out);
+}
+
+void weft_matrix_close(struct weft_device *device, struct weft_matrix **matrix)
+{
+    if (*matrix != NULL) {
+        device->ops->matrix_close(device, *matrix);
+        *matrix = NULL;
+    }
+}
+
+enum weft_status weft_matrix_write_rows(struct weft_device *device, struct weft_matrix *matrix, uint32_t row_begin,
+                                        uint32_t row_count, const void *rows, size_t row_stride)
+{
+    return device->ops->matrix_write_rows(device, matrix, row_begin, row_count, rows, row_stride);
+}
+
+size_t weft_kv_cache_size(const struct weft_device *device, const struct weft_kv_desc *desc)
+{
+    return device->ops->kv_cache_size(device, desc);
+}
+
+enum weft_status weft_kv_cache_open(struct weft_device *device, const struct weft_kv_desc *desc,
+                                    struct weft_kv_cache **out)
+{
+    return device->ops->kv_cache_open(device, desc, out);
+}
+
+void weft_kv_cache_close(struct weft_device *device, struct weft_kv_cache **cache)
+{
+    if (*cache != NULL) {
+        device->ops->kv_cache_close(device, *cache);
+        *cache = NULL;
+    }
+}
+
+void weft_device_embed(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows,
+                       uint32_t count, float *out)
+{
+    device->ops->embed(device, matrix, rows, count, out);
+}
+
+void weft_device_rms_norm(struct weft_device *device, const float *x, const float *weight, uint32_t token_count,
+                          uint32_t width, float eps, float *out)
+{
+    device->ops->rms_norm(device, x, weight, token_count, width, eps, out);
+}
+
+void weft_device_matmul(struct weft_device *device, const struct weft_matrix *matrix, const float *x,
+                        uint32_t token_count, const float *bias, float *out)
+{
+    device->ops->matmul(device, matrix, x, token_count, bias, out);
+}
+
+void weft_device_rope_angles(struct weft_device *device, const struct weft_batch *batch, const float *inv_freq,
+                             uint32_t head_size, float scale, float *angles)
+{
+    device->ops->rope_angles(device, batch, inv_freq, head_size, scale, angles);
+}
+
+void weft_device_rope(struct weft_device *device, const struct weft_rope_args *args)
+{
+    device->ops->rope(device, args);
+}
+
+void weft_device_kv_append(struct weft_device *device, struct weft_kv_cache *cache, uint32_t layer,
+                           const struct weft_batch *batch, const struct weft_heads *heads, const float *qkv)
+{
+    device->ops->kv_append(device, cache, layer, batch, heads, qkv);
+}
+
+void weft_device_attention(struct weft_device *device, const struct weft_kv_cache *cache,
+                           const struct weft_batch *batch, const struct weft_attention_args *args)
+{
+    device->ops->attention(device, cache, batch, args);
+}
+
+void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
+                          float *out)
+{
+    device->ops->silu_mul(device, gate_up, token_count, width, out);
+}
+
+void weft_device_add(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
+                     uint32_t width)
+{
+    device->ops->add(device, x, y, bias, token_count, width);
+}
+
+void weft_device_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,
+                             uint32_t width, float *out)
+{
+    device->ops->select_rows(device, x, rows, count, width, out);
+}
+
+void weft_device_penalize(struct weft_device *device, float *logits, uint32_t width,
+                          const struct weft_penalty *penalties, uint32_t count)
+{
+    device->ops->penalize(device, logits, width, penalties, count);
+}
+
+void weft_device_candidates(struct weft_device *device, const struct weft_candidates_args *args)
+{
+    device->ops->candidates(device, args);
+}

@@ -1,0 +1,64 @@
+/*
+ * The border between device.c and the backends: what a backend implements, one function per operation of
+ * weft/device.h with the same contract. A backend's struct begins with struct weft_device; its matrices and caches are
+ * its own (weft_matrix and weft_kv_cache are defined once per backend and never looked into here).
+ */
+#ifndef WEFT_KERNELS_DEVICE_OPS_H
+#define WEFT_KERNELS_DEVICE_OPS_H
+
+#include "weft/device.h"
+
+struct weft_device_ops {
+    void (*close)(struct weft_device *device);
+    enum weft_status (*sync)(struct weft_device *device);
+    void *(*alloc)(struct weft_device *device, size_t size);
+    void (*free)(struct weft_device *device, void *memory);
+    enum weft_status (*write)(struct weft_device *device, void *to, const void *from_host, size_t size);
+    enum weft_status (*read)(struct weft_device *device, void *to_host, const void *from, size_t size);
+
+    size_t (*matrix_size)(const struct weft_device *device, const struct weft_matrix_desc *desc);
+    enum weft_status (*matrix_open)(struct weft_device *device, const struct weft_matrix_desc *desc,
+                                    struct weft_matrix **out);
+    void (*matrix_close)(struct weft_device *device, struct weft_matrix *matrix);
+    enum weft_status (*matrix_write_rows)(struct weft_device *device, struct weft_matrix *matrix, uint32_t row_begin,
+                                          uint32_t row_count, const void *rows, size_t row_stride);
+
+    size_t (*kv_cache_size)(const struct weft_device *device, const struct weft_kv_desc *desc);
+    enum weft_status (*kv_cache_open)(struct weft_device *device, const struct weft_kv_desc *desc,
+                                      struct weft_kv_cache **out);
+    void (*kv_cache_close)(struct weft_device *device, struct weft_kv_cache *cache);
+
+    void (*embed)(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows, uint32_t count,
+                  float *out);
+    void (*rms_norm)(struct weft_device *device, const float *x, const float *weight, uint32_t token_count,
+                     uint32_t width, float eps, float *out);
+    void (*matmul)(struct weft_device *device, const struct weft_matrix *matrix, const float *x, uint32_t token_count,
+                   const float *bias, float *out);
+    void (*rope_angles)(struct weft_device *device, const struct weft_batch *batch, const float *inv_freq,
+                        uint32_t head_size, float scale, float *angles);
+    void (*rope)(struct weft_device *device, const struct weft_rope_args *args);
+    void (*kv_append)(struct weft_device *device, struct weft_kv_cache *cache, uint32_t layer,
+                      const struct weft_batch *batch, const struct weft_heads *heads, const float *qkv);
+    void (*attention)(struct weft_device *device, const struct weft_kv_cache *cache, const struct weft_batch *batch,
+                      const struct weft_attention_args *args);
+    void (*silu_mul)(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
+                     float *out);
+    void (*add)(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
+                uint32_t width);
+    void (*select_rows)(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,
+                        uint32_t width, float *out);
+    void (*penalize)(struct weft_device *device, float *logits, uint32_t width, const struct weft_penalty *penalties,
+                     uint32_t count);
+    void (*candidates)(struct weft_device *device, const struct weft_candidates_args *args);
+};
+
+struct weft_device {
+    const struct weft_device_ops *ops;
+    char name[64];
+};
+
+/* cpu/device_cpu.c */
+WEFT_MUST_CHECK enum weft_status weft_device_open_cpu(const struct weft_device_options *options,
+                                                      struct weft_device **out);
+
+#endif
