@@ -1,7 +1,221 @@
-/* The avx2 level. */
+/*
+ * The AVX2 level: a panel column is two vectors, lanes 0-7 and 8-15. Register tiles are up to 4 panels x 1 vector, 2
+ * panels x 2 vectors or 1 panel x 4 vectors: 8 accumulators of 16 registers. The order of additions of one output is
+ * that of the reference whatever the tile.
+ */
+#include <immintrin.h>
+
 #include "cpu/elementwise.h"
+
+enum {
+    TILE_SIZE = 4, /* panels x vectors */
+    HALF_LANES = WEFT_LANES / 2,
+    LINE_SIZE = 64,
+    PREFETCH_SIZE = 1024, /* bytes ahead in each panel's stream; past the end of a panel it is harmless */
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* One panel column. */
+struct pair {
+    __m256 low;
+    __m256 high;
+};
+
+/* Element format of a panel with one column per step. */
+enum format { FORMAT_F32, FORMAT_F16, FORMAT_BF16 };
+
+INLINE __m256 load_half(const char *column, enum format format)
+{
+    __m128i bits;
+
+    if (format == FORMAT_F32) {
+        return _mm256_loadu_ps((const float *)column);
+    }
+    bits = _mm_loadu_si128((const __m128i *)column);
+    if (format == FORMAT_F16) {
+        return _mm256_cvtph_ps(bits);
+    }
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+INLINE float *output(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector)
+{
+    return args->out + vector * args->out_stride + (size_t)panel * WEFT_LANES;
+}
+
+/* sums[p * vectors + v] */
+INLINE void load_sums(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels,
+                      uint32_t vectors, struct pair sums[TILE_SIZE])
+{
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < panels * vectors; i++) {
+        const float *out = output(args, panel + i / vectors, vector + i % vectors);
+
+        sums[i].low = args->is_continued ? _mm256_loadu_ps(out) : _mm256_setzero_ps();
+        sums[i].high = args->is_continued ? _mm256_loadu_ps(out + HALF_LANES) : _mm256_setzero_ps();
+    }
+}
+
+INLINE void store_sums(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels,
+                       uint32_t vectors, const struct pair sums[TILE_SIZE])
+{
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < panels * vectors; i++) {
+        float *out = output(args, panel + i / vectors, vector + i % vectors);
+
+        _mm256_storeu_ps(out, sums[i].low);
+        _mm256_storeu_ps(out + HALF_LANES, sums[i].high);
+    }
+}
+
+/* sums[v] <- fma(weights, x[v][k], sums[v]) */
+INLINE void add_column(struct pair weights, const float *const *x, size_t k, uint32_t vectors, struct pair *sums)
+{
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < vectors; v++) {
+        __m256 factor = _mm256_broadcast_ss(&x[v][k]);
+
+        sums[v].low = _mm256_fmadd_ps(weights.low, factor, sums[v].low);
+        sums[v].high = _mm256_fmadd_ps(weights.high, factor, sums[v].high);
+    }
+}
+
+INLINE void tile_columns(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels,
+                         uint32_t vectors, enum format format)
+{
+    const size_t column_size = format == FORMAT_F32 ? LINE_SIZE : LINE_SIZE / 2;
+    struct pair sums[TILE_SIZE];
+
+    load_sums(args, panel, vector, panels, vectors, sums);
+    for (size_t k = 0; k < args->col_count; k++) {
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < panels; p++) {
+            const char *column = (const char *)args->panels[panel + p] + k * column_size;
+            struct pair weights = {load_half(column, format), load_half(column + column_size / 2, format)};
+
+            _mm_prefetch(column + PREFETCH_SIZE, _MM_HINT_T0);
+            add_column(weights, args->x + vector, k, vectors, sums + p * vectors);
+        }
+    }
+    store_sums(args, panel, vector, panels, vectors, sums);
+}
+
+INLINE __m256i load_bits(const char *pair)
+{
+    return _mm256_loadu_si256((const __m256i *)pair);
+}
+
+INLINE struct pair even_column(const char *pair)
+{
+    return (struct pair){_mm256_castsi256_ps(_mm256_slli_epi32(load_bits(pair), 16)),
+                         _mm256_castsi256_ps(_mm256_slli_epi32(load_bits(pair + LINE_SIZE / 2), 16))};
+}
+
+INLINE struct pair odd_column(const char *pair)
+{
+    const __m256i upper = _mm256_set1_epi32((int)0xffff0000U);
+
+    return (struct pair){_mm256_castsi256_ps(_mm256_and_si256(load_bits(pair), upper)),
+                         _mm256_castsi256_ps(_mm256_and_si256(load_bits(pair + LINE_SIZE / 2), upper))};
+}
+
+/* bf16 pairs: one line gives two columns; a bf16 number is the upper half of an f32. */
+INLINE void tile_pairs(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels,
+                       uint32_t vectors)
+{
+    size_t pair_count = args->col_count / 2;
+    struct pair sums[TILE_SIZE];
+
+    load_sums(args, panel, vector, panels, vectors, sums);
+    for (size_t i = 0; i < pair_count; i++) {
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < panels; p++) {
+            const char *pair = (const char *)args->panels[panel + p] + i * LINE_SIZE;
+
+            _mm_prefetch(pair + PREFETCH_SIZE, _MM_HINT_T0);
+            add_column(even_column(pair), args->x + vector, 2 * i, vectors, sums + p * vectors);
+            add_column(odd_column(pair), args->x + vector, 2 * i + 1, vectors, sums + p * vectors);
+        }
+    }
+    if (args->col_count % 2 != 0) {
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < panels; p++) {
+            const char *pair = (const char *)args->panels[panel + p] + pair_count * LINE_SIZE;
+
+            add_column(even_column(pair), args->x + vector, 2 * pair_count, vectors, sums + p * vectors);
+        }
+    }
+    store_sums(args, panel, vector, panels, vectors, sums);
+}
+
+INLINE void tile(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels, uint32_t vectors,
+                 bool is_pairs, enum format format)
+{
+    if (is_pairs) {
+        tile_pairs(args, panel, vector, panels, vectors);
+    } else {
+        tile_columns(args, panel, vector, panels, vectors, format);
+    }
+}
+
+/* Every panel of the call with `vectors` vectors; the compiler sees constants and keeps each tile in registers. */
+INLINE void column_of_tiles(const struct weft_cpu_dot *args, uint32_t vector, uint32_t vectors, bool is_pairs,
+                            enum format format)
+{
+    uint32_t p = 0;
+
+    for (; vectors == 1 && p + 4 <= args->panel_count; p += 4) {
+        tile(args, p, vector, 4, 1, is_pairs, format);
+    }
+    for (; vectors <= 2 && p + 2 <= args->panel_count; p += 2) {
+        tile(args, p, vector, 2, vectors <= 2 ? vectors : 1, is_pairs, format);
+    }
+    for (; p < args->panel_count; p++) {
+        tile(args, p, vector, 1, vectors, is_pairs, format);
+    }
+}
+
+INLINE void all_tiles(const struct weft_cpu_dot *args, bool is_pairs, enum format format)
+{
+    uint32_t v = 0;
+
+    for (; v + 4 <= args->vector_count; v += 4) {
+        column_of_tiles(args, v, 4, is_pairs, format);
+    }
+    switch (args->vector_count - v) {
+    case 3: column_of_tiles(args, v, 3, is_pairs, format); break;
+    case 2: column_of_tiles(args, v, 2, is_pairs, format); break;
+    case 1: column_of_tiles(args, v, 1, is_pairs, format); break;
+    default: break;
+    }
+}
+
+static void dot_f32_avx2(const struct weft_cpu_dot *args)
+{
+    all_tiles(args, false, FORMAT_F32);
+}
+
+static void dot_f16_avx2(const struct weft_cpu_dot *args)
+{
+    all_tiles(args, false, FORMAT_F16);
+}
+
+static void dot_bf16_avx2(const struct weft_cpu_dot *args)
+{
+    all_tiles(args, false, FORMAT_BF16);
+}
+
+static void dot_bf16_pairs_avx2(const struct weft_cpu_dot *args)
+{
+    all_tiles(args, true, FORMAT_BF16);
+}
 
 void weft_cpu_kernels_fill_avx2(struct weft_cpu_kernels *kernels)
 {
+    kernels->dot_f32 = dot_f32_avx2;
+    kernels->dot_f16 = dot_f16_avx2;
+    kernels->dot_bf16 = dot_bf16_avx2;
+    kernels->dot_bf16_pairs = dot_bf16_pairs_avx2;
     fill_elementwise(kernels);
 }

@@ -1,7 +1,200 @@
-/* The avx512 level. */
+/*
+ * The AVX-512 level: one vector is one panel column. A dot call is cut into register tiles of up to 4 panels x 4
+ * vectors: 16 independent chains of fused multiply-adds, which covers latency 4 x 2 per cycle, and 16 accumulators of
+ * 32 registers. The order of additions of one output is that of the reference whatever the tile.
+ */
+#include <immintrin.h>
+
 #include "cpu/elementwise.h"
+
+enum {
+    TILE_PANELS = 4,
+    TILE_VECTORS = 4,
+    LINE_SIZE = 64,
+    PREFETCH_SIZE = 1024, /* bytes ahead in each panel's stream; past the end of a panel it is harmless */
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Element format of a panel with one column per step. */
+enum format { FORMAT_F32, FORMAT_F16, FORMAT_BF16 };
+
+INLINE __m512 load_column(const char *column, enum format format)
+{
+    if (format == FORMAT_F32) {
+        return _mm512_loadu_ps(column);
+    }
+    if (format == FORMAT_F16) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)column));
+    }
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)column)), 16));
+}
+
+INLINE void load_sums(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels,
+                      uint32_t vectors, __m512 sums[TILE_PANELS][TILE_VECTORS])
+{
+#pragma GCC unroll 4
+    for (uint32_t p = 0; p < panels; p++) {
+#pragma GCC unroll 4
+        for (uint32_t v = 0; v < vectors; v++) {
+            const float *out = args->out + (vector + v) * args->out_stride + (size_t)(panel + p) * WEFT_LANES;
+
+            sums[p][v] = args->is_continued ? _mm512_loadu_ps(out) : _mm512_setzero_ps();
+        }
+    }
+}
+
+INLINE void store_sums(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels,
+                       uint32_t vectors, __m512 sums[TILE_PANELS][TILE_VECTORS])
+{
+#pragma GCC unroll 4
+    for (uint32_t p = 0; p < panels; p++) {
+#pragma GCC unroll 4
+        for (uint32_t v = 0; v < vectors; v++) {
+            _mm512_storeu_ps(args->out + (vector + v) * args->out_stride + (size_t)(panel + p) * WEFT_LANES,
+                             sums[p][v]);
+        }
+    }
+}
+
+/* sums[p][v] <- fma(weights[p], x[v][k], sums[p][v]) */
+INLINE void add_column(const __m512 *weights, const float *const *x, size_t k, uint32_t panels, uint32_t vectors,
+                       __m512 sums[TILE_PANELS][TILE_VECTORS])
+{
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < vectors; v++) {
+        __m512 factor = _mm512_set1_ps(x[v][k]);
+
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < panels; p++) {
+            sums[p][v] = _mm512_fmadd_ps(weights[p], factor, sums[p][v]);
+        }
+    }
+}
+
+INLINE void tile_columns(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels,
+                         uint32_t vectors, enum format format)
+{
+    const size_t column_size = format == FORMAT_F32 ? LINE_SIZE : LINE_SIZE / 2;
+    __m512 sums[TILE_PANELS][TILE_VECTORS];
+    __m512 weights[TILE_PANELS];
+
+    load_sums(args, panel, vector, panels, vectors, sums);
+    for (size_t k = 0; k < args->col_count; k++) {
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < panels; p++) {
+            const char *column = (const char *)args->panels[panel + p] + k * column_size;
+
+            _mm_prefetch(column + PREFETCH_SIZE, _MM_HINT_T0);
+            weights[p] = load_column(column, format);
+        }
+        add_column(weights, args->x + vector, k, panels, vectors, sums);
+    }
+    store_sums(args, panel, vector, panels, vectors, sums);
+}
+
+/* bf16 pairs: one load gives two columns; a bf16 number is the upper half of an f32. */
+INLINE void tile_pairs(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels,
+                       uint32_t vectors)
+{
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000U);
+    size_t pair_count = args->col_count / 2;
+    __m512 sums[TILE_PANELS][TILE_VECTORS];
+    __m512 even[TILE_PANELS];
+    __m512 odd[TILE_PANELS];
+
+    load_sums(args, panel, vector, panels, vectors, sums);
+    for (size_t i = 0; i < pair_count; i++) {
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < panels; p++) {
+            const char *pair = (const char *)args->panels[panel + p] + i * LINE_SIZE;
+            __m512i bits = _mm512_loadu_si512(pair);
+
+            _mm_prefetch(pair + PREFETCH_SIZE, _MM_HINT_T0);
+            even[p] = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+            odd[p] = _mm512_castsi512_ps(_mm512_and_si512(bits, upper));
+        }
+        add_column(even, args->x + vector, 2 * i, panels, vectors, sums);
+        add_column(odd, args->x + vector, 2 * i + 1, panels, vectors, sums);
+    }
+    if (args->col_count % 2 != 0) {
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < panels; p++) {
+            const char *pair = (const char *)args->panels[panel + p] + pair_count * LINE_SIZE;
+
+            even[p] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(pair), 16));
+        }
+        add_column(even, args->x + vector, 2 * pair_count, panels, vectors, sums);
+    }
+    store_sums(args, panel, vector, panels, vectors, sums);
+}
+
+/* What a dot kernel is made of; is_pairs, then format does not matter. */
+INLINE void tile(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels, uint32_t vectors,
+                 bool is_pairs, enum format format)
+{
+    if (is_pairs) {
+        tile_pairs(args, panel, vector, panels, vectors);
+    } else {
+        tile_columns(args, panel, vector, panels, vectors, format);
+    }
+}
+
+/* All vectors over `panels` panels; the compiler sees constants and keeps each tile in registers. */
+INLINE void row_of_tiles(const struct weft_cpu_dot *args, uint32_t panel, uint32_t panels, bool is_pairs,
+                         enum format format)
+{
+    uint32_t v = 0;
+
+    for (; v + 4 <= args->vector_count; v += 4) {
+        tile(args, panel, v, panels, 4, is_pairs, format);
+    }
+    switch (args->vector_count - v) {
+    case 3: tile(args, panel, v, panels, 3, is_pairs, format); break;
+    case 2: tile(args, panel, v, panels, 2, is_pairs, format); break;
+    case 1: tile(args, panel, v, panels, 1, is_pairs, format); break;
+    default: break;
+    }
+}
+
+INLINE void all_tiles(const struct weft_cpu_dot *args, bool is_pairs, enum format format)
+{
+    switch (args->panel_count) {
+    case 4: row_of_tiles(args, 0, 4, is_pairs, format); break;
+    case 3: row_of_tiles(args, 0, 3, is_pairs, format); break;
+    case 2: row_of_tiles(args, 0, 2, is_pairs, format); break;
+    default: row_of_tiles(args, 0, 1, is_pairs, format); break;
+    }
+}
+
+_Static_assert((int)TILE_PANELS == (int)WEFT_DOT_PANELS_MAX, "one row of tiles takes every panel of a call");
+
+static void dot_f32_avx512(const struct weft_cpu_dot *args)
+{
+    all_tiles(args, false, FORMAT_F32);
+}
+
+static void dot_f16_avx512(const struct weft_cpu_dot *args)
+{
+    all_tiles(args, false, FORMAT_F16);
+}
+
+static void dot_bf16_avx512(const struct weft_cpu_dot *args)
+{
+    all_tiles(args, false, FORMAT_BF16);
+}
+
+static void dot_bf16_pairs_avx512(const struct weft_cpu_dot *args)
+{
+    all_tiles(args, true, FORMAT_BF16);
+}
 
 void weft_cpu_kernels_fill_avx512(struct weft_cpu_kernels *kernels)
 {
+    kernels->dot_f32 = dot_f32_avx512;
+    kernels->dot_f16 = dot_f16_avx512;
+    kernels->dot_bf16 = dot_bf16_avx512;
+    kernels->dot_bf16_pairs = dot_bf16_pairs_avx512;
     fill_elementwise(kernels);
 }
