@@ -8,6 +8,8 @@
 #ifndef WEFT_LOG_H
 #define WEFT_LOG_H
 
+#include <stdbool.h>
+
 #include "weft/status.h"
 
 #ifdef __cplusplus
@@ -37,6 +39,10 @@ int weft_log_rank(void);
  */
 void weft_log(enum weft_log_level level, const char *where, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* While quiet, lines of this thread are not emitted, only remembered (weft_log_last_error()): a rank that reports its
+ * errors to the leader, who logs them once for all. */
+void weft_log_set_quiet(bool is_quiet);
 
 /* Sets what weft_log_last_error() of this thread returns without emitting a line: for refusals that the caller reports
  * to whoever asked (a bad request must not fill the server's log), and for handing a reason to another thread. */

@@ -93,7 +93,7 @@ struct weft_rank_summary {
     uint32_t head_begin; /* query heads */
     uint32_t head_end;
     uint64_t weight_size;     /* bytes in memory, packed */
-    uint64_t kv_size;         /* bytes of KV cache with the options' limits */
+    uint64_t kv_size;         /* bytes of KV cache for kv_token_count positions, else for one whole context */
     uint64_t activation_size; /* bytes */
     uint64_t kv_token_size;   /* bytes per cached position */
 };

@@ -18,6 +18,7 @@ static struct {
 } log_state = {WEFT_LOG_INFO, NULL, NULL, PTHREAD_MUTEX_INITIALIZER};
 
 static _Thread_local int thread_rank = -1;
+static _Thread_local bool thread_is_quiet;
 static _Thread_local char thread_last_error[LINE_SIZE];
 
 void weft_log_configure(enum weft_log_level level, weft_log_sink *sink, void *context)
@@ -42,6 +43,11 @@ int weft_log_rank(void)
 const char *weft_log_last_error(void)
 {
     return thread_last_error;
+}
+
+void weft_log_set_quiet(bool is_quiet)
+{
+    thread_is_quiet = is_quiet;
 }
 
 void weft_log_keep_error(const char *format, ...)
@@ -89,6 +95,9 @@ void weft_log(enum weft_log_level level, const char *where, const char *format, 
     va_end(arguments);
     if (level == WEFT_LOG_ERROR) {
         memcpy(thread_last_error, line, sizeof(line));
+    }
+    if (thread_is_quiet) {
+        return;
     }
     pthread_mutex_lock(&log_state.mutex);
     if (log_state.sink != NULL) {

@@ -199,6 +199,10 @@ static void test_kept_error_is_not_emitted(void **state)
     assert_string_equal(weft_log_last_error(), "prompt of 7 tokens");
     weft_log_keep_error("again: %s", weft_log_last_error());
     assert_string_equal(weft_log_last_error(), "again: prompt of 7 tokens");
+    weft_log_set_quiet(true);
+    weft_log(WEFT_LOG_ERROR, "test", "unheard");
+    weft_log_set_quiet(false);
+    assert_string_equal(weft_log_last_error(), "test: unheard");
     assert_int_equal(capture->count, 0);
 }
 

@@ -1,0 +1,280 @@
+/* The leader's arithmetic. */
+#include "engine/deal.h"
+
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "engine/pages.h"
+#include "weft/log.h"
+
+/* Fewer positions than this (or than the whole context) are not worth starting for when nobody asked for so few. */
+enum { CONTEXT_WORTHWHILE = 256 };
+
+static uint32_t leaves_that_would_do(uint32_t rank_count)
+{
+    uint32_t leaves = 1;
+
+    while (leaves < rank_count) {
+        leaves *= 2; /* a power of two deals evenly to most rank counts */
+    }
+    return leaves;
+}
+
+enum weft_status weft_deal_leaves(uint32_t leaf_count, uint32_t rank_count, const uint32_t *shares,
+                                  uint32_t share_count, struct weft_range *leaves_out)
+{
+    if (rank_count > WEFT_RANK_COUNT_MAX) {
+        weft_log(WEFT_LOG_ERROR, "engine", "%u ranks: a model can be cut into at most %d leaves, one for each rank",
+                 rank_count, WEFT_LEAF_COUNT_MAX);
+        return WEFT_ERR_ARGUMENT;
+    }
+    if (rank_count > leaf_count) {
+        weft_log(WEFT_LOG_ERROR, "engine",
+                 "%u ranks, but the model is cut into %u leaves and each rank needs one: --leaves %u would do (it "
+                 "changes the bits of the answers)",
+                 rank_count, leaf_count, leaves_that_would_do(rank_count));
+        return WEFT_ERR_ARGUMENT;
+    }
+    if (share_count != 0 && share_count != rank_count) {
+        weft_log(WEFT_LOG_ERROR, "engine", "%u shares for %u ranks: expected one for each", share_count, rank_count);
+        return WEFT_ERR_ARGUMENT;
+    }
+    for (uint32_t i = 0; i < share_count; i++) {
+        if (shares[i] == 0) {
+            weft_log(WEFT_LOG_ERROR, "engine", "the share of rank %u is 0: expected a positive number", i);
+            return WEFT_ERR_ARGUMENT;
+        }
+    }
+    if (weft_tree_deal(leaf_count, rank_count, share_count == 0 ? NULL : shares, leaves_out) != 0) {
+        weft_log(WEFT_LOG_ERROR, "engine", "%u leaves cannot be dealt to %u ranks with these shares", leaf_count,
+                 rank_count);
+        return WEFT_ERR_ARGUMENT;
+    }
+    return WEFT_OK;
+}
+
+/* ---- threads ---- */
+
+static bool has_cpu(const struct weft_member *member, uint32_t cpu)
+{
+    return (member->machine.cpu_mask[cpu / 8] >> cpu % 8 & 1U) != 0;
+}
+
+/* Ranks of the host of `rank`, and CPUs that any of them may use. */
+static void count_host(const struct weft_member *members, uint32_t rank_count, uint32_t rank, uint32_t *ranks_out,
+                       uint32_t *cpus_out)
+{
+    uint8_t mask[WEFT_CPU_COUNT_MAX / 8] = {0};
+    uint32_t ranks = 0;
+    uint32_t cpus = 0;
+
+    for (uint32_t r = 0; r < rank_count; r++) {
+        if (members[r].host_id == members[rank].host_id) {
+            ranks++;
+            for (size_t i = 0; i < sizeof(mask); i++) {
+                mask[i] |= members[r].machine.cpu_mask[i];
+            }
+        }
+    }
+    for (size_t i = 0; i < sizeof(mask); i++) {
+        cpus += (uint32_t)__builtin_popcount(mask[i]);
+    }
+    *ranks_out = ranks;
+    *cpus_out = cpus;
+}
+
+static uint32_t fair_threads(const struct weft_member *members, uint32_t rank_count, uint32_t rank)
+{
+    double share = 0.0;
+    uint32_t ranks;
+    uint32_t cpus;
+
+    for (uint32_t cpu = 0; cpu < WEFT_CPU_COUNT_MAX; cpu++) {
+        uint32_t users = 0;
+        for (uint32_t r = 0; r < rank_count && has_cpu(&members[rank], cpu); r++) {
+            users += members[r].host_id == members[rank].host_id && has_cpu(&members[r], cpu);
+        }
+        share += users > 0 ? 1.0 / users : 0.0;
+    }
+    uint32_t threads = (uint32_t)(share + 1e-6);
+    count_host(members, rank_count, rank, &ranks, &cpus);
+    if (members[rank].machine.cpu_quota > 0 && threads > members[rank].machine.cpu_quota / ranks) {
+        threads = members[rank].machine.cpu_quota / ranks;
+    }
+    return threads > 0 ? threads : 1;
+}
+
+void weft_deal_threads(const struct weft_member *members, uint32_t rank_count, uint32_t *thread_counts_out,
+                       enum weft_wait_policy *waits_out)
+{
+    for (uint32_t r = 0; r < rank_count; r++) {
+        thread_counts_out[r] =
+            members[r].thread_count > 0 ? members[r].thread_count : fair_threads(members, rank_count, r);
+    }
+    for (uint32_t r = 0; r < rank_count; r++) {
+        uint64_t threads = 0;
+        uint32_t ranks;
+        uint32_t cpus;
+        for (uint32_t other = 0; other < rank_count; other++) {
+            threads += members[other].host_id == members[r].host_id ? thread_counts_out[other] : 0;
+        }
+        count_host(members, rank_count, r, &ranks, &cpus);
+        uint32_t quota = members[r].machine.cpu_quota;
+        cpus = quota > 0 && quota < cpus ? quota : cpus;
+        waits_out[r] = threads <= cpus ? WEFT_WAIT_SPIN : WEFT_WAIT_YIELD;
+    }
+}
+
+/* ---- memory ---- */
+
+const char *weft_size_text(uint64_t size, char text[24])
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    double value = (double)size;
+    size_t unit = 0;
+
+    while (value >= 1024.0 && unit + 1 < sizeof(units) / sizeof(units[0])) {
+        value /= 1024.0;
+        unit++;
+    }
+    snprintf(text, 24, value >= 100.0 || unit == 0 ? "%.0f %s" : "%.1f %s", value, units[unit]);
+    return text;
+}
+
+/* 90 %: the rest is for page tables, sockets, the tokenizer, and whoever else wakes up. */
+static uint64_t usable(uint64_t available)
+{
+    return available / 10 * 9;
+}
+
+static uint64_t need(const struct weft_model_memory *memory, uint64_t page_count)
+{
+    return (uint64_t)memory->weights + memory->activations + page_count * memory->kv_page;
+}
+
+/* How many pages fit, and which rank is the tightest; its shortfall when not even the fixed part fits. */
+struct fit {
+    uint64_t page_count;
+    uint32_t rank;
+    bool is_by_limit;   /* its own --memory, not the host's */
+    uint64_t available; /* to the rank, or to all ranks of its host */
+    uint64_t fixed;     /* needed of that, whatever the cache */
+    uint64_t kv_page;
+};
+
+static void narrow(struct fit *fit, uint32_t rank, bool is_by_limit, uint64_t available, uint64_t fixed,
+                   uint64_t kv_page)
+{
+    uint64_t pages = fixed > available ? 0 : kv_page == 0 ? UINT32_MAX : (available - fixed) / kv_page;
+    bool is_tighter = pages < fit->page_count ||
+                      (pages == 0 && fit->page_count == 0 && fixed > available && fit->fixed <= fit->available);
+
+    if (is_tighter) {
+        *fit = (struct fit){pages, rank, is_by_limit, available, fixed, kv_page};
+    }
+}
+
+static struct fit find_fit(const struct weft_deal_memory_args *args)
+{
+    struct fit fit = {.page_count = UINT32_MAX};
+
+    for (uint32_t r = 0; r < args->rank_count; r++) {
+        uint64_t available = UINT64_MAX;
+        uint64_t fixed = 0;
+        uint64_t kv_page = 0;
+        for (uint32_t other = 0; other < args->rank_count; other++) {
+            if (args->members[other].host_id == args->members[r].host_id) {
+                uint64_t free_here = args->members[other].machine.memory_available;
+                available = free_here < available ? free_here : available;
+                fixed += need(&args->fixed[other], 0);
+                kv_page += args->fixed[other].kv_page;
+            }
+        }
+        narrow(&fit, r, false, usable(available), fixed, kv_page);
+        if (args->members[r].memory_limit > 0) {
+            narrow(&fit, r, true, args->members[r].memory_limit, need(&args->fixed[r], 0), args->fixed[r].kv_page);
+        }
+    }
+    return fit;
+}
+
+static void table(const struct weft_deal_memory_args *args, uint64_t page_count)
+{
+    char line[200];
+    char texts[5][24];
+
+    if (args->line == NULL) {
+        return;
+    }
+    snprintf(line, sizeof(line), "%4s  %-16s %11s %11s %11s %11s %11s", "rank", "host", "weights", "KV cache",
+             "activations", "together", "available");
+    args->line(args->context, line);
+    for (uint32_t r = 0; r < args->rank_count; r++) {
+        const struct weft_model_memory *memory = &args->fixed[r];
+        uint64_t limit = args->members[r].memory_limit;
+        uint64_t available = usable(args->members[r].machine.memory_available);
+        snprintf(line, sizeof(line), "%4u  %-16.32s %11s %11s %11s %11s %11s%s", r, args->members[r].machine.host_name,
+                 weft_size_text(memory->weights, texts[0]), weft_size_text(page_count * memory->kv_page, texts[1]),
+                 weft_size_text(memory->activations, texts[2]), weft_size_text(need(memory, page_count), texts[3]),
+                 weft_size_text(limit > 0 && limit < available ? limit : available, texts[4]),
+                 limit > 0 && limit < available ? " (--memory)" : "");
+        args->line(args->context, line);
+    }
+    snprintf(line, sizeof(line), "KV cache: %" PRIu64 " positions in %" PRIu64 " pages of %d",
+             page_count * WEFT_PAGE_POSITIONS, page_count, WEFT_PAGE_POSITIONS);
+    args->line(args->context, line);
+}
+
+static enum weft_status refuse(const struct weft_deal_memory_args *args, const struct fit *fit, uint64_t page_count,
+                               const char *what)
+{
+    char needed[24];
+    char available[24];
+
+    weft_log(WEFT_LOG_ERROR, "engine/memory",
+             "%s does not fit: %s %u on %s needs %s (weights, activations and %" PRIu64
+             " positions of KV cache), %s available",
+             what, fit->is_by_limit ? "rank" : "the host of rank", fit->rank,
+             args->members[fit->rank].machine.host_name, weft_size_text(fit->fixed + page_count * fit->kv_page, needed),
+             page_count * WEFT_PAGE_POSITIONS, weft_size_text(fit->available, available));
+    return WEFT_ERR_LIMIT;
+}
+
+enum weft_status weft_deal_memory(const struct weft_deal_memory_args *args, uint32_t *page_count_out,
+                                  uint32_t *context_length_out)
+{
+    struct fit fit = find_fit(args);
+    uint32_t context = args->context_length > 0 ? args->context_length : args->context_max;
+    uint64_t wanted = (uint64_t)weft_pages_for(context) * args->sequence_count_max;
+    uint64_t least = weft_pages_for(context);
+
+    if (args->kv_token_count > 0) {
+        wanted = weft_pages_for(args->kv_token_count);
+        least = wanted;
+    } else if (args->context_length == 0) {
+        least = weft_pages_for(context < CONTEXT_WORTHWHILE ? context : CONTEXT_WORTHWHILE);
+    }
+    bool is_fitting = least <= fit.page_count && fit.fixed <= fit.available;
+    uint64_t page_count = wanted < fit.page_count ? wanted : fit.page_count;
+    table(args, is_fitting ? page_count : least);
+    if (!is_fitting) {
+        return refuse(args, &fit, least, fit.fixed > fit.available ? "the model" : "the KV cache");
+    }
+    if (page_count * WEFT_PAGE_POSITIONS < context) {
+        if (args->context_length > 0) {
+            weft_log(WEFT_LOG_ERROR, "engine/memory", "a context of %u positions does not fit into %u of KV cache",
+                     context, args->kv_token_count);
+            return WEFT_ERR_LIMIT;
+        }
+        context = (uint32_t)page_count * WEFT_PAGE_POSITIONS;
+        weft_log(WEFT_LOG_WARN, "engine/memory",
+                 "the KV cache holds %u positions: requests are limited to that, the "
+                 "model's context is %u",
+                 context, args->context_max);
+    }
+    *page_count_out = (uint32_t)page_count;
+    *context_length_out = context;
+    return WEFT_OK;
+}

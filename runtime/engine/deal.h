@@ -1,0 +1,64 @@
+/*
+ * What the leader decides from what all ranks told it: leaves, threads, waiting, and how much KV cache fits.
+ *
+ * Pure arithmetic, so that odd machines can be tested without having them.
+ */
+#ifndef WEFT_ENGINE_DEAL_H
+#define WEFT_ENGINE_DEAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/machine.h"
+#include "model/model.h"
+#include "weft/status.h"
+#include "weft/tree.h"
+#include "weft/wait.h"
+#include "weft/weft.h"
+
+#define WEFT_RANK_COUNT_MAX WEFT_LEAF_COUNT_MAX
+
+/* What a rank said about itself. */
+struct weft_member {
+    struct weft_machine machine;
+    uint64_t host_id;
+    uint64_t memory_limit; /* bytes, 0: none given */
+    uint32_t thread_count; /* 0: to be decided */
+};
+
+/* Leaves of every rank into leaves_out[rank_count]. ERR_ARGUMENT, logged, with the --leaves that would do. */
+WEFT_MUST_CHECK enum weft_status weft_deal_leaves(uint32_t leaf_count, uint32_t rank_count, const uint32_t *shares,
+                                                  uint32_t share_count, struct weft_range *leaves_out);
+
+/*
+ * Threads of every rank: as told, else its share of the CPUs that it may use; a CPU that k ranks of one host may use
+ * counts 1/k for each. Ranks of a host spin while waiting only if every thread of that host has a CPU.
+ */
+void weft_deal_threads(const struct weft_member *members, uint32_t rank_count, uint32_t *thread_counts_out,
+                       enum weft_wait_policy *waits_out);
+
+/* Positions that the cache should, and those that it must have room for. */
+struct weft_deal_memory_args {
+    const struct weft_member *members;     /* [rank_count] */
+    const struct weft_model_memory *fixed; /* [rank_count] with page_count 0; kv_page filled */
+    uint32_t rank_count;
+    uint32_t context_length;     /* asked for, at most the model's; 0: whatever fits of the model's */
+    uint32_t context_max;        /* the model's */
+    uint32_t sequence_count_max; /* for the default size: that many whole contexts */
+    uint32_t kv_token_count;     /* asked for, 0: what fits */
+    weft_text_callback *line;    /* receives the memory table; may be NULL */
+    void *context;
+};
+
+/*
+ * Pages of KV cache and positions per request. Every rank needs its weights and activations, plus pages; the ranks of
+ * one host together have 90 % of what is available there, and each at most its memory_limit. ERR_LIMIT, logged, with
+ * the rank and the numbers, when what is asked for does not fit. The table goes out in both cases.
+ */
+WEFT_MUST_CHECK enum weft_status weft_deal_memory(const struct weft_deal_memory_args *args, uint32_t *page_count_out,
+                                                  uint32_t *context_length_out);
+
+/* "1.5 GiB", "640 KiB" into text[24]. */
+const char *weft_size_text(uint64_t size, char text[24]);
+
+#endif

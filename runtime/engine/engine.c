@@ -1,0 +1,413 @@
+/*
+ * weft/weft.h: how a group is launched, and one engine around group and controller.
+ *
+ * Ranks other than the leader: children of WEFT_LAUNCH_LOCAL live and end inside open; threads of WEFT_LAUNCH_THREADS
+ * run beside the leader until close; with TCP and MPI the caller brings its own process into weft_engine_work().
+ */
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/arena.h"
+#include "engine/controller.h"
+#include "engine/group.h"
+#include "engine/identity.h"
+#include "engine/options.h"
+#include "engine/worker.h"
+#include "weft/log.h"
+#include "weft/tokenizer.h"
+#include "weft/weft.h"
+
+#define NS_PER_MS 1e6
+
+/* A worker of WEFT_LAUNCH_THREADS. */
+struct rank_thread {
+    struct weft_engine *engine;
+    struct weft_bootstrap *bootstrap; /* handed over to the thread */
+    uint32_t rank;
+    pthread_t thread;
+};
+
+struct weft_engine {
+    struct weft_arena arena;
+    struct weft_engine_options options; /* resolved; texts in the arena */
+    struct weft_identity identity;
+    struct weft_tokenizer *tokenizer; /* owned; leader, when the folder has one */
+    struct weft_group group;
+    bool has_group;
+    struct weft_controller *controller; /* owned; leader */
+    struct weft_worker *worker;         /* owned; a worker in a process of its own */
+    struct rank_thread *threads;        /* [thread_count], owned */
+    uint32_t thread_count;
+    double load_ms;
+};
+
+/* ---- launching ---- */
+
+static enum weft_launch resolve_launch(const struct weft_engine_options *options)
+{
+    if (options->launch != WEFT_LAUNCH_AUTO) {
+        return options->launch;
+    }
+    return weft_bootstrap_has_mpi() ? WEFT_LAUNCH_MPI : WEFT_LAUNCH_LOCAL;
+}
+
+static enum weft_status open_bootstrap(const struct weft_engine_options *options, struct weft_bootstrap **out)
+{
+    const struct weft_bootstrap_tcp_options tcp = {.leader = options->leader,
+                                                   .rank = options->rank,
+                                                   .rank_count = options->rank_count,
+                                                   .timeout_ms = WEFT_GATHER_TIMEOUT_MS,
+                                                   .secret = options->secret};
+
+    switch (resolve_launch(options)) {
+    case WEFT_LAUNCH_TCP: return weft_bootstrap_open_tcp(&tcp, out);
+    case WEFT_LAUNCH_MPI: return weft_bootstrap_open_mpi(WEFT_GATHER_TIMEOUT_MS, out);
+    default: break;
+    }
+    return options->rank_count > 1 ? weft_bootstrap_open_local(options->rank_count, out)
+                                   : weft_bootstrap_open_self(out);
+}
+
+/* Refusals that need no other rank come before any is started. */
+static enum weft_status check_leaves(const struct weft_engine_options *options)
+{
+    struct weft_range leaves[WEFT_RANK_COUNT_MAX];
+    uint32_t rank_count = options->rank_count;
+
+    if (rank_count == 0) {
+        if (resolve_launch(options) == WEFT_LAUNCH_MPI) {
+            return WEFT_OK; /* mpirun knows; the leader checks when the ranks have met */
+        }
+        rank_count = 1;
+    }
+    return weft_deal_leaves(options->leaf_count, rank_count, options->shares, options->share_count, leaves);
+}
+
+static enum weft_status check_rank_count(const struct weft_engine_options *options, struct weft_bootstrap *bootstrap)
+{
+    uint32_t found = weft_bootstrap_rank_count(bootstrap);
+
+    if (options->rank_count != 0 && options->rank_count != found) {
+        weft_log(WEFT_LOG_ERROR, "engine", "%u ranks asked for, but %s started %u", options->rank_count,
+                 weft_bootstrap_kind(bootstrap), found);
+        return WEFT_ERR_ARGUMENT;
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status open_tokenizer(struct weft_engine *engine)
+{
+    char path[4096];
+
+    snprintf(path, sizeof(path), "%s/tokenizer.json", engine->options.model);
+    if (access(path, F_OK) != 0) {
+        weft_log(WEFT_LOG_WARN, "engine", "%s is missing: only requests with token ids can be answered", path);
+        return WEFT_OK;
+    }
+    return weft_tokenizer_open(engine->options.model, &engine->tokenizer);
+}
+
+/* ---- ranks ---- */
+
+/* Whole life of a worker whose process or thread is ours: join, work, leave. Takes the bootstrap over. */
+static enum weft_status live_as_worker(const struct weft_engine *engine, struct weft_bootstrap *bootstrap)
+{
+    const struct weft_group_args args = {&engine->options, &engine->identity, WEFT_OK, 1};
+    struct weft_group group;
+    struct weft_worker *worker = NULL;
+
+    WEFT_TRY(weft_group_open(&args, bootstrap, &group));
+    const struct weft_worker_options worker_options = {.group = &group};
+    enum weft_status status = weft_worker_open(&worker_options, &worker);
+    if (status == WEFT_OK) {
+        status = weft_worker_run(worker);
+    } else {
+        (void)weft_group_fail(&group, status);
+    }
+    weft_worker_close(&worker);
+    weft_group_close(&group);
+    return status;
+}
+
+static void *run_rank_thread(void *context)
+{
+    struct rank_thread *thread = context;
+
+    weft_log_set_rank((int)thread->rank);
+    if (live_as_worker(thread->engine, thread->bootstrap) != WEFT_OK) {
+        return NULL; /* the leader has been told and reports it */
+    }
+    return NULL;
+}
+
+/* *leader_out <- the leader's bootstrap; every other rank gets a thread. */
+static enum weft_status start_threads(struct weft_engine *engine, struct weft_bootstrap **leader_out)
+{
+    uint32_t rank_count = engine->options.rank_count == 0 ? 1 : engine->options.rank_count;
+    struct weft_bootstrap *bootstraps[WEFT_RANK_COUNT_MAX];
+
+    engine->threads = calloc(rank_count, sizeof(*engine->threads));
+    if (engine->threads == NULL) {
+        weft_log(WEFT_LOG_ERROR, "engine", "out of memory");
+        return WEFT_ERR_MEMORY;
+    }
+    WEFT_TRY(weft_bootstrap_open_threads(rank_count, bootstraps));
+    *leader_out = bootstraps[0];
+    for (uint32_t r = 1; r < rank_count; r++) {
+        struct rank_thread *thread = &engine->threads[engine->thread_count];
+        *thread = (struct rank_thread){.engine = engine, .bootstrap = bootstraps[r], .rank = r};
+        int error = pthread_create(&thread->thread, NULL, run_rank_thread, thread);
+        if (error != 0) {
+            weft_log(WEFT_LOG_ERROR, "engine", "thread of rank %u: %s", r, strerror(error));
+            for (; r < rank_count; r++) {
+                weft_bootstrap_close(&bootstraps[r]);
+            }
+            weft_bootstrap_close(leader_out);
+            return WEFT_ERR_IO;
+        }
+        engine->thread_count++;
+    }
+    return WEFT_OK;
+}
+
+/* A rank that the user's launcher started says why it ends; the leader has already said so, in more words. */
+static void log_refusal(const char *kind)
+{
+    char reason[512];
+
+    snprintf(reason, sizeof(reason), "%s", weft_log_last_error());
+    if (strcmp(kind, "local") != 0 && strcmp(kind, "threads") != 0) {
+        weft_log(WEFT_LOG_INFO, "engine", "this rank ends: %s", reason);
+    }
+}
+
+/* The group in this process, over an open bootstrap, which is taken over. Never returns in a forked child. */
+static enum weft_status form_group(struct weft_engine *engine, struct weft_bootstrap *bootstrap)
+{
+    const char *kind = weft_bootstrap_kind(bootstrap);
+    struct weft_group_args args = {&engine->options, &engine->identity, WEFT_OK, 1};
+    bool is_leader = weft_bootstrap_rank(bootstrap) == 0;
+
+    if (!is_leader && strcmp(kind, "local") == 0) {
+        _exit(live_as_worker(engine, bootstrap) == WEFT_OK ? EXIT_SUCCESS : EXIT_FAILURE);
+    }
+    /* Only the leader reports what every rank would find (a damaged model); the others send it their reason. */
+    weft_log_set_quiet(!is_leader);
+    args.status = check_rank_count(&engine->options, bootstrap);
+    if (args.status == WEFT_OK && strcmp(kind, "threads") != 0 && strcmp(kind, "local") != 0) {
+        args.status = weft_identity_read(&engine->options, &engine->identity);
+    }
+    if (args.status == WEFT_OK && is_leader) {
+        args.status = open_tokenizer(engine);
+    }
+    enum weft_status status = weft_group_open(&args, bootstrap, &engine->group);
+    weft_log_set_quiet(false);
+    if (status != WEFT_OK && !is_leader) {
+        log_refusal(kind);
+    }
+    engine->has_group = status == WEFT_OK;
+    return status;
+}
+
+static enum weft_status start_rank(struct weft_engine *engine)
+{
+    const struct weft_controller_options controller_options = {
+        .group = &engine->group, .options = &engine->options, .tokenizer = engine->tokenizer};
+    const struct weft_worker_options worker_options = {.group = &engine->group};
+    enum weft_status status = engine->group.rank == 0 ? weft_controller_open(&controller_options, &engine->controller)
+                                                      : weft_worker_open(&worker_options, &engine->worker);
+
+    if (status != WEFT_OK) {
+        (void)weft_group_fail(&engine->group, status);
+    }
+    return status;
+}
+
+static enum weft_status open_all(struct weft_engine *engine, const struct weft_engine_options *options)
+{
+    struct weft_bootstrap *bootstrap = NULL;
+
+    WEFT_TRY(weft_options_resolve(options, &engine->arena, &engine->options));
+    WEFT_TRY(check_leaves(&engine->options));
+    enum weft_launch launch = resolve_launch(&engine->options);
+    if (launch == WEFT_LAUNCH_LOCAL || launch == WEFT_LAUNCH_THREADS) {
+        /* Read once, before there are ranks: a bad folder starts nothing. */
+        WEFT_TRY(weft_identity_read(&engine->options, &engine->identity));
+    }
+    if (launch == WEFT_LAUNCH_THREADS) {
+        WEFT_TRY(start_threads(engine, &bootstrap));
+    } else {
+        WEFT_TRY(open_bootstrap(&engine->options, &bootstrap));
+    }
+    WEFT_TRY(form_group(engine, bootstrap));
+    return start_rank(engine);
+}
+
+/* ---- the API ---- */
+
+enum weft_status weft_engine_open(const struct weft_engine_options *options, struct weft_engine **out)
+{
+    int64_t begin = weft_now_ns();
+    struct weft_engine *engine = calloc(1, sizeof(*engine));
+
+    if (engine == NULL) {
+        weft_log(WEFT_LOG_ERROR, "engine", "out of memory");
+        return WEFT_ERR_MEMORY;
+    }
+    enum weft_status status = open_all(engine, options);
+    if (status != WEFT_OK) {
+        weft_engine_close(&engine);
+        return status;
+    }
+    engine->load_ms = (double)(weft_now_ns() - begin) / NS_PER_MS;
+    *out = engine;
+    return WEFT_OK;
+}
+
+bool weft_engine_is_leader(const struct weft_engine *engine)
+{
+    return engine->group.rank == 0;
+}
+
+enum weft_status weft_engine_work(struct weft_engine *engine)
+{
+    if (engine->worker == NULL) {
+        weft_log(WEFT_LOG_ERROR, "engine", "weft_engine_work() is for ranks other than the leader");
+        return WEFT_ERR_STATE;
+    }
+    enum weft_status status = weft_worker_run(engine->worker);
+    weft_worker_close(&engine->worker);
+    return status;
+}
+
+void weft_engine_close(struct weft_engine **engine_pointer)
+{
+    struct weft_engine *engine = *engine_pointer;
+
+    if (engine == NULL) {
+        return;
+    }
+    weft_controller_close(&engine->controller);
+    if (engine->worker != NULL) {
+        weft_bootstrap_abort(engine->group.bootstrap, engine->group.rank, "closed while the group was running");
+        weft_worker_close(&engine->worker);
+    }
+    if (engine->has_group) {
+        weft_group_close(&engine->group);
+    }
+    for (uint32_t i = 0; i < engine->thread_count; i++) {
+        pthread_join(engine->threads[i].thread, NULL);
+    }
+    weft_tokenizer_close(&engine->tokenizer);
+    free(engine->threads);
+    weft_arena_fini(&engine->arena);
+    free(engine);
+    *engine_pointer = NULL;
+}
+
+/* Requests belong to the leader. */
+static enum weft_status check_leader(const struct weft_engine *engine)
+{
+    if (engine->controller == NULL) {
+        weft_log_keep_error("only the leader takes requests: this is rank %u", engine->group.rank);
+        return WEFT_ERR_STATE;
+    }
+    return WEFT_OK;
+}
+
+enum weft_status weft_engine_submit(struct weft_engine *engine, const struct weft_request *request, uint64_t *id_out)
+{
+    WEFT_TRY(check_leader(engine));
+    return weft_controller_submit(engine->controller, request, id_out);
+}
+
+void weft_engine_cancel(struct weft_engine *engine, uint64_t id)
+{
+    if (engine->controller != NULL) {
+        weft_controller_cancel(engine->controller, id);
+    }
+}
+
+enum weft_status weft_engine_poll(struct weft_engine *engine, uint32_t timeout_ms, struct weft_event *events_out,
+                                  uint32_t capacity, uint32_t *count_out)
+{
+    WEFT_TRY(check_leader(engine));
+    return weft_controller_poll(engine->controller, timeout_ms, events_out, capacity, count_out);
+}
+
+static enum weft_status check_tokenizer(const struct weft_engine *engine)
+{
+    if (engine->tokenizer == NULL) {
+        weft_log_keep_error("%s has no tokenizer.json, or this rank is not the leader", engine->options.model);
+        return WEFT_ERR_UNSUPPORTED;
+    }
+    return WEFT_OK;
+}
+
+enum weft_status weft_engine_tokenize(struct weft_engine *engine, const char *text, size_t size, bool is_raw,
+                                      int32_t **ids_out, size_t *count_out)
+{
+    WEFT_TRY(check_tokenizer(engine));
+    return weft_tokenizer_encode(engine->tokenizer, text, size, is_raw ? 0 : WEFT_ENCODE_ADD_SPECIAL, ids_out,
+                                 count_out);
+}
+
+enum weft_status weft_engine_detokenize(struct weft_engine *engine, const int32_t *ids, size_t count, char **text_out,
+                                        size_t *size_out)
+{
+    WEFT_TRY(check_tokenizer(engine));
+    return weft_tokenizer_decode(engine->tokenizer, ids, count, true, text_out, size_out);
+}
+
+void weft_engine_info(const struct weft_engine *engine, struct weft_engine_info *info_out)
+{
+    const struct weft_model_config *config = &engine->identity.config;
+
+    *info_out = (struct weft_engine_info){.model = engine->options.model,
+                                          .architecture = config->architecture,
+                                          .device = weft_device_name(engine->group.device),
+                                          .comm = weft_comm_backend(engine->group.comm),
+                                          .parameter_count = config->parameter_count,
+                                          .vocab_size = config->vocab_size,
+                                          .context_length = engine->group.limits.context_length,
+                                          .rank_count = engine->group.rank_count,
+                                          .thread_count = engine->group.thread_count,
+                                          .leaf_count = engine->group.leaf_count,
+                                          .weight_dtype = weft_dtype_name(config->dtype),
+                                          .kv_dtype = engine->options.kv_dtype,
+                                          .load_ms = engine->load_ms};
+}
+
+uint32_t weft_engine_collectives(struct weft_engine *engine, struct weft_collective_stats *stats_out, uint32_t capacity)
+{
+    static const char *const names[WEFT_COMM_OP_COUNT] = {"tree_sum", "all_gather", "broadcast", "barrier"};
+    struct weft_comm_stats stats = {0};
+
+    if (engine->controller != NULL) {
+        weft_controller_comm_stats(engine->controller, &stats);
+    }
+    for (uint32_t i = 0; i < WEFT_COMM_OP_COUNT && i < capacity; i++) {
+        stats_out[i] = (struct weft_collective_stats){.name = names[i],
+                                                      .call_count = stats.ops[i].call_count,
+                                                      .byte_count = stats.ops[i].byte_count,
+                                                      .time_ms = (double)stats.ops[i].time_ns / NS_PER_MS};
+    }
+    return WEFT_COMM_OP_COUNT;
+}
+
+int weft_engine_failed_rank(const struct weft_engine *engine)
+{
+    if (engine->controller != NULL) {
+        return weft_controller_failed_rank(engine->controller);
+    }
+    return engine->has_group ? weft_bootstrap_failed_rank(engine->group.bootstrap) : -1;
+}
+
+const char *weft_engine_error(void)
+{
+    return weft_log_last_error();
+}

@@ -1,0 +1,474 @@
+/*
+ * Forming a group: hello, decide, load, ready. The order of messages is the same on every rank whatever goes wrong, so
+ * that nobody waits for a rank that has already given up.
+ *
+ * Until the group stands, workers keep their error lines to themselves: their reason travels to the leader, who logs it
+ * once with the rank's name. Otherwise a damaged file would be reported by every rank.
+ */
+#include "engine/group.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine/handshake.h"
+#include "engine/options.h"
+#include "engine/scheduler.h"
+#include "weft/log.h"
+
+/* Of wire.proto; raised whenever the meaning of a message changes. */
+enum { PROTOCOL = 1 };
+
+/* Between two signs of life while loading. */
+enum { PROGRESS_INTERVAL_NS = 1000000000 };
+
+/* State of one open, on the caller's stack. */
+struct opening {
+    const struct weft_group_args *args;
+    struct weft_group *group;
+    enum weft_wait_policy wait;
+    uint32_t timeout_ms; /* for other ranks to start or to show a sign of life */
+    int64_t progress_time;
+    struct weft_ready ready[WEFT_RANK_COUNT_MAX]; /* leader: the last word of every rank */
+};
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void fill_hello(const struct opening *opening, struct weft_hello *hello)
+{
+    const struct weft_group_args *args = opening->args;
+
+    *hello = (struct weft_hello){.protocol = PROTOCOL, .status = args->status};
+    snprintf(hello->version, sizeof(hello->version), "%s", weft_version());
+    if (args->status == WEFT_OK) {
+        memcpy(hello->model, args->identity->model, sizeof(hello->model));
+        memcpy(hello->options, args->identity->options, sizeof(hello->options));
+    } else {
+        snprintf(hello->reason, sizeof(hello->reason), "%s", weft_log_last_error());
+    }
+    weft_machine_read(&hello->member.machine);
+    hello->member.host_id = weft_bootstrap_host_id(opening->group->bootstrap);
+    hello->member.memory_limit = args->options->memory_limit;
+    hello->member.thread_count = args->options->thread_count;
+}
+
+/* ---- the leader decides ---- */
+
+/* Whether a worker belongs to this group: same program, same model, same options, and no trouble of its own. */
+static enum weft_status check_hello(const struct opening *opening, uint32_t rank, const struct weft_hello *hello)
+{
+    const struct weft_identity *identity = opening->args->identity;
+    const char *host = hello->member.machine.host_name;
+
+    if (hello->protocol != PROTOCOL || strcmp(hello->version, weft_version()) != 0) {
+        weft_log(WEFT_LOG_ERROR, "engine/group", "rank %u on %s runs Weft %s (protocol %u): the leader is %s (%d)",
+                 rank, host, hello->version, hello->protocol, weft_version(), PROTOCOL);
+        return WEFT_ERR_UNSUPPORTED;
+    }
+    if (hello->status != WEFT_OK) {
+        weft_log(WEFT_LOG_ERROR, "engine/group", "rank %u on %s cannot take part: %s", rank, host, hello->reason);
+        return hello->status;
+    }
+    if (memcmp(hello->model, identity->model, sizeof(hello->model)) != 0) {
+        weft_log(WEFT_LOG_ERROR, "engine/group",
+                 "rank %u on %s has other model files: fingerprint %02x%02x%02x%02x, the leader's is %02x%02x%02x%02x",
+                 rank, host, hello->model[0], hello->model[1], hello->model[2], hello->model[3], identity->model[0],
+                 identity->model[1], identity->model[2], identity->model[3]);
+        return WEFT_ERR_ARGUMENT;
+    }
+    if (memcmp(hello->options, identity->options, sizeof(hello->options)) != 0) {
+        weft_log(WEFT_LOG_ERROR, "engine/group",
+                 "rank %u on %s was started with other options than the leader (leaves, shares, KV cache, device, "
+                 "comm or limits)",
+                 rank, host);
+        return WEFT_ERR_ARGUMENT;
+    }
+    return WEFT_OK;
+}
+
+/* Every worker is heard even after one was found wanting: they all wait for an answer. */
+static enum weft_status hear_workers(struct opening *opening, struct weft_member *members)
+{
+    struct weft_group *group = opening->group;
+    enum weft_status verdict = opening->args->status;
+
+    for (uint32_t r = 1; r < group->rank_count; r++) {
+        struct weft_hello hello;
+        enum weft_status status = weft_hello_recv(group->bootstrap, r, opening->timeout_ms, &hello);
+        if (status == WEFT_ERR_TIMEOUT) {
+            weft_bootstrap_abort(group->bootstrap, r, "said nothing in time");
+        }
+        if (status != WEFT_OK) {
+            return status;
+        }
+        if (verdict == WEFT_OK) {
+            verdict = check_hello(opening, r, &hello);
+        }
+        members[r] = hello.member;
+    }
+    return verdict;
+}
+
+static enum weft_status open_device(struct opening *opening)
+{
+    const struct weft_engine_options *options = opening->args->options;
+    const struct weft_device_options device_options = {.kind = options->device,
+                                                       .thread_count = opening->group->thread_count,
+                                                       .cpu_level = options->cpu_level,
+                                                       .wait = opening->wait};
+
+    return weft_device_open(&device_options, &opening->group->device);
+}
+
+static void fill_slices(struct weft_group *group)
+{
+    for (uint32_t r = 0; r < group->rank_count; r++) {
+        weft_slice_init(group->config, group->leaf_count, group->leaves[r], &group->slices[r]);
+    }
+}
+
+/* Limits that follow from the options alone; pages and context come from the memory. */
+static void fill_limits(const struct weft_engine_options *options, struct weft_group *group)
+{
+    const struct weft_scheduler_limits limits = {options->sequence_count_max, options->prefill_chunk};
+
+    group->limits = (struct weft_plan_limits){.token_count_max = weft_scheduler_token_max(&limits),
+                                              .sequence_count_max = options->sequence_count_max,
+                                              .row_count_max = options->sequence_count_max,
+                                              .candidate_count_max = options->candidate_count,
+                                              .vocab_size = group->config->vocab_size};
+}
+
+static enum weft_status decide(struct opening *opening, const struct weft_member *members, uint32_t *thread_counts,
+                               enum weft_wait_policy *waits)
+{
+    const struct weft_engine_options *options = opening->args->options;
+    struct weft_group *group = opening->group;
+    struct weft_model_memory fixed[WEFT_RANK_COUNT_MAX];
+
+    WEFT_TRY(
+        weft_deal_leaves(group->leaf_count, group->rank_count, options->shares, options->share_count, group->leaves));
+    weft_deal_threads(members, group->rank_count, thread_counts, waits);
+    fill_slices(group);
+    fill_limits(options, group);
+    group->thread_count = thread_counts[0];
+    opening->wait = waits[0];
+    WEFT_TRY(open_device(opening));
+    const struct weft_model_limits model_limits = {.token_count_max = group->limits.token_count_max,
+                                                   .logit_row_max = group->limits.row_count_max,
+                                                   .kv_dtype = weft_kv_dtype(options)};
+    for (uint32_t r = 0; r < group->rank_count; r++) {
+        weft_model_memory(group->device, group->config, &group->slices[r], &model_limits, &fixed[r]);
+    }
+    const struct weft_deal_memory_args memory = {.members = members,
+                                                 .fixed = fixed,
+                                                 .rank_count = group->rank_count,
+                                                 .context_length = options->context_length,
+                                                 .context_max = group->config->context_length,
+                                                 .sequence_count_max = options->sequence_count_max,
+                                                 .kv_token_count = options->kv_token_count,
+                                                 .line = options->memory_table,
+                                                 .context = options->callback_context};
+    return weft_deal_memory(&memory, &group->limits.page_count, &group->limits.context_length);
+}
+
+static enum weft_status lead(struct opening *opening)
+{
+    struct weft_group *group = opening->group;
+    struct weft_member members[WEFT_RANK_COUNT_MAX];
+    uint32_t thread_counts[WEFT_RANK_COUNT_MAX];
+    enum weft_wait_policy waits[WEFT_RANK_COUNT_MAX];
+    struct weft_hello own;
+
+    fill_hello(opening, &own);
+    members[0] = own.member;
+    enum weft_status status = hear_workers(opening, members);
+    if (status == WEFT_OK) {
+        status = decide(opening, members, thread_counts, waits);
+    }
+    struct weft_setup setup = {.generation = group->generation, .limits = group->limits, .status = status};
+    memcpy(setup.leaves, group->leaves, sizeof(setup.leaves));
+    if (status != WEFT_OK) {
+        snprintf(setup.reason, sizeof(setup.reason), "%s", weft_log_last_error());
+    }
+    for (uint32_t r = 1; r < group->rank_count && weft_bootstrap_failed_rank(group->bootstrap) < 0; r++) {
+        if (status == WEFT_OK) {
+            setup.thread_count = thread_counts[r];
+            setup.wait = waits[r];
+        }
+        enum weft_status sent = weft_setup_send(group->bootstrap, r, &setup, group->timeout_ms);
+        status = status == WEFT_OK ? sent : status;
+    }
+    return status;
+}
+
+/* ---- workers follow ---- */
+
+static enum weft_status join(struct opening *opening)
+{
+    struct weft_group *group = opening->group;
+    struct weft_hello hello;
+    struct weft_setup setup;
+    uint32_t leaf = 0;
+
+    fill_hello(opening, &hello);
+    WEFT_TRY(weft_hello_send(group->bootstrap, &hello, group->timeout_ms));
+    /* The leader waits for every other rank first. */
+    WEFT_TRY(weft_setup_recv(group->bootstrap, UINT32_MAX, &setup));
+    if (setup.status != WEFT_OK) {
+        weft_log(WEFT_LOG_ERROR, "engine/group", "the leader refused the group: %s", setup.reason);
+        return setup.status;
+    }
+    WEFT_TRY(opening->args->status);
+    for (uint32_t r = 0; r < group->rank_count; r++) {
+        if (setup.leaves[r].begin != leaf || setup.leaves[r].end <= leaf || setup.leaves[r].end > group->leaf_count) {
+            weft_log(WEFT_LOG_ERROR, "engine/group", "the leader gave rank %u leaves [%u, %u) of %u", r,
+                     setup.leaves[r].begin, setup.leaves[r].end, group->leaf_count);
+            return WEFT_ERR_FORMAT;
+        }
+        leaf = setup.leaves[r].end;
+        group->leaves[r] = setup.leaves[r];
+    }
+    group->generation = setup.generation;
+    group->thread_count = setup.thread_count;
+    group->limits = setup.limits;
+    group->limits.vocab_size = group->config->vocab_size;
+    opening->wait = setup.wait;
+    fill_slices(group);
+    return open_device(opening);
+}
+
+/* ---- everybody loads ---- */
+
+static enum weft_status open_comm(struct opening *opening, const struct weft_model_limits *model_limits)
+{
+    const struct weft_engine_options *options = opening->args->options;
+    struct weft_group *group = opening->group;
+    const struct weft_plan_limits *limits = &group->limits;
+    struct weft_comm_options comm_options = {.backend = options->comm,
+                                             .interface = options->interface,
+                                             .timeout_ms = group->timeout_ms,
+                                             .leaf_count = group->leaf_count,
+                                             .leaves = group->leaves,
+                                             .wait = opening->wait,
+                                             .is_traced = options->is_traced};
+
+    weft_model_comm_limits(group->config, model_limits, &comm_options.sum_count_max, &comm_options.gather_size_max);
+    size_t row = (size_t)limits->vocab_size * sizeof(float);
+    size_t candidates = (size_t)limits->row_count_max *
+                        ((size_t)group->rank_count * limits->candidate_count_max * sizeof(struct weft_candidate) +
+                         group->leaf_count * sizeof(struct weft_lse));
+    size_t largest = row > candidates ? row : candidates;
+    if (comm_options.gather_size_max < largest) {
+        comm_options.gather_size_max = largest;
+    }
+    return weft_comm_open(group->bootstrap, &comm_options, &group->comm);
+}
+
+/* Leader: takes what rank r has said so far, without waiting. */
+static void drain_ready(struct opening *opening, uint32_t rank)
+{
+    struct weft_ready *ready = &opening->ready[rank];
+
+    while (!ready->is_final && weft_ready_recv(opening->group->bootstrap, rank, 0, ready) == WEFT_OK) {
+        continue;
+    }
+}
+
+static void report_progress(struct opening *opening)
+{
+    const struct weft_engine_options *options = opening->args->options;
+    uint64_t done = 0;
+    uint64_t total = 0;
+
+    for (uint32_t r = 0; r < opening->group->rank_count; r++) {
+        done += opening->ready[r].byte_count;
+        total += opening->ready[r].byte_total;
+    }
+    if (options->progress != NULL) {
+        options->progress(options->callback_context, "weights", done, total);
+    }
+}
+
+static void load_progress(void *context, uint64_t byte_count, uint64_t byte_total)
+{
+    struct opening *opening = context;
+    struct weft_group *group = opening->group;
+    struct weft_ready *own = &opening->ready[group->rank];
+    int64_t now = now_ns();
+
+    own->byte_count = byte_count;
+    own->byte_total = byte_total;
+    own->generation = group->generation;
+    bool is_due = now - opening->progress_time >= PROGRESS_INTERVAL_NS;
+    if (is_due) {
+        opening->progress_time = now;
+    }
+    if (group->rank != 0) {
+        if (is_due && weft_ready_send(group->bootstrap, own, group->timeout_ms) != WEFT_OK) {
+            return; /* the final report finds out */
+        }
+        return;
+    }
+    for (uint32_t r = 1; r < group->rank_count && is_due; r++) {
+        drain_ready(opening, r);
+    }
+    report_progress(opening);
+}
+
+static enum weft_status load(struct opening *opening)
+{
+    const struct weft_engine_options *options = opening->args->options;
+    struct weft_group *group = opening->group;
+    const struct weft_model_options model_options = {.folder = options->model,
+                                                     .config = group->config,
+                                                     .slices = group->slices,
+                                                     .rank = group->rank,
+                                                     .rank_count = group->rank_count,
+                                                     .limits = {.token_count_max = group->limits.token_count_max,
+                                                                .logit_row_max = group->limits.row_count_max,
+                                                                .page_count = group->limits.page_count,
+                                                                .kv_dtype = weft_kv_dtype(options)},
+                                                     .device = group->device,
+                                                     .progress = load_progress,
+                                                     .progress_context = opening};
+
+    WEFT_TRY(open_comm(opening, &model_options.limits));
+    return weft_model_open(&model_options, &group->model);
+}
+
+/* ---- and reports ---- */
+
+/* Waits for the last word of every rank; a slow disk is fine as long as it shows progress. */
+static enum weft_status collect_ready(struct opening *opening)
+{
+    struct weft_group *group = opening->group;
+
+    for (uint32_t r = 1; r < group->rank_count; r++) {
+        struct weft_ready *ready = &opening->ready[r];
+        while (!ready->is_final) {
+            enum weft_status status = weft_ready_recv(group->bootstrap, r, opening->timeout_ms, ready);
+            if (status == WEFT_ERR_TIMEOUT) {
+                weft_bootstrap_abort(group->bootstrap, r, "no sign of life while loading the model");
+            }
+            if (status != WEFT_OK) {
+                return status;
+            }
+            report_progress(opening);
+        }
+        if (ready->status != WEFT_OK) {
+            weft_bootstrap_abort(group->bootstrap, r, ready->reason);
+            return ready->status;
+        }
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status report_ready(struct opening *opening, enum weft_status status)
+{
+    struct weft_group *group = opening->group;
+    struct weft_ready *own = &opening->ready[group->rank];
+
+    own->generation = group->generation;
+    own->is_final = true;
+    own->status = status;
+    if (status != WEFT_OK) {
+        snprintf(own->reason, sizeof(own->reason), "%s", weft_log_last_error());
+    }
+    enum weft_status sent = weft_ready_send(group->bootstrap, own, group->timeout_ms);
+    return status != WEFT_OK ? status : sent;
+}
+
+/* After setup: whoever fails before the collective opening of comm must tell at once, others are waiting there. */
+static enum weft_status load_and_report(struct opening *opening)
+{
+    struct weft_group *group = opening->group;
+    enum weft_status status = load(opening);
+
+    if (status != WEFT_OK && group->comm == NULL) {
+        (void)weft_group_fail(group, status);
+        return status;
+    }
+    if (group->rank != 0) {
+        return report_ready(opening, status);
+    }
+    if (status != WEFT_OK) {
+        (void)weft_group_fail(group, status);
+        return status;
+    }
+    return collect_ready(opening);
+}
+
+enum weft_status weft_group_open(const struct weft_group_args *args, struct weft_bootstrap *bootstrap,
+                                 struct weft_group *group_out)
+{
+    const struct weft_engine_options *options = args->options;
+    struct weft_group group = {.generation = args->generation,
+                               .rank = weft_bootstrap_rank(bootstrap),
+                               .rank_count = weft_bootstrap_rank_count(bootstrap),
+                               .timeout_ms = options->timeout_ms,
+                               .config = args->status == WEFT_OK ? &args->identity->config : NULL,
+                               .leaf_count = options->leaf_count,
+                               .bootstrap = bootstrap};
+    struct opening opening = {.args = args, .group = &group};
+    enum weft_status status;
+
+    if (group.rank_count > WEFT_RANK_COUNT_MAX) {
+        if (group.rank == 0) {
+            weft_log(WEFT_LOG_ERROR, "engine/group", "%u ranks: at most %d, one for each leaf of the model",
+                     group.rank_count, WEFT_RANK_COUNT_MAX);
+        }
+        weft_group_close(&group);
+        return WEFT_ERR_ARGUMENT;
+    }
+    opening.timeout_ms = group.timeout_ms > WEFT_GATHER_TIMEOUT_MS ? group.timeout_ms : WEFT_GATHER_TIMEOUT_MS;
+    if (group.rank == 0) {
+        status = lead(&opening);
+    } else {
+        weft_log_set_quiet(true);
+        status = join(&opening);
+        if (status != WEFT_OK && group.limits.page_count > 0) {
+            (void)weft_group_fail(&group, status); /* the leader expects us to load */
+        }
+    }
+    if (status == WEFT_OK) {
+        status = load_and_report(&opening);
+    }
+    weft_log_set_quiet(false);
+    if (status != WEFT_OK) {
+        weft_group_close(&group);
+        return status;
+    }
+    *group_out = group;
+    return WEFT_OK;
+}
+
+void weft_group_close(struct weft_group *group)
+{
+    weft_model_close(&group->model);
+    weft_comm_close(&group->comm);
+    weft_device_close(&group->device);
+    weft_bootstrap_close(&group->bootstrap);
+}
+
+uint32_t weft_group_fail(struct weft_group *group, enum weft_status status)
+{
+    const char *reason = weft_log_last_error();
+    int rank = group->comm == NULL ? -1 : weft_comm_failed_rank(group->comm);
+
+    if (rank < 0) {
+        rank = weft_bootstrap_failed_rank(group->bootstrap);
+    }
+    if (rank < 0) {
+        rank = (int)group->rank;
+    }
+    weft_bootstrap_abort(group->bootstrap, (uint32_t)rank, reason[0] != '\0' ? reason : weft_status_name(status));
+    return (uint32_t)rank;
+}

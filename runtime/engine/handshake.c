@@ -1,0 +1,218 @@
+/* Hello, Setup and Ready over protobuf-c. Rare and small, so on the heap and on the stack, unlike plans. */
+#include "engine/handshake.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "weft/log.h"
+#include "wire.pb-c.h"
+
+/* The largest is a Setup of 64 ranks, or a reason. */
+enum { MESSAGE_SIZE_MAX = 4096 };
+
+static enum weft_status send_message(struct weft_bootstrap *bootstrap, uint32_t rank, const ProtobufCMessage *message,
+                                     uint32_t timeout_ms)
+{
+    uint8_t data[MESSAGE_SIZE_MAX];
+    size_t size = protobuf_c_message_get_packed_size(message);
+
+    assert(size <= sizeof(data));
+    protobuf_c_message_pack(message, data);
+    return weft_bootstrap_send(bootstrap, rank, data, size, timeout_ms);
+}
+
+/* *message_out is to be freed with protobuf_c_message_free_unpacked(). */
+static enum weft_status recv_message(struct weft_bootstrap *bootstrap, uint32_t rank,
+                                     const ProtobufCMessageDescriptor *descriptor, uint32_t timeout_ms,
+                                     ProtobufCMessage **message_out)
+{
+    const void *data;
+    size_t size;
+
+    WEFT_TRY(weft_bootstrap_recv(bootstrap, rank, &data, &size, timeout_ms));
+    ProtobufCMessage *message =
+        size > MESSAGE_SIZE_MAX ? NULL : protobuf_c_message_unpack(descriptor, NULL, size, data);
+    if (message == NULL) {
+        weft_log(WEFT_LOG_ERROR, "engine/group",
+                 "rank %u sent %zu bytes that are no %s: another version of Weft, or no Weft at all", rank, size,
+                 descriptor->short_name);
+        return WEFT_ERR_FORMAT;
+    }
+    *message_out = message;
+    return WEFT_OK;
+}
+
+static void copy_text(char *to, size_t size, const char *from)
+{
+    snprintf(to, size, "%s", from == NULL ? "" : from);
+}
+
+/* Bytes of exactly `size`; anything else leaves zeros, which match nothing. */
+static void copy_bytes(uint8_t *to, size_t size, const ProtobufCBinaryData *from)
+{
+    memset(to, 0, size);
+    if (from->len == size) {
+        memcpy(to, from->data, size);
+    }
+}
+
+/* Only our own error values; an unknown one is still an error. */
+static enum weft_status take_status(int32_t status)
+{
+    return status > 0 || status < WEFT_ERR_STATE ? WEFT_ERR_FORMAT : (enum weft_status)status;
+}
+
+enum weft_status weft_hello_send(struct weft_bootstrap *bootstrap, const struct weft_hello *hello, uint32_t timeout_ms)
+{
+    Weft__Wire__Hello message = WEFT__WIRE__HELLO__INIT;
+    struct weft_hello copy = *hello; /* protobuf-c wants mutable pointers */
+    const struct weft_machine *machine = &copy.member.machine;
+
+    message.protocol = copy.protocol;
+    message.version = copy.version;
+    message.model_fingerprint = (ProtobufCBinaryData){sizeof(copy.model), copy.model};
+    message.options_digest = (ProtobufCBinaryData){sizeof(copy.options), copy.options};
+    message.host_id = copy.member.host_id;
+    message.host_name = copy.member.machine.host_name;
+    message.cpu_mask = (ProtobufCBinaryData){sizeof(machine->cpu_mask), copy.member.machine.cpu_mask};
+    message.cpu_quota = machine->cpu_quota;
+    message.memory_available = machine->memory_available;
+    message.memory_limit = copy.member.memory_limit;
+    message.thread_count = copy.member.thread_count;
+    message.status = copy.status;
+    message.text = copy.reason;
+    return send_message(bootstrap, 0, &message.base, timeout_ms);
+}
+
+enum weft_status weft_hello_recv(struct weft_bootstrap *bootstrap, uint32_t rank, uint32_t timeout_ms,
+                                 struct weft_hello *hello_out)
+{
+    ProtobufCMessage *base;
+
+    WEFT_TRY(recv_message(bootstrap, rank, &weft__wire__hello__descriptor, timeout_ms, &base));
+    const Weft__Wire__Hello *message = (const Weft__Wire__Hello *)base;
+    struct weft_machine *machine = &hello_out->member.machine;
+    hello_out->protocol = message->protocol;
+    copy_text(hello_out->version, sizeof(hello_out->version), message->version);
+    copy_bytes(hello_out->model, sizeof(hello_out->model), &message->model_fingerprint);
+    copy_bytes(hello_out->options, sizeof(hello_out->options), &message->options_digest);
+    hello_out->member.host_id = message->host_id;
+    copy_text(machine->host_name, sizeof(machine->host_name), message->host_name);
+    copy_bytes(machine->cpu_mask, sizeof(machine->cpu_mask), &message->cpu_mask);
+    machine->cpu_quota = message->cpu_quota;
+    machine->memory_available = message->memory_available;
+    hello_out->member.memory_limit = message->memory_limit;
+    hello_out->member.thread_count = message->thread_count;
+    hello_out->status = take_status(message->status);
+    copy_text(hello_out->reason, sizeof(hello_out->reason), message->text);
+    protobuf_c_message_free_unpacked(base, NULL);
+    return WEFT_OK;
+}
+
+enum weft_status weft_setup_send(struct weft_bootstrap *bootstrap, uint32_t rank, const struct weft_setup *setup,
+                                 uint32_t timeout_ms)
+{
+    Weft__Wire__Setup message = WEFT__WIRE__SETUP__INIT;
+    uint32_t begins[WEFT_RANK_COUNT_MAX];
+    uint32_t ends[WEFT_RANK_COUNT_MAX];
+    char reason[WEFT_REASON_SIZE];
+    uint32_t rank_count = weft_bootstrap_rank_count(bootstrap);
+
+    copy_text(reason, sizeof(reason), setup->reason);
+    message.generation = setup->generation;
+    message.status = setup->status;
+    message.text = reason;
+    if (setup->status == WEFT_OK) {
+        for (uint32_t r = 0; r < rank_count; r++) {
+            begins[r] = setup->leaves[r].begin;
+            ends[r] = setup->leaves[r].end;
+        }
+        message.n_leaf_begins = rank_count;
+        message.leaf_begins = begins;
+        message.n_leaf_ends = rank_count;
+        message.leaf_ends = ends;
+        message.thread_count = setup->thread_count;
+        message.wait_policy = setup->wait;
+        message.token_count_max = setup->limits.token_count_max;
+        message.row_count_max = setup->limits.row_count_max;
+        message.candidate_count_max = setup->limits.candidate_count_max;
+        message.sequence_count_max = setup->limits.sequence_count_max;
+        message.page_count = setup->limits.page_count;
+        message.context_length = setup->limits.context_length;
+    }
+    return send_message(bootstrap, rank, &message.base, timeout_ms);
+}
+
+static enum weft_status take_setup(const Weft__Wire__Setup *message, uint32_t rank_count, struct weft_setup *setup)
+{
+    *setup = (struct weft_setup){.generation = message->generation, .status = take_status(message->status)};
+    copy_text(setup->reason, sizeof(setup->reason), message->text);
+    if (setup->status != WEFT_OK) {
+        return WEFT_OK;
+    }
+    if (message->n_leaf_begins != rank_count || message->n_leaf_ends != rank_count ||
+        rank_count > WEFT_RANK_COUNT_MAX || message->thread_count < 1 || message->thread_count > WEFT_CPU_COUNT_MAX ||
+        message->token_count_max < 1 || message->row_count_max < 1 || message->candidate_count_max < 1 ||
+        message->sequence_count_max < 1 || message->page_count < 1 || message->context_length < 1) {
+        weft_log(WEFT_LOG_ERROR, "engine/group", "the leader's Setup does not describe a group of %u ranks",
+                 rank_count);
+        return WEFT_ERR_FORMAT;
+    }
+    for (uint32_t r = 0; r < rank_count; r++) {
+        setup->leaves[r] = (struct weft_range){message->leaf_begins[r], message->leaf_ends[r]};
+    }
+    setup->thread_count = message->thread_count;
+    setup->wait = message->wait_policy == WEFT_WAIT_SPIN ? WEFT_WAIT_SPIN : WEFT_WAIT_YIELD;
+    setup->limits = (struct weft_plan_limits){.token_count_max = message->token_count_max,
+                                              .sequence_count_max = message->sequence_count_max,
+                                              .row_count_max = message->row_count_max,
+                                              .candidate_count_max = message->candidate_count_max,
+                                              .page_count = message->page_count,
+                                              .context_length = message->context_length};
+    return WEFT_OK;
+}
+
+enum weft_status weft_setup_recv(struct weft_bootstrap *bootstrap, uint32_t timeout_ms, struct weft_setup *setup_out)
+{
+    ProtobufCMessage *base;
+
+    WEFT_TRY(recv_message(bootstrap, 0, &weft__wire__setup__descriptor, timeout_ms, &base));
+    enum weft_status status =
+        take_setup((const Weft__Wire__Setup *)base, weft_bootstrap_rank_count(bootstrap), setup_out);
+    protobuf_c_message_free_unpacked(base, NULL);
+    return status;
+}
+
+enum weft_status weft_ready_send(struct weft_bootstrap *bootstrap, const struct weft_ready *ready, uint32_t timeout_ms)
+{
+    Weft__Wire__Ready message = WEFT__WIRE__READY__INIT;
+    char reason[WEFT_REASON_SIZE];
+
+    copy_text(reason, sizeof(reason), ready->reason);
+    message.generation = ready->generation;
+    message.byte_count = ready->byte_count;
+    message.byte_total = ready->byte_total;
+    message.is_final = ready->is_final;
+    message.status = ready->status;
+    message.text = reason;
+    return send_message(bootstrap, 0, &message.base, timeout_ms);
+}
+
+enum weft_status weft_ready_recv(struct weft_bootstrap *bootstrap, uint32_t rank, uint32_t timeout_ms,
+                                 struct weft_ready *ready_out)
+{
+    ProtobufCMessage *base;
+
+    WEFT_TRY(recv_message(bootstrap, rank, &weft__wire__ready__descriptor, timeout_ms, &base));
+    const Weft__Wire__Ready *message = (const Weft__Wire__Ready *)base;
+    *ready_out = (struct weft_ready){.generation = message->generation,
+                                     .byte_count = message->byte_count,
+                                     .byte_total = message->byte_total,
+                                     .is_final = message->is_final != 0,
+                                     .status = take_status(message->status)};
+    copy_text(ready_out->reason, sizeof(ready_out->reason), message->text);
+    protobuf_c_message_free_unpacked(base, NULL);
+    return WEFT_OK;
+}

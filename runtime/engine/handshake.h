@@ -1,0 +1,63 @@
+/*
+ * The messages that form a group (Hello, Setup, Ready of wire.proto) as plain structs, sent and received whole.
+ *
+ * What arrives is checked as far as one message can be; whether it fits the group is group.c's to say.
+ */
+#ifndef WEFT_ENGINE_HANDSHAKE_H
+#define WEFT_ENGINE_HANDSHAKE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/deal.h"
+#include "engine/identity.h"
+#include "engine/plan.h"
+#include "weft/bootstrap.h"
+#include "weft/status.h"
+
+#define WEFT_REASON_SIZE 512
+
+struct weft_hello {
+    uint32_t protocol;
+    char version[32];
+    uint8_t model[WEFT_SHA256_SIZE];
+    uint8_t options[WEFT_SHA256_SIZE];
+    struct weft_member member;
+    enum weft_status status; /* not OK: cannot take part, `reason` says why */
+    char reason[WEFT_REASON_SIZE];
+};
+
+struct weft_setup {
+    uint64_t generation;
+    struct weft_range leaves[WEFT_RANK_COUNT_MAX]; /* [rank_count] */
+    uint32_t thread_count;
+    enum weft_wait_policy wait;
+    struct weft_plan_limits limits;
+    enum weft_status status; /* not OK: refused, `reason` says why; nothing else is set */
+    char reason[WEFT_REASON_SIZE];
+};
+
+struct weft_ready {
+    uint64_t generation;
+    uint64_t byte_count;
+    uint64_t byte_total;
+    bool is_final;
+    enum weft_status status;
+    char reason[WEFT_REASON_SIZE];
+};
+
+/* Errors of the bootstrap are passed on; ERR_FORMAT (logged, names the rank) for what cannot be decoded. */
+WEFT_MUST_CHECK enum weft_status weft_hello_send(struct weft_bootstrap *bootstrap, const struct weft_hello *hello,
+                                                 uint32_t timeout_ms);
+WEFT_MUST_CHECK enum weft_status weft_hello_recv(struct weft_bootstrap *bootstrap, uint32_t rank, uint32_t timeout_ms,
+                                                 struct weft_hello *hello_out);
+WEFT_MUST_CHECK enum weft_status weft_setup_send(struct weft_bootstrap *bootstrap, uint32_t rank,
+                                                 const struct weft_setup *setup, uint32_t timeout_ms);
+WEFT_MUST_CHECK enum weft_status weft_setup_recv(struct weft_bootstrap *bootstrap, uint32_t timeout_ms,
+                                                 struct weft_setup *setup_out);
+WEFT_MUST_CHECK enum weft_status weft_ready_send(struct weft_bootstrap *bootstrap, const struct weft_ready *ready,
+                                                 uint32_t timeout_ms);
+WEFT_MUST_CHECK enum weft_status weft_ready_recv(struct weft_bootstrap *bootstrap, uint32_t rank, uint32_t timeout_ms,
+                                                 struct weft_ready *ready_out);
+
+#endif

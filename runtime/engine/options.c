@@ -1,0 +1,159 @@
+/* Defaults and ranges of the engine's options. */
+#include "engine/options.h"
+
+#include <limits.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "engine/machine.h"
+#include "weft/log.h"
+#include "weft/tree.h"
+
+enum {
+    LEAF_COUNT = 8,
+    SEQUENCE_COUNT = 16,
+    SEQUENCE_COUNT_MAX = 4096,
+    QUEUE_COUNT = 1024,
+    PREFILL_CHUNK = 256,
+    PREFILL_CHUNK_MAX = 65536, /* a larger step only needs more memory */
+    CANDIDATE_COUNT = 64,      /* top_k and top_p in use rarely reach further */
+    CANDIDATE_COUNT_MAX = 4096,
+    TIMEOUT_MS = 30000,
+};
+
+void weft_engine_options_init(struct weft_engine_options *options)
+{
+    *options = (struct weft_engine_options){0};
+}
+
+static void default_to(uint32_t *value, uint32_t fallback)
+{
+    if (*value == 0) {
+        *value = fallback;
+    }
+}
+
+static enum weft_status check_range(const char *name, uint32_t value, uint32_t max)
+{
+    if (value > max) {
+        weft_log(WEFT_LOG_ERROR, "engine/options", "%s %u: expected at most %u", name, value, max);
+        return WEFT_ERR_ARGUMENT;
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status check_word(const char *name, const char *value, const char *const *words)
+{
+    char list[128] = "";
+
+    for (size_t i = 0; words[i] != NULL; i++) {
+        if (strcmp(value, words[i]) == 0) {
+            return WEFT_OK;
+        }
+        strncat(list, i == 0 ? "" : ", ", sizeof(list) - strlen(list) - 1);
+        strncat(list, words[i], sizeof(list) - strlen(list) - 1);
+    }
+    weft_log(WEFT_LOG_ERROR, "engine/options", "%s \"%s\": expected one of %s", name, value, list);
+    return WEFT_ERR_ARGUMENT;
+}
+
+static enum weft_status copy_texts(struct weft_arena *arena, struct weft_engine_options *options)
+{
+    const char **const texts[] = {&options->model, &options->leader,    &options->secret,   &options->device,
+                                  &options->comm,  &options->interface, &options->kv_dtype, &options->cpu_level};
+
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        if (*texts[i] != NULL) {
+            *texts[i] = weft_arena_text(arena, *texts[i], strlen(*texts[i]));
+            if (*texts[i] == NULL) {
+                return WEFT_ERR_MEMORY;
+            }
+        }
+    }
+    if (options->share_count > 0) {
+        uint32_t *shares = weft_arena_alloc(arena, options->share_count, sizeof(*shares));
+        if (shares == NULL) {
+            return WEFT_ERR_MEMORY;
+        }
+        memcpy(shares, options->shares, options->share_count * sizeof(*shares));
+        options->shares = shares;
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status check_model(const char *model)
+{
+    struct stat info;
+
+    if (model == NULL || model[0] == '\0') {
+        weft_log(WEFT_LOG_ERROR, "engine/options", "no model folder given");
+        return WEFT_ERR_ARGUMENT;
+    }
+    if (stat(model, &info) != 0 || !S_ISDIR(info.st_mode)) {
+        weft_log(WEFT_LOG_ERROR, "engine/options", "%s: no such model folder", model);
+        return WEFT_ERR_IO;
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status check_launch(const struct weft_engine_options *options)
+{
+    if (options->launch == WEFT_LAUNCH_TCP &&
+        (options->leader == NULL || options->rank_count == 0 || options->rank >= options->rank_count)) {
+        weft_log(WEFT_LOG_ERROR, "engine/options",
+                 "tcp launch: expected a leader address and a rank below the rank "
+                 "count, found leader %s, rank %u of %u",
+                 options->leader == NULL ? "none" : options->leader, options->rank, options->rank_count);
+        return WEFT_ERR_ARGUMENT;
+    }
+    if ((int)options->launch < WEFT_LAUNCH_AUTO || options->launch > WEFT_LAUNCH_THREADS) {
+        weft_log(WEFT_LOG_ERROR, "engine/options", "launch %d is unknown", (int)options->launch);
+        return WEFT_ERR_ARGUMENT;
+    }
+    if (options->share_count > 0 && options->shares == NULL) {
+        weft_log(WEFT_LOG_ERROR, "engine/options", "%u shares announced, none given", options->share_count);
+        return WEFT_ERR_ARGUMENT;
+    }
+    return check_range("number of shares", options->share_count, WEFT_LEAF_COUNT_MAX);
+}
+
+enum weft_status weft_options_resolve(const struct weft_engine_options *options, struct weft_arena *arena,
+                                      struct weft_engine_options *resolved_out)
+{
+    static const char *const devices[] = {"auto", "cpu", NULL};
+    static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", NULL};
+    static const char *const dtypes[] = {"f32", "bf16", NULL};
+    struct weft_engine_options resolved = *options;
+
+    default_to(&resolved.leaf_count, LEAF_COUNT);
+    default_to(&resolved.sequence_count_max, SEQUENCE_COUNT);
+    default_to(&resolved.queue_count_max, QUEUE_COUNT);
+    default_to(&resolved.prefill_chunk, PREFILL_CHUNK);
+    default_to(&resolved.candidate_count, CANDIDATE_COUNT);
+    default_to(&resolved.timeout_ms, TIMEOUT_MS);
+    resolved.device = resolved.device == NULL ? "auto" : resolved.device;
+    resolved.comm = resolved.comm == NULL ? "auto" : resolved.comm;
+    resolved.kv_dtype = resolved.kv_dtype == NULL ? "f32" : resolved.kv_dtype;
+    if (resolved.prefill_chunk > PREFILL_CHUNK_MAX) {
+        resolved.prefill_chunk = PREFILL_CHUNK_MAX; /* "the whole prompt" */
+    }
+    WEFT_TRY(check_model(resolved.model));
+    WEFT_TRY(check_launch(&resolved));
+    WEFT_TRY(check_range("leaves", resolved.leaf_count, WEFT_LEAF_COUNT_MAX));
+    WEFT_TRY(check_range("threads", resolved.thread_count, WEFT_CPU_COUNT_MAX));
+    WEFT_TRY(check_range("sequences at once", resolved.sequence_count_max, SEQUENCE_COUNT_MAX));
+    WEFT_TRY(check_range("candidates", resolved.candidate_count, CANDIDATE_COUNT_MAX));
+    WEFT_TRY(check_range("context length", resolved.context_length, INT32_MAX));
+    WEFT_TRY(check_word("device", resolved.device, devices));
+    WEFT_TRY(check_word("comm", resolved.comm, comms));
+    WEFT_TRY(check_word("KV cache type", resolved.kv_dtype, dtypes));
+    WEFT_TRY(copy_texts(arena, &resolved));
+    *resolved_out = resolved;
+    return WEFT_OK;
+}
+
+enum weft_dtype weft_kv_dtype(const struct weft_engine_options *options)
+{
+    return strcmp(options->kv_dtype, "bf16") == 0 ? WEFT_BF16 : WEFT_F32;
+}
