@@ -39,7 +39,8 @@ struct weft_bootstrap_tcp_options {
     uint32_t rank;       /* of this process */
     uint32_t rank_count; /* at most 1024 */
     uint32_t timeout_ms; /* until all have come; the error names who is missing */
-    const char *secret;  /* the same on all ranks; "" or NULL for none. Strangers are refused and logged */
+    const char
+        *secret; /* the same on all ranks, proved, never sent; "" or NULL: none. Strangers are refused and logged */
 };
 
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_tcp(const struct weft_bootstrap_tcp_options *options,

@@ -36,6 +36,7 @@ enum group_kind { GROUP_THREADS, GROUP_LOCAL, GROUP_TCP, GROUP_KIND_COUNT };
 
 struct group_rank {
     struct weft_bootstrap *bootstrap;
+    struct weft_bootstrap_tcp_options tcp; /* used when bootstrap is NULL */
     uint32_t rank;
     group_function *function;
     void *context;
@@ -46,26 +47,39 @@ static inline void *group_thread(void *argument)
 {
     struct group_rank *rank = argument;
 
+    if (rank->bootstrap == NULL && weft_bootstrap_open_tcp(&rank->tcp, &rank->bootstrap) != WEFT_OK) {
+        rank->result = __LINE__;
+        return NULL;
+    }
     weft_log_set_rank((int)rank->rank);
     rank->result = rank->function(&rank->bootstrap, rank->context);
     weft_bootstrap_close(&rank->bootstrap);
     return NULL;
 }
 
-/* 0 when every rank's function returned 0. */
-static inline int group_run_threads(uint32_t rank_count, group_function *function, void *context)
+/* 0 when every rank's function returned 0. `leader` "127.0.0.1:PORT" for GROUP_TCP. */
+static inline int group_run_threads(enum group_kind kind, const char *leader, uint32_t rank_count,
+                                    group_function *function, void *context)
 {
     struct weft_bootstrap *bootstraps[GROUP_RANK_MAX] = {NULL};
     struct group_rank ranks[GROUP_RANK_MAX];
     pthread_t threads[GROUP_RANK_MAX];
     int result = 0;
 
-    if (weft_bootstrap_open_threads(rank_count, bootstraps) != WEFT_OK) {
+    if (kind == GROUP_THREADS && weft_bootstrap_open_threads(rank_count, bootstraps) != WEFT_OK) {
         return __LINE__;
     }
     for (uint32_t i = 0; i < rank_count; i++) {
-        ranks[i] = (struct group_rank){
-            .bootstrap = bootstraps[i], .rank = i, .function = function, .context = context, .result = GROUP_PENDING};
+        ranks[i] = (struct group_rank){.bootstrap = bootstraps[i],
+                                       .tcp = {.leader = leader,
+                                               .rank = i,
+                                               .rank_count = rank_count,
+                                               .timeout_ms = 20000,
+                                               .secret = "thread and shuttle"},
+                                       .rank = i,
+                                       .function = function,
+                                       .context = context,
+                                       .result = GROUP_PENDING};
         if (pthread_create(&threads[i], NULL, group_thread, &ranks[i]) != 0) {
             abort();
         }

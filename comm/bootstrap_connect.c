@@ -1,0 +1,213 @@
+/* A worker's side of the TCP rendezvous: find the leader, prove who we are, wait until everybody has come. */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bootstrap_tcp.h"
+#include "weft/log.h"
+
+/* Between rounds of attempts; one connect; one hello; how much longer than its own deadline a worker waits for the
+ * leader's word, who knows better what is missing. */
+enum { RETRY_MIN_MS = 20, RETRY_MAX_MS = 500, CONNECT_MS = 2000, HELLO_MS = 5000, GO_MORE_MS = 2000 };
+
+/* Why the last attempt failed, in words; and whether another may succeed. */
+struct attempt {
+    int64_t deadline; /* of all attempts */
+    char error[160];
+    bool is_final;
+};
+
+static int64_t sooner(int64_t deadline, uint32_t timeout_ms)
+{
+    int64_t other = weft_star_deadline(timeout_ms);
+
+    return other < deadline ? other : deadline;
+}
+
+static bool wait_fd(int fd, short events, int64_t deadline)
+{
+    struct pollfd wait = {.fd = fd, .events = events};
+    int left;
+
+    while ((left = weft_star_left_ms(deadline)) > 0) {
+        int ready = poll(&wait, 1, left);
+
+        if (ready > 0) {
+            return true;
+        }
+        if (ready < 0 && errno != EINTR) {
+            return false;
+        }
+    }
+    errno = ETIMEDOUT;
+    return false;
+}
+
+/* A connected, non-blocking socket, or -1. */
+static int connect_to(const struct tcp_target *to, struct attempt *attempt)
+{
+    int fd = socket(to->address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int error = 0;
+    socklen_t size = sizeof(error);
+
+    if (fd < 0) {
+        error = errno;
+    } else if (connect(fd, (const struct sockaddr *)&to->address, to->size) < 0) {
+        error = errno;
+        if (error == EINPROGRESS) {
+            if (!wait_fd(fd, POLLOUT, sooner(attempt->deadline, CONNECT_MS))) {
+                error = errno;
+            } else if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0) {
+                error = errno;
+            }
+        }
+    }
+    if (error != 0) {
+        char text[80];
+
+        weft_tcp_address_text((const struct sockaddr *)&to->address, to->size, text, sizeof(text));
+        (void)snprintf(attempt->error, sizeof(attempt->error), "%s: %s", text, strerror(error));
+        if (fd >= 0) {
+            close(fd);
+        }
+        return -1;
+    }
+    return fd;
+}
+
+static bool read_all(int fd, void *data, size_t size, int64_t deadline)
+{
+    size_t done = 0;
+
+    while (done < size) {
+        ssize_t got = recv(fd, (char *)data + done, size - done, MSG_DONTWAIT);
+
+        if (got > 0) {
+            done += (size_t)got;
+        } else if (got == 0) {
+            errno = ECONNRESET;
+            return false;
+        } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+            return false;
+        } else if (!wait_fd(fd, POLLIN, deadline)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* True when the leader took this connection in. */
+static bool greet(int fd, const struct tcp_secret *secret, struct tcp_answer *answer, struct attempt *attempt)
+{
+    int64_t deadline = sooner(attempt->deadline, HELLO_MS);
+    struct tcp_challenge challenge;
+    struct tcp_verdict verdict;
+
+    if (!read_all(fd, &challenge, sizeof(challenge), deadline)) {
+        (void)snprintf(attempt->error, sizeof(attempt->error), "hello: %s", strerror(errno));
+        return false;
+    }
+    if (weft_tcp_answer(secret, &challenge, answer) != WEFT_OK) {
+        (void)snprintf(attempt->error, sizeof(attempt->error), "%s", weft_tcp_code_text(TCP_NOT_WEFT));
+        return false;
+    }
+    if (send(fd, answer, sizeof(*answer), MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof(*answer) ||
+        !read_all(fd, &verdict, sizeof(verdict), deadline)) {
+        (void)snprintf(attempt->error, sizeof(attempt->error), "hello: %s", strerror(errno));
+        return false;
+    }
+    if (verdict.code == TCP_ACCEPTED && weft_tcp_is_authentic(secret, &challenge, answer, &verdict)) {
+        return true;
+    }
+    /* A rank that was restarted may meet its own dead connection: that one goes as soon as the leader notices. */
+    attempt->is_final = true;
+    (void)snprintf(attempt->error, sizeof(attempt->error), "refused rank %u of %u: %s (the leader has %u)",
+                   answer->rank, answer->rank_count,
+                   weft_tcp_code_text(verdict.code == TCP_ACCEPTED ? TCP_WRONG_SECRET : verdict.code),
+                   verdict.expected);
+    if (verdict.code == TCP_WRONG_SECRET || verdict.code == TCP_ACCEPTED || verdict.code == TCP_DUPLICATE_RANK) {
+        (void)snprintf(attempt->error, sizeof(attempt->error), "refused rank %u: %s", answer->rank,
+                       weft_tcp_code_text(verdict.code == TCP_ACCEPTED ? TCP_WRONG_SECRET : verdict.code));
+    }
+    return false;
+}
+
+/* Both channels to one address; fds_out set on success only. */
+static bool try_address(const struct tcp_target *to, const struct tcp_join *join, struct tcp_answer *answer,
+                        struct attempt *attempt, int *fds_out)
+{
+    int fds[TCP_CHANNEL_COUNT] = {-1, -1};
+
+    for (uint32_t channel = 0; channel < TCP_CHANNEL_COUNT; channel++) {
+        answer->channel = channel;
+        fds[channel] = connect_to(to, attempt);
+        if (fds[channel] < 0 || !greet(fds[channel], &join->secret, answer, attempt)) {
+            for (uint32_t i = 0; i <= channel; i++) {
+                if (fds[i] >= 0) {
+                    close(fds[i]);
+                }
+            }
+            return false;
+        }
+        weft_tcp_tune(fds[channel], channel);
+    }
+    memcpy(fds_out, fds, sizeof(fds));
+    return true;
+}
+
+/* One round over all addresses. A final refusal counts only when no other address takes us: among several, one may
+ * belong to somebody else's leader. */
+static bool try_all(const struct tcp_join *join, struct tcp_answer *answer, struct attempt *attempt, int *fds_out)
+{
+    char resolve_error[sizeof(attempt->error)] = "no address";
+    struct tcp_target targets[TCP_TARGET_MAX];
+    size_t count = join->resolve(join->context, targets, resolve_error, sizeof(resolve_error));
+
+    if (count == 0) {
+        (void)snprintf(attempt->error, sizeof(attempt->error), "%s", resolve_error);
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (try_address(&targets[i], join, answer, attempt, fds_out)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tcp_join *join)
+{
+    struct attempt attempt = {.deadline = weft_star_deadline(join->timeout_ms)};
+    struct tcp_answer answer = {.rank = bootstrap->rank, .rank_count = bootstrap->rank_count};
+    int64_t go_deadline;
+    int pause_ms = RETRY_MIN_MS;
+    int fds[TCP_CHANNEL_COUNT];
+    enum weft_status status;
+
+    WEFT_TRY(weft_tcp_random(answer.session, sizeof(answer.session)));
+    while (!try_all(join, &answer, &attempt, fds)) {
+        int left = weft_star_left_ms(attempt.deadline);
+
+        if (attempt.is_final) {
+            weft_log(WEFT_LOG_ERROR, TCP_LOG, "leader %s: %s", join->leader, attempt.error);
+            return WEFT_ERR_PEER;
+        }
+        /* No attempt that the deadline would cut short: its error would hide the true one. */
+        if (left >= 0 && left <= pause_ms) {
+            weft_log(WEFT_LOG_ERROR, TCP_LOG, "leader %s: %s (given up after %u ms)", join->leader, attempt.error,
+                     join->timeout_ms);
+            return WEFT_ERR_TIMEOUT;
+        }
+        (void)poll(NULL, 0, pause_ms);
+        pause_ms = pause_ms * 2 < RETRY_MAX_MS ? pause_ms * 2 : RETRY_MAX_MS;
+    }
+    WEFT_TRY(weft_star_attach(bootstrap, 0, fds[TCP_DATA], fds[TCP_CONTROL]));
+    go_deadline = attempt.deadline == STAR_FOREVER ? STAR_FOREVER : attempt.deadline + (int64_t)GO_MORE_MS * 1000000;
+    status = weft_star_go(bootstrap, go_deadline);
+    if (status == WEFT_ERR_TIMEOUT) {
+        weft_log(WEFT_LOG_ERROR, TCP_LOG, "leader %s took this rank in, but not all ranks came within %u ms",
+                 join->leader, join->timeout_ms);
+    }
+    return status;
+}

@@ -1,0 +1,131 @@
+/*
+ * Rendezvous over TCP, shared by the tcp and the mpi bootstrap. Private to bootstrap_*.c.
+ *
+ * Every worker opens two connections (data, control). On each the leader speaks first:
+ *
+ *   leader -> worker  challenge: version, nonce
+ *   worker -> leader  answer: rank, rank count, channel, session, nonce, HMAC-SHA256(secret, challenge + answer)
+ *   leader -> worker  verdict: code, HMAC-SHA256(secret, challenge + answer + code)
+ *
+ * so both prove that they know the secret without sending it, and a recorded answer is worth nothing. What follows is
+ * neither encrypted nor signed: networks where others can inject into connections need a tunnel.
+ */
+#ifndef WEFT_BOOTSTRAP_TCP_H
+#define WEFT_BOOTSTRAP_TCP_H
+
+#include <sys/socket.h>
+
+#include "bootstrap_star.h"
+
+#define TCP_LOG "comm/bootstrap_tcp"
+
+enum tcp_channel { TCP_DATA = 0, TCP_CONTROL = 1, TCP_CHANNEL_COUNT };
+
+/* A secret of any length; borrowed. */
+struct tcp_secret {
+    const void *data;
+    size_t size;
+};
+
+/* Changes with every incompatible change of anything that ranks say to each other. */
+#define TCP_HELLO_VERSION 1u
+
+struct tcp_challenge {
+    char magic[8];
+    uint32_t version;
+    uint32_t rank_count;
+    uint8_t nonce[32];
+};
+
+struct tcp_answer {
+    char magic[8];
+    uint32_t version;
+    uint32_t rank;
+    uint32_t rank_count;
+    uint32_t channel;    /* enum tcp_channel */
+    uint8_t session[16]; /* of this process: its two channels belong together */
+    uint8_t nonce[32];
+    uint8_t mac[32];
+};
+
+enum tcp_verdict_code {
+    TCP_ACCEPTED = 0,
+    TCP_NOT_WEFT,
+    TCP_WRONG_VERSION,
+    TCP_WRONG_SECRET,
+    TCP_WRONG_RANK_COUNT,
+    TCP_WRONG_RANK,
+    TCP_DUPLICATE_RANK,
+    TCP_CODE_COUNT
+};
+
+struct tcp_verdict {
+    char magic[8];
+    uint32_t code;
+    uint32_t expected; /* of the leader: version or rank count */
+    uint8_t mac[32];
+};
+
+/* "the secret differs", ... */
+const char *weft_tcp_code_text(uint32_t code);
+
+/* ---- both sides of the hello, no I/O (bootstrap_hello.c) ---- */
+
+WEFT_MUST_CHECK enum weft_status weft_tcp_random(void *out, size_t size);
+WEFT_MUST_CHECK enum weft_status weft_tcp_challenge(uint32_t rank_count, struct tcp_challenge *out);
+/* Fills magic, version, nonce and mac of *answer. */
+WEFT_MUST_CHECK enum weft_status weft_tcp_answer(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
+                                                 struct tcp_answer *answer);
+/* The leader's opinion of an answer; duplicates are the caller's to find. */
+enum tcp_verdict_code weft_tcp_judge(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
+                                     const struct tcp_answer *answer);
+void weft_tcp_verdict(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
+                      const struct tcp_answer *answer, enum tcp_verdict_code code, struct tcp_verdict *out);
+/* The leader knows the secret too and meant this answer. */
+bool weft_tcp_is_authentic(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
+                           const struct tcp_answer *answer, const struct tcp_verdict *verdict);
+
+/* ---- the two sides (bootstrap_accept.c, bootstrap_connect.c) ---- */
+
+/*
+ * Leader: takes in every other rank over listen_fd (borrowed, made non-blocking) until the deadline. Strangers are
+ * refused and logged; none can hold the rendezvous up. ERR_TIMEOUT: logged with the missing ranks, and those who came
+ * have been told.
+ */
+WEFT_MUST_CHECK enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, int listen_fd,
+                                                     const struct tcp_secret *secret, uint32_t timeout_ms);
+
+#define TCP_TARGET_MAX 32
+
+struct tcp_target {
+    struct sockaddr_storage address;
+    socklen_t size;
+};
+
+/*
+ * Where the leader may be found, best first: asked anew before each round of attempts, because names appear late in
+ * clusters. Returns how many of targets_out[TCP_TARGET_MAX] it filled, 0 with the reason in error_out.
+ */
+typedef size_t tcp_resolve_function(void *context, struct tcp_target *targets_out, char *error_out, size_t error_size);
+
+struct tcp_join {
+    const char *leader; /* for messages */
+    tcp_resolve_function *resolve;
+    void *context;
+    struct tcp_secret secret;
+    uint32_t timeout_ms;
+};
+
+/* Worker: connects both channels, tries again until the deadline, and waits until everybody has come. */
+WEFT_MUST_CHECK enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tcp_join *join);
+
+/* No delay, and a peer whose host or network is gone is noticed within about 5 s. */
+void weft_tcp_tune(int fd, enum tcp_channel channel);
+/* A listening socket, or -1 with errno. */
+int weft_tcp_listen(const struct sockaddr *address, socklen_t size);
+/* On every interface, v4 and v6; port 0: any. */
+int weft_tcp_listen_everywhere(uint16_t port);
+/* "10.0.0.1:5000" */
+void weft_tcp_address_text(const struct sockaddr *address, socklen_t size, char *out, size_t out_size);
+
+#endif

@@ -1,0 +1,330 @@
+/* The tcp bootstrap: the bodies of every kind, and everything that can go wrong while ranks look for each other. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <arpa/inet.h>
+#include <cmocka.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include "bodies.h"
+
+/* A loopback address with a port nobody uses just now. */
+struct place {
+    uint16_t port;
+    char text[32];
+};
+
+static struct place free_place(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof(address);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct place place;
+
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, size), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &size), 0);
+    close(fd);
+    place.port = ntohs(address.sin_port);
+    (void)snprintf(place.text, sizeof(place.text), "127.0.0.1:%u", place.port);
+    return place;
+}
+
+static int run(uint32_t rank_count, group_function *function, void *context)
+{
+    struct place place = free_place();
+
+    return group_run_threads(GROUP_TCP, place.text, rank_count, function, context);
+}
+
+static void check_all(group_function *function, uint32_t rank_count_min)
+{
+    int before = open_fd_count();
+
+    for (size_t i = 0; i < sizeof(rank_counts) / sizeof(rank_counts[0]); i++) {
+        if (rank_counts[i] >= rank_count_min) {
+            assert_int_equal(run(rank_counts[i], function, NULL), 0);
+        }
+    }
+    assert_int_equal(open_fd_count(), before);
+}
+
+static void test_well(void **state)
+{
+    (void)state;
+    check_all(gather_body, 1);
+    check_all(frames_body, 2);
+    check_all(leave_body, 3);
+    check_all(wait_body, 1);
+    check_all(recv_timeout_body, 2);
+}
+
+static void test_abort(void **state)
+{
+    (void)state;
+    for (uint32_t by = 0; by < 4; by++) {
+        struct abortion abortion = {.by = by, .of = by == 3 ? 2 : by};
+
+        assert_int_equal(run(4, abort_body, &abortion), 0);
+    }
+    assert_int_equal(run(3, mismatch_body, NULL), 0);
+}
+
+/* ---- a rank is killed: processes, because a thread cannot die alone ---- */
+
+/* Returns how many of the processes ended with anything but 0, the victim not counted. */
+static int run_processes(const struct place *place, uint32_t rank_count, struct death *death)
+{
+    pid_t pids[GROUP_RANK_MAX];
+    int wrong = 0;
+
+    for (uint32_t rank = 0; rank < rank_count; rank++) {
+        pids[rank] = fork();
+        if (pids[rank] == 0) {
+            struct weft_bootstrap_tcp_options options = {
+                .leader = place->text, .rank = rank, .rank_count = rank_count, .timeout_ms = LONG_MS};
+            struct weft_bootstrap *bootstrap;
+
+            if (weft_bootstrap_open_tcp(&options, &bootstrap) != WEFT_OK) {
+                _exit(1);
+            }
+            _exit(death_body(&bootstrap, death) == 0 ? 0 : 1);
+        }
+    }
+    for (uint32_t rank = 0; rank < rank_count; rank++) {
+        int status = -1;
+
+        assert_int_equal(waitpid(pids[rank], &status, 0), pids[rank]);
+        wrong += rank != death->victim && status != 0;
+    }
+    return wrong;
+}
+
+static void test_death(void **state)
+{
+    (void)state;
+    for (int where = 0; where < PLACE_COUNT; where++) {
+        for (uint32_t victim = 0; victim < 3; victim++) {
+            struct death death = {.place = where, .victim = victim, .reason = ""};
+            struct place place = free_place();
+
+            if (victim == 0 && where == IN_GATHER) {
+                continue; /* covered by IN_RECV: a worker in all_gather receives from the leader */
+            }
+            assert_int_equal(run_processes(&place, 4, &death), 0);
+        }
+    }
+}
+
+/* ---- while they look for each other ---- */
+
+struct opener {
+    struct weft_bootstrap_tcp_options options;
+    struct weft_bootstrap *bootstrap;
+    enum weft_status status;
+    char error[1024];
+    pthread_t thread;
+};
+
+static void *open_one(void *argument)
+{
+    struct opener *opener = argument;
+
+    opener->status = weft_bootstrap_open_tcp(&opener->options, &opener->bootstrap);
+    (void)snprintf(opener->error, sizeof(opener->error), "%s", weft_log_last_error());
+    return NULL;
+}
+
+static void start(struct opener *opener, const struct place *place, uint32_t rank, uint32_t rank_count)
+{
+    const char *secret = opener->options.secret;
+    uint32_t timeout_ms = opener->options.timeout_ms;
+
+    memset(opener, 0, sizeof(*opener));
+    opener->options = (struct weft_bootstrap_tcp_options){.leader = place->text,
+                                                          .rank = rank,
+                                                          .rank_count = rank_count,
+                                                          .timeout_ms = timeout_ms == 0 ? LONG_MS : timeout_ms,
+                                                          .secret = secret};
+    assert_int_equal(pthread_create(&opener->thread, NULL, open_one, opener), 0);
+}
+
+/* Connects when the leader listens. */
+static int knock(const struct place *place)
+{
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(place->port)};
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    for (int i = 0; connect(fd, (struct sockaddr *)&address, sizeof(address)) != 0; i++) {
+        assert_true(i < 2000);
+        pause_ms(10);
+    }
+    return fd;
+}
+
+static void finish(struct opener *openers, size_t count, enum weft_status expected)
+{
+    for (size_t i = 0; i < count; i++) {
+        pthread_join(openers[i].thread, NULL);
+        assert_int_equal(openers[i].status, expected);
+    }
+    for (size_t i = count; i-- > 0;) {
+        weft_bootstrap_close(&openers[i].bootstrap);
+    }
+}
+
+static void test_strangers(void **state)
+{
+    struct opener openers[3] = {{.status = WEFT_OK}};
+    struct place place = free_place();
+    int before = open_fd_count();
+    int silent[100];
+    int loud;
+    char byte;
+
+    (void)state;
+    start(&openers[0], &place, 0, 3);
+    /* More silent ones than the leader has places for. */
+    for (size_t i = 0; i < sizeof(silent) / sizeof(silent[0]); i++) {
+        silent[i] = knock(&place);
+    }
+    loud = knock(&place);
+    assert_int_equal(send(loud, "GET / HTTP/1.1\r\n\r\n", 18, MSG_NOSIGNAL), 18);
+    while (recv(loud, &byte, 1, 0) > 0) { /* the challenge, then the end: refused at once, not after a deadline */
+    }
+    close(loud);
+    start(&openers[1], &place, 1, 3);
+    start(&openers[2], &place, 2, 3);
+    finish(openers, 3, WEFT_OK);
+    for (size_t i = 0; i < sizeof(silent) / sizeof(silent[0]); i++) {
+        close(silent[i]);
+    }
+    assert_int_equal(open_fd_count(), before);
+}
+
+/* A rank with another secret, rank count or a rank taken already is refused; the right one still gets in. */
+static void test_refusals(void **state)
+{
+    struct opener openers[3] = {{.status = WEFT_OK}};
+    struct opener wrong[4] = {{.status = WEFT_OK}};
+    struct place place = free_place();
+    static const char *const reasons[] = {"the secret differs", "the secret differs", "the rank count differs",
+                                          "this rank is there already"};
+
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        openers[i].options.secret = "a";
+    }
+    start(&openers[0], &place, 0, 3);
+    start(&openers[1], &place, 1, 3);
+    pause_ms(300);
+    wrong[0].options.secret = "b";
+    start(&wrong[0], &place, 2, 3);
+    start(&wrong[1], &place, 2, 3); /* none at all */
+    wrong[2].options.secret = "a";
+    start(&wrong[2], &place, 2, 4);
+    wrong[3].options.secret = "a";
+    start(&wrong[3], &place, 1, 3);
+    for (int i = 0; i < 4; i++) {
+        pthread_join(wrong[i].thread, NULL);
+        assert_int_equal(wrong[i].status, WEFT_ERR_PEER);
+        if (strstr(wrong[i].error, reasons[i]) == NULL) {
+            fail_msg("expected \"%s\" in \"%s\"", reasons[i], wrong[i].error);
+        }
+    }
+    start(&openers[2], &place, 2, 3);
+    finish(openers, 3, WEFT_OK);
+}
+
+static void test_missing(void **state)
+{
+    struct opener openers[3] = {{.status = WEFT_OK}};
+    struct place place = free_place();
+    int before = open_fd_count();
+
+    (void)state;
+    for (uint32_t i = 0; i < 3; i++) {
+        openers[i].options.timeout_ms = 700;
+        start(&openers[i], &place, i * 2, 7); /* 0, 2, 4 of 7 come */
+    }
+    for (uint32_t i = 0; i < 3; i++) {
+        pthread_join(openers[i].thread, NULL);
+        assert_int_equal(openers[i].status, i == 0 ? WEFT_ERR_TIMEOUT : WEFT_ERR_PEER);
+        assert_non_null(strstr(openers[i].error, "missing: 1, 3, 5, 6"));
+    }
+    assert_int_equal(open_fd_count(), before);
+}
+
+static void test_no_leader(void **state)
+{
+    struct opener opener = {.status = WEFT_OK};
+    struct place place = free_place();
+
+    (void)state;
+    opener.options.timeout_ms = 300;
+    start(&opener, &place, 1, 2);
+    finish(&opener, 1, WEFT_ERR_TIMEOUT);
+    assert_non_null(strstr(opener.error, place.text));
+    assert_non_null(strstr(opener.error, "Connection refused"));
+}
+
+/* A rank that came, died and was started again before the others were there. */
+static void test_comes_again(void **state)
+{
+    struct opener openers[3] = {{.status = WEFT_OK}};
+    struct place place = free_place();
+    pid_t first;
+    int status;
+
+    (void)state;
+    first = fork();
+    if (first == 0) {
+        struct weft_bootstrap *bootstrap;
+        struct weft_bootstrap_tcp_options options = {
+            .leader = place.text, .rank = 1, .rank_count = 3, .timeout_ms = LONG_MS};
+
+        (void)!weft_bootstrap_open_tcp(&options, &bootstrap);
+        _exit(0);
+    }
+    start(&openers[0], &place, 0, 3);
+    pause_ms(700);
+    kill(first, SIGKILL);
+    assert_int_equal(waitpid(first, &status, 0), first);
+    start(&openers[1], &place, 1, 3);
+    start(&openers[2], &place, 2, 3);
+    finish(openers, 3, WEFT_OK);
+}
+
+static void test_arguments(void **state)
+{
+    static const char *const wrong[] = {"",           "host",    "host:",    ":5000", "host:0",
+                                        "host:65536", "host:5x", "::1:5000", NULL};
+    struct weft_bootstrap *bootstrap = NULL;
+    struct weft_bootstrap_tcp_options options = {.rank = 0, .rank_count = 2, .timeout_ms = 100};
+    struct place place = free_place();
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        options.leader = wrong[i];
+        assert_int_equal(weft_bootstrap_open_tcp(&options, &bootstrap), WEFT_ERR_ARGUMENT);
+    }
+    options.leader = place.text;
+    options.rank = 2;
+    assert_int_equal(weft_bootstrap_open_tcp(&options, &bootstrap), WEFT_ERR_ARGUMENT);
+    assert_null(bootstrap);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_arguments), cmocka_unit_test(test_well),      cmocka_unit_test(test_abort),
+        cmocka_unit_test(test_death),     cmocka_unit_test(test_strangers), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_missing),   cmocka_unit_test(test_no_leader), cmocka_unit_test(test_comes_again),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
