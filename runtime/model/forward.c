@@ -1,0 +1,176 @@
+/*
+ * The forward pass, straight down in the paper's order. T tokens, D width, H query heads, G KV heads, E head width, F
+ * FFN width, N vocabulary; H, G, F, N are this rank's share. Two sums per layer cross ranks, always along the canonical
+ * tree; everything else is computed on one rank or copied.
+ */
+#include <assert.h>
+#include <math.h>
+
+#include "model/model_impl.h"
+
+static uint32_t owner_of(const struct weft_model *model, int32_t token_id)
+{
+    uint32_t rank = 0;
+
+    while ((uint32_t)token_id >= model->slices[rank].vocab.end) {
+        rank++;
+        assert(rank < model->rank_count);
+    }
+    return rank;
+}
+
+/* rows[i] <- row of this rank's embedding for its i-th token of the step. Sets owners and owned_sizes; returns how
+ * many. */
+static uint32_t list_owned(struct weft_model *model, const int32_t *token_ids, uint32_t token_count)
+{
+    uint32_t count = 0;
+
+    for (uint32_t rank = 0; rank < model->rank_count; rank++) {
+        model->owned_sizes[rank] = 0;
+    }
+    for (uint32_t t = 0; t < token_count; t++) {
+        uint32_t owner = owner_of(model, token_ids[t]);
+        model->owners[t] = owner;
+        model->owned_sizes[owner] += model->config.width * sizeof(float);
+        if (owner == model->rank) {
+            model->rows[count++] = (uint32_t)token_ids[t] - model->slice.vocab.begin;
+        }
+    }
+    return count;
+}
+
+/* rows[t] <- where token t's embedding stands in the gather, which has rank after rank. */
+static void list_gathered(struct weft_model *model, uint32_t token_count)
+{
+    uint32_t next = 0;
+
+    for (uint32_t rank = 0; rank < model->rank_count; rank++) {
+        for (uint32_t t = 0; t < token_count; t++) {
+            if (model->owners[t] == rank) {
+                model->rows[t] = next++;
+            }
+        }
+    }
+}
+
+/* x [T, D] <- embeddings. Each row of the table is on one rank: its owner sends it to all, nothing is added. */
+static enum weft_status embed(struct weft_model *model, const struct weft_forward_args *args)
+{
+    const struct weft_activations *a = &model->activations;
+    uint32_t token_count = args->batch.token_count;
+    uint32_t owned_count = list_owned(model, args->token_ids, token_count);
+
+    if (model->rank_count == 1) {
+        weft_device_embed(model->device, model->weights.embedding, model->rows, token_count, a->x); /* [T, D] */
+        return WEFT_OK;
+    }
+    weft_device_embed(model->device, model->weights.embedding, model->rows, owned_count, a->norm); /* [own T, D] */
+    WEFT_TRY(weft_device_sync(model->device));
+    WEFT_TRY(weft_comm_all_gather(args->comm, a->norm, model->owned_sizes, a->sum)); /* [T, D], by rank */
+    list_gathered(model, token_count);
+    weft_device_select_rows(model->device, a->sum, model->rows, token_count, model->config.width, a->x); /* [T, D] */
+    return WEFT_OK;
+}
+
+/* sum [T, D] <- W x over all ranks; W is row-parallel, its maximal tree nodes are what this rank sends. */
+static enum weft_status matmul_sum(struct weft_model *model, struct weft_comm *comm, const struct weft_matrix *matrix,
+                                   const float *x, uint32_t token_count)
+{
+    size_t count = (size_t)token_count * model->config.width;
+    float *nodes = weft_comm_sum_buffer(comm, count);
+
+    weft_device_matmul(model->device, matrix, x, token_count, NULL, nodes); /* [nodes, T, D] */
+    WEFT_TRY(weft_device_sync(model->device));
+    return weft_comm_tree_sum(comm, nodes, count, model->activations.sum); /* [T, D] */
+}
+
+static enum weft_status attention(struct weft_model *model, const struct weft_forward_args *args, uint32_t layer)
+{
+    const struct weft_model_config *config = &model->config;
+    const struct weft_activations *a = &model->activations;
+    const struct weft_layer *w = &model->weights.layers[layer];
+    struct weft_device *device = model->device;
+    uint32_t token_count = args->batch.token_count;
+    uint32_t group_size = config->head_count / config->kv_head_count;
+    const struct weft_heads heads = {.head_count = weft_range_count(model->slice.heads),
+                                     .kv_head_count = weft_range_count(model->slice.kv_heads),
+                                     .head_size = config->head_size,
+                                     .group_first = model->slice.heads.begin % group_size,
+                                     .group_size = group_size};
+    const struct weft_rope_args rope = {.heads = heads,
+                                        .qkv = a->qkv,
+                                        .angles = a->angles,
+                                        .q_norm = w->vectors[WEFT_Q_NORM],
+                                        .k_norm = w->vectors[WEFT_K_NORM],
+                                        .eps = config->norm_eps,
+                                        .token_count = token_count};
+    const struct weft_attention_args attend = {.heads = heads,
+                                               .layer = layer,
+                                               .window = config->windows[layer],
+                                               .scale = 1.0f / sqrtf((float)config->head_size),
+                                               .qkv = a->qkv,
+                                               .out = a->heads};
+
+    weft_device_rms_norm(device, a->x, w->vectors[WEFT_ATTENTION_NORM], token_count, config->width, config->norm_eps,
+                         a->norm); /* [T, D] */
+    weft_device_matmul(device, w->matrices[WEFT_QKV], a->norm, token_count, w->vectors[WEFT_QKV_BIAS],
+                       a->qkv);                                                    /* [T, H + 2G, E] */
+    weft_device_rope(device, &rope);                                               /* q, k */
+    weft_device_kv_append(device, model->kv, layer, &args->batch, &heads, a->qkv); /* k, v */
+    weft_device_attention(device, model->kv, &args->batch, &attend);               /* [T, H, E] */
+    WEFT_TRY(matmul_sum(model, args->comm, w->matrices[WEFT_ATTENTION_OUT], a->heads, token_count)); /* [T, D] */
+    weft_device_add(device, a->x, a->sum, w->vectors[WEFT_OUTPUT_BIAS], token_count, config->width); /* [T, D] */
+    return WEFT_OK;
+}
+
+static enum weft_status ffn(struct weft_model *model, const struct weft_forward_args *args, uint32_t layer)
+{
+    const struct weft_model_config *config = &model->config;
+    const struct weft_activations *a = &model->activations;
+    const struct weft_layer *w = &model->weights.layers[layer];
+    struct weft_device *device = model->device;
+    uint32_t token_count = args->batch.token_count;
+
+    weft_device_rms_norm(device, a->x, w->vectors[WEFT_FFN_NORM], token_count, config->width, config->norm_eps,
+                         a->norm); /* [T, D] */
+    weft_device_matmul(device, w->matrices[WEFT_GATE_UP], a->norm, token_count, w->vectors[WEFT_GATE_UP_BIAS],
+                       a->gate_up);                                                                    /* [T, 2F] */
+    weft_device_silu_mul(device, a->gate_up, token_count, weft_range_count(model->slice.ffn), a->ffn); /* [T, F] */
+    WEFT_TRY(matmul_sum(model, args->comm, w->matrices[WEFT_DOWN], a->ffn, token_count));              /* [T, D] */
+    weft_device_add(device, a->x, a->sum, w->vectors[WEFT_DOWN_BIAS], token_count, config->width);     /* [T, D] */
+    return WEFT_OK;
+}
+
+/* Logits of the wanted rows only, over this rank's share of the vocabulary. */
+static void logits(struct weft_model *model, const struct weft_forward_args *args)
+{
+    const struct weft_model_config *config = &model->config;
+    const struct weft_activations *a = &model->activations;
+    struct weft_device *device = model->device;
+    uint32_t row_count = args->logit_row_count;
+
+    weft_device_select_rows(device, a->x, args->logit_rows, row_count, config->width, a->sum); /* [R, D] */
+    weft_device_rms_norm(device, a->sum, model->weights.norm, row_count, config->width, config->norm_eps,
+                         a->norm);                                                        /* [R, D] */
+    weft_device_matmul(device, model->weights.head, a->norm, row_count, NULL, a->logits); /* [R, N] */
+}
+
+enum weft_status weft_model_forward(struct weft_model *model, const struct weft_forward_args *args, float **logits_out)
+{
+    const struct weft_model_config *config = &model->config;
+
+    assert(args->batch.token_count <= model->limits.token_count_max);
+    assert(args->logit_row_count <= model->limits.logit_row_max);
+    WEFT_TRY(embed(model, args)); /* [T, D] */
+    weft_device_rope_angles(model->device, &args->batch, config->inv_freq, config->head_size, config->rope_scale,
+                            model->activations.angles); /* [T, E/2, 2] */
+    for (uint32_t layer = 0; layer < config->layer_count; layer++) {
+        WEFT_TRY(attention(model, args, layer));
+        WEFT_TRY(ffn(model, args, layer));
+    }
+    if (args->logit_row_count > 0) {
+        logits(model, args);
+        *logits_out = model->activations.logits;
+    }
+    return WEFT_OK;
+}

@@ -1,0 +1,213 @@
+/* Opening and closing a model on one rank, and its memory: known before anything is allocated, by the same sums. */
+#include "model/model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/model_impl.h"
+#include "weft/log.h"
+
+static const char where[] = "model/model";
+
+enum { ACTIVATION_COUNT = 9, ALIGNMENT = 64 };
+
+/* A buffer of a step: where its pointer goes, and how many floats it has. */
+struct activation {
+    float **to;
+    size_t count;
+};
+
+static void list_activations(const struct weft_model_config *config, const struct weft_slice *slice,
+                             const struct weft_model_limits *limits, struct weft_activations *activations,
+                             struct activation list[ACTIVATION_COUNT])
+{
+    size_t tokens = limits->token_count_max, width = config->width, size = config->head_size;
+    size_t heads = weft_range_count(slice->heads), kv_heads = weft_range_count(slice->kv_heads);
+    size_t ffn = weft_range_count(slice->ffn), vocab = weft_range_count(slice->vocab);
+    const struct activation all[ACTIVATION_COUNT] = {
+        {&activations->x, tokens * width},
+        {&activations->norm, tokens * width},
+        {&activations->sum, tokens * width},
+        {&activations->qkv, tokens * (heads + 2 * kv_heads) * size},
+        {&activations->heads, tokens * heads * size},
+        {&activations->gate_up, tokens * 2 * ffn},
+        {&activations->ffn, tokens * ffn},
+        {&activations->angles, tokens * size},
+        {&activations->logits, limits->logit_row_max * vocab},
+    };
+
+    memcpy(list, all, sizeof(all));
+}
+
+/* Bytes of one buffer; one line at least, so that a rank without heads still has valid pointers. */
+static size_t activation_size(const struct activation *activation)
+{
+    size_t size = activation->count * sizeof(float);
+
+    return size == 0 ? ALIGNMENT : (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static struct weft_kv_desc kv_desc(const struct weft_model_config *config, const struct weft_slice *slice,
+                                   const struct weft_model_limits *limits)
+{
+    return (struct weft_kv_desc){.dtype = limits->kv_dtype,
+                                 .layer_count = config->layer_count,
+                                 .kv_head_count = weft_range_count(slice->kv_heads),
+                                 .head_size = config->head_size,
+                                 .page_count = limits->page_count};
+}
+
+void weft_model_memory(const struct weft_device *device, const struct weft_model_config *config,
+                       const struct weft_slice *slice, const struct weft_model_limits *limits,
+                       struct weft_model_memory *memory_out)
+{
+    struct weft_kv_desc one = kv_desc(config, slice, limits), all = one;
+    struct weft_activations none;
+    struct activation list[ACTIVATION_COUNT];
+
+    one.page_count = 1;
+    list_activations(config, slice, limits, &none, list);
+    *memory_out = (struct weft_model_memory){.weights = weft_weights_size(device, config, slice),
+                                             .kv_cache = weft_kv_cache_size(device, &all),
+                                             .kv_page = weft_kv_cache_size(device, &one)};
+    for (int i = 0; i < ACTIVATION_COUNT; i++) {
+        memory_out->activations += activation_size(&list[i]);
+    }
+}
+
+void weft_model_comm_limits(const struct weft_model_config *config, const struct weft_model_limits *limits,
+                            size_t *sum_count_max_out, size_t *gather_size_max_out)
+{
+    *sum_count_max_out = (size_t)limits->token_count_max * config->width;
+    *gather_size_max_out = *sum_count_max_out * sizeof(float);
+}
+
+static enum weft_status open_activations(struct weft_model *model)
+{
+    struct activation list[ACTIVATION_COUNT];
+
+    list_activations(&model->config, &model->slice, &model->limits, &model->activations, list);
+    for (int i = 0; i < ACTIVATION_COUNT; i++) {
+        *list[i].to = weft_device_alloc(model->device, activation_size(&list[i]));
+        if (*list[i].to == NULL) {
+            return WEFT_ERR_MEMORY;
+        }
+    }
+    return WEFT_OK;
+}
+
+static void close_activations(struct weft_model *model)
+{
+    struct activation list[ACTIVATION_COUNT];
+
+    list_activations(&model->config, &model->slice, &model->limits, &model->activations, list);
+    for (int i = 0; i < ACTIVATION_COUNT; i++) {
+        weft_device_free(model->device, *list[i].to);
+    }
+}
+
+static enum weft_status open_host_memory(struct weft_model *model, const struct weft_slice *slices)
+{
+    model->slices = calloc(model->rank_count, sizeof(model->slices[0]));
+    model->owned_sizes = calloc(model->rank_count, sizeof(model->owned_sizes[0]));
+    model->rows = calloc(model->limits.token_count_max, sizeof(model->rows[0]));
+    model->owners = calloc(model->limits.token_count_max, sizeof(model->owners[0]));
+    if (model->slices == NULL || model->owned_sizes == NULL || model->rows == NULL || model->owners == NULL) {
+        weft_log(WEFT_LOG_ERROR, where, "out of memory for %u ranks and %u tokens", model->rank_count,
+                 model->limits.token_count_max);
+        return WEFT_ERR_MEMORY;
+    }
+    memcpy(model->slices, slices, model->rank_count * sizeof(model->slices[0]));
+    return WEFT_OK;
+}
+
+/* The checkpoint may have changed since the configuration was read; what memory was planned for must still hold. */
+static enum weft_status open_weights(struct weft_model *model, const struct weft_model_options *options)
+{
+    struct weft_checkpoint *checkpoint = NULL;
+    struct weft_model_config config = model->config;
+
+    WEFT_TRY(weft_checkpoint_open(options->folder, &checkpoint));
+    enum weft_status status = weft_weights_resolve(checkpoint, &config);
+    if (status == WEFT_OK && (config.is_tied != model->config.is_tied ||
+                              memcmp(&config.dtypes, &model->config.dtypes, sizeof(config.dtypes)) != 0)) {
+        weft_log(WEFT_LOG_ERROR, where, "%s: the tensors' types are not those the configuration was read with",
+                 options->folder);
+        status = WEFT_ERR_STATE;
+    }
+    if (status == WEFT_OK) {
+        const struct weft_weights_args args = {.device = model->device,
+                                               .checkpoint = checkpoint,
+                                               .config = &model->config,
+                                               .slice = &model->slice,
+                                               .progress = options->progress,
+                                               .progress_context = options->progress_context};
+        status = weft_weights_open(&args, &model->weights, &model->load);
+    }
+    weft_checkpoint_close(&checkpoint);
+    return status;
+}
+
+static enum weft_status open_parts(struct weft_model *model, const struct weft_model_options *options)
+{
+    struct weft_kv_desc desc = kv_desc(&model->config, &model->slice, &model->limits);
+
+    WEFT_TRY(open_host_memory(model, options->slices));
+    WEFT_TRY(open_weights(model, options));
+    WEFT_TRY(weft_kv_cache_open(model->device, &desc, &model->kv));
+    return open_activations(model);
+}
+
+enum weft_status weft_model_open(const struct weft_model_options *options, struct weft_model **out)
+{
+    struct weft_model *model = calloc(1, sizeof(*model));
+
+    if (model == NULL) {
+        weft_log(WEFT_LOG_ERROR, where, "%s: out of memory", options->folder);
+        return WEFT_ERR_MEMORY;
+    }
+    model->config = *options->config;
+    model->slice = options->slices[options->rank];
+    model->rank = options->rank;
+    model->rank_count = options->rank_count;
+    model->limits = options->limits;
+    model->device = options->device;
+    enum weft_status status = open_parts(model, options);
+    if (status != WEFT_OK) {
+        weft_model_close(&model);
+        return status;
+    }
+    *out = model;
+    return WEFT_OK;
+}
+
+void weft_model_close(struct weft_model **model)
+{
+    struct weft_model *closed = *model;
+
+    if (closed == NULL) {
+        return;
+    }
+    close_activations(closed);
+    if (closed->kv != NULL) {
+        weft_kv_cache_close(closed->device, &closed->kv);
+    }
+    weft_weights_close(closed->device, &closed->config, &closed->weights);
+    free(closed->slices);
+    free(closed->owned_sizes);
+    free(closed->rows);
+    free(closed->owners);
+    free(closed);
+    *model = NULL;
+}
+
+void weft_model_load_stats(const struct weft_model *model, uint64_t *byte_count_out, uint64_t *time_ns_out)
+{
+    *byte_count_out = model->load.byte_count;
+    *time_ns_out = model->load.time_ns;
+}
+
+const struct weft_slice *weft_model_slice(const struct weft_model *model)
+{
+    return &model->slice;
+}

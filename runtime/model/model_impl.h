@@ -1,0 +1,38 @@
+/* What model.c (opening, memory) and forward.c (the pass) share. Not a contract. */
+#ifndef WEFT_MODEL_MODEL_IMPL_H
+#define WEFT_MODEL_MODEL_IMPL_H
+
+#include "model/model.h"
+#include "model/weights.h"
+
+/* Buffers of a step, f32 in device memory, for T = token_count_max tokens; R = logit_row_max. */
+struct weft_activations {
+    float *x;       /* [T, D] the residual stream */
+    float *norm;    /* [T, D] normalised input of a block */
+    float *sum;     /* [T, D] a block's output, summed over ranks */
+    float *qkv;     /* [T, H + 2G, E] */
+    float *heads;   /* [T, H, E] attention's result */
+    float *gate_up; /* [T, 2F] */
+    float *ffn;     /* [T, F] */
+    float *angles;  /* [T, E/2, 2] */
+    float *logits;  /* [R, N of this rank] */
+};
+
+struct weft_model {
+    struct weft_model_config config;
+    struct weft_slice slice;
+    struct weft_slice *slices; /* [rank_count], owned */
+    uint32_t rank;
+    uint32_t rank_count;
+    struct weft_model_limits limits;
+    struct weft_device *device; /* borrowed */
+    struct weft_weights weights;
+    struct weft_kv_cache *kv;
+    struct weft_activations activations;
+    uint32_t *rows;      /* [T] host: rows of a gather in the making */
+    uint32_t *owners;    /* [T] host: which rank has the embedding of each token */
+    size_t *owned_sizes; /* [rank_count] host: bytes each rank brings to the gather of embeddings */
+    struct weft_reader_stats load;
+};
+
+#endif

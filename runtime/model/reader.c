@@ -1,0 +1,309 @@
+/*
+ * Reads in file order. Two ways per read: whole rows through a sliding window (a part of all columns, or nearly all),
+ * or just the wanted columns row by row (a narrow column range, o_proj and down_proj at several ranks).
+ */
+#include "model/reader.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "weft/log.h"
+#include "weft/numeric.h"
+
+static const char where[] = "model/reader";
+
+/* 8 MiB: far above the size from which one NVMe or network read is efficient, small next to any model. */
+enum { STAGING_SIZE = 8 << 20 };
+/* A gap of up to a page between wanted columns costs no extra disk traffic: the page cache reads whole pages. */
+enum { GAP_MIN = 4096 };
+
+struct reader {
+    const struct weft_reader_args *args;
+    struct weft_reader_stats stats;
+    uint64_t byte_total;
+    size_t staging_size;
+    unsigned char *staging;   /* [staging_size]: the window, or gathered column ranges */
+    unsigned char *converted; /* [staging_size]: rows in another element type */
+    uint32_t file;            /* the window holds [begin, end) of this file */
+    uint64_t begin;
+    uint64_t end;
+};
+
+static uint64_t row_size(const struct weft_read *read)
+{
+    return (uint64_t)read->row_width * weft_dtype_size(read->from);
+}
+
+static uint64_t col_size(const struct weft_read *read)
+{
+    return (uint64_t)read->col_count * weft_dtype_size(read->from);
+}
+
+/* Row by row when less than three quarters of each row, or more than a page of it, would be read for nothing. */
+static bool is_strided(const struct weft_read *read)
+{
+    return row_size(read) - col_size(read) > GAP_MIN && col_size(read) * 4 < row_size(read) * 3;
+}
+
+static bool is_empty(const struct weft_read *read)
+{
+    return read->row_count == 0 || read->col_count == 0;
+}
+
+/* First and last byte that a read asks of the file. */
+static uint64_t read_begin(const struct weft_read *read)
+{
+    return read->offset + (uint64_t)read->col_begin * weft_dtype_size(read->from);
+}
+
+static uint64_t read_end(const struct weft_read *read)
+{
+    return read_begin(read) + (read->row_count - 1) * row_size(read) + col_size(read);
+}
+
+static uint64_t read_size(const struct weft_read *read)
+{
+    if (is_empty(read)) {
+        return 0;
+    }
+    return is_strided(read) ? read->row_count * col_size(read) : read_end(read) - read_begin(read);
+}
+
+static int compare_reads(const void *a, const void *b)
+{
+    const struct weft_read *left = a, *right = b;
+
+    if (left->file != right->file) {
+        return left->file < right->file ? -1 : 1;
+    }
+    if (left->offset != right->offset) {
+        return left->offset < right->offset ? -1 : 1;
+    }
+    return 0;
+}
+
+static enum weft_status read_bytes(struct reader *reader, uint32_t file, uint64_t offset, void *to, size_t size)
+{
+    int fd = weft_checkpoint_fd(reader->args->checkpoint, file);
+    size_t done = 0;
+
+    while (done < size) {
+        ssize_t got = pread(fd, (char *)to + done, size - done, (off_t)(offset + done));
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got <= 0) {
+            weft_log(WEFT_LOG_ERROR, where, "%s: read stopped at byte %llu: %s",
+                     weft_checkpoint_file(reader->args->checkpoint, file), (unsigned long long)(offset + done),
+                     got < 0 ? strerror(errno) : "end of file");
+            return WEFT_ERR_IO;
+        }
+        reader->stats.call_count++;
+        done += (size_t)got;
+    }
+    reader->stats.byte_count += size;
+    return WEFT_OK;
+}
+
+static void report(const struct reader *reader)
+{
+    if (reader->args->progress != NULL) {
+        reader->args->progress(reader->args->progress_context, reader->stats.byte_count, reader->byte_total);
+    }
+}
+
+/* Asks the kernel to fetch what comes next while this part is being packed. */
+static void read_ahead(const struct reader *reader, uint32_t file, uint64_t offset, uint64_t size)
+{
+    if (size > 0) {
+        (void)posix_fadvise(weft_checkpoint_fd(reader->args->checkpoint, file), (off_t)offset, (off_t)size,
+                            POSIX_FADV_WILLNEED);
+    }
+}
+
+/*
+ * Moves the window so that it begins at `offset` and holds at least min(size, staging) bytes, reading on up to run_end:
+ * where the bytes that somebody wants, adjacent to these, end. What the window already has is kept, not read again.
+ */
+static enum weft_status slide(struct reader *reader, uint32_t file, uint64_t offset, uint64_t size, uint64_t run_end)
+{
+    size_t kept = 0;
+
+    if (reader->file == file && offset >= reader->begin && offset + size <= reader->end) {
+        return WEFT_OK;
+    }
+    if (reader->file == file && offset >= reader->begin && offset < reader->end) {
+        kept = (size_t)(reader->end - offset);
+        memmove(reader->staging, reader->staging + (offset - reader->begin), kept);
+    }
+    uint64_t wanted = run_end - offset < reader->staging_size ? run_end - offset : reader->staging_size;
+    reader->file = file;
+    reader->begin = offset;
+    reader->end = offset + kept;
+    WEFT_TRY(read_bytes(reader, file, reader->end, reader->staging + kept, (size_t)(wanted - kept)));
+    reader->end = offset + wanted;
+    uint64_t rest = run_end - reader->end;
+    read_ahead(reader, file, reader->end, rest < reader->staging_size ? rest : reader->staging_size);
+    report(reader);
+    return WEFT_OK;
+}
+
+static float element(const unsigned char *bytes, enum weft_dtype dtype)
+{
+    uint16_t half;
+    float value;
+
+    if (dtype == WEFT_F32) {
+        memcpy(&value, bytes, sizeof(value));
+        return value;
+    }
+    memcpy(&half, bytes, sizeof(half));
+    return dtype == WEFT_F16 ? weft_f16_to_f32(half) : weft_bf16_to_f32(half);
+}
+
+/* Rows [first, first + count) of the read, at `rows` with the given stride, to their destination. */
+static enum weft_status deliver(struct reader *reader, const struct weft_read *read, uint32_t first, uint32_t count,
+                                const unsigned char *rows, size_t stride)
+{
+    struct weft_device *device = reader->args->device;
+    float *values = (float *)reader->converted;
+    size_t size = weft_dtype_size(read->from);
+
+    if (read->matrix != NULL && read->to == read->from) {
+        return weft_matrix_write_rows(device, read->matrix, read->row_begin + first, count, rows, stride);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t j = 0; j < read->col_count; j++) {
+            values[(size_t)i * read->col_count + j] = element(rows + i * stride + j * size, read->from);
+        }
+    }
+    if (read->matrix != NULL) {
+        return weft_matrix_write_rows(device, read->matrix, read->row_begin + first, count, values,
+                                      read->col_count * sizeof(float));
+    }
+    return weft_device_write(device, read->vector + first, values, (size_t)count * sizeof(float));
+}
+
+static uint32_t min_u64(uint64_t a, uint64_t b)
+{
+    return (uint32_t)(a < b ? a : b);
+}
+
+/* Most rows of a strip, so that neither the window nor the converted rows overflow their buffers. */
+static uint32_t strip_rows(const struct reader *reader, const struct weft_read *read, uint64_t size)
+{
+    uint64_t converted = (uint64_t)read->col_count * sizeof(float);
+
+    return min_u64(reader->staging_size / size, reader->staging_size / converted);
+}
+
+static enum weft_status run_whole(struct reader *reader, const struct weft_read *read, uint64_t run_end)
+{
+    uint64_t stride = row_size(read), tail = col_size(read);
+    uint32_t most = strip_rows(reader, read, stride);
+
+    for (uint32_t row = 0; row < read->row_count;) {
+        uint64_t offset = read_begin(read) + row * stride;
+        WEFT_TRY(slide(reader, read->file, offset, tail, run_end));
+        uint64_t there = (reader->end - offset - tail) / stride + 1; /* the last row needs no more than its columns */
+        uint32_t count = min_u64(min_u64(there, most), read->row_count - row);
+        WEFT_TRY(deliver(reader, read, row, count, reader->staging + (offset - reader->begin), stride));
+        row += count;
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status run_strided(struct reader *reader, const struct weft_read *read)
+{
+    uint64_t stride = row_size(read), width = col_size(read);
+    uint32_t most = strip_rows(reader, read, width);
+
+    reader->end = reader->begin; /* the buffer is about to hold something else */
+    for (uint32_t row = 0; row < read->row_count;) {
+        uint32_t count = min_u64(most, read->row_count - row);
+        uint64_t offset = read_begin(read) + row * stride;
+        read_ahead(reader, read->file, offset, count * stride);
+        for (uint32_t i = 0; i < count; i++) {
+            WEFT_TRY(read_bytes(reader, read->file, offset + i * stride, reader->staging + i * width, width));
+        }
+        report(reader);
+        WEFT_TRY(deliver(reader, read, row, count, reader->staging, width));
+        row += count;
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status run_all(struct reader *reader)
+{
+    struct weft_read *reads = reader->args->reads;
+    size_t count = reader->args->read_count;
+    size_t run_last = 0;
+    uint64_t run_end = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        if (is_empty(&reads[i])) {
+            continue;
+        }
+        if (is_strided(&reads[i])) {
+            WEFT_TRY(run_strided(reader, &reads[i]));
+            continue;
+        }
+        if (i >= run_last) { /* find how far the bytes go on without a hole */
+            run_end = read_end(&reads[i]);
+            for (run_last = i + 1; run_last < count; run_last++) {
+                const struct weft_read *next = &reads[run_last];
+                if (is_empty(next)) {
+                    continue;
+                }
+                if (next->file != reads[i].file || is_strided(next) || read_begin(next) != run_end) {
+                    break;
+                }
+                run_end = read_end(next);
+            }
+        }
+        WEFT_TRY(run_whole(reader, &reads[i], run_end));
+    }
+    return WEFT_OK;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+}
+
+enum weft_status weft_reader_run(const struct weft_reader_args *args, struct weft_reader_stats *stats_out)
+{
+    struct reader reader = {.args = args, .staging_size = STAGING_SIZE};
+    uint64_t begin = now_ns();
+
+    for (size_t i = 0; i < args->read_count; i++) {
+        uint64_t longest = (uint64_t)args->reads[i].row_width * sizeof(float);
+        reader.byte_total += read_size(&args->reads[i]);
+        reader.staging_size = longest > reader.staging_size ? longest : reader.staging_size;
+    }
+    qsort(args->reads, args->read_count, sizeof(args->reads[0]), compare_reads);
+    reader.staging = malloc(reader.staging_size);
+    reader.converted = malloc(reader.staging_size);
+    enum weft_status status = WEFT_ERR_MEMORY;
+    if (reader.staging != NULL && reader.converted != NULL) {
+        report(&reader);
+        status = run_all(&reader);
+    } else {
+        weft_log(WEFT_LOG_ERROR, where, "out of memory for 2 x %zu bytes of staging", reader.staging_size);
+    }
+    free(reader.staging);
+    free(reader.converted);
+    if (status == WEFT_OK) {
+        reader.stats.time_ns = now_ns() - begin;
+        *stats_out = reader.stats;
+    }
+    return status;
+}

@@ -1,0 +1,49 @@
+/*
+ * Reading parts of tensors into device memory: a list of reads, done in file order through one bounded staging buffer,
+ * in reads as large as the buffer wherever the parts adjoin.
+ */
+#ifndef WEFT_MODEL_READER_H
+#define WEFT_MODEL_READER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "model/checkpoint.h"
+#include "model/model.h"
+#include "weft/device.h"
+
+/* Rows of a tensor, or a column range of them, and where they go. */
+struct weft_read {
+    uint32_t file;        /* of the checkpoint */
+    enum weft_dtype from; /* element type in the file */
+    uint64_t offset;      /* of the first row wanted, in the file */
+    uint32_t row_count;   /* rows wanted, adjacent */
+    uint32_t row_width;   /* elements of a whole row in the file */
+    uint32_t col_begin;   /* columns wanted, [col_begin, col_begin + col_count) */
+    uint32_t col_count;
+    struct weft_matrix *matrix; /* destination, rows from row_begin, element type `to`; or NULL and */
+    enum weft_dtype to;
+    uint32_t row_begin;
+    float *vector; /* destination [row_count] f32 in device memory, row_width 1 */
+};
+
+struct weft_reader_stats {
+    uint64_t byte_count; /* read from files */
+    uint64_t call_count; /* of pread() */
+    uint64_t time_ns;
+};
+
+struct weft_reader_args {
+    struct weft_device *device;
+    const struct weft_checkpoint *checkpoint;
+    struct weft_read *reads; /* [read_count]; sorted by place, reads of nothing are skipped */
+    size_t read_count;
+    weft_model_progress *progress; /* or NULL */
+    void *progress_context;
+};
+
+/* Does all reads. Host memory: 16 MiB, or twice the longest row when that is more. ERR_IO, ERR_MEMORY: logged. */
+WEFT_MUST_CHECK enum weft_status weft_reader_run(const struct weft_reader_args *args,
+                                                 struct weft_reader_stats *stats_out);
+
+#endif
