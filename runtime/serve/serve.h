@@ -1,0 +1,50 @@
+/*
+ * The servers of `weft serve`, over an engine that the caller has opened (and so forked) before: gRPC (weft.proto,
+ * health.proto). Not part of libweft; uses the engine through weft.h only.
+ */
+#ifndef WEFT_SERVE_H
+#define WEFT_SERVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "weft/status.h"
+#include "weft/weft.h"
+
+struct weft_server;
+
+struct weft_server_options {
+    struct weft_engine *engine;  /* leader's; borrowed until close. Only the server may poll it */
+    const char *address;         /* "host:port" or "[v6]:port"; port 0 takes a free one */
+    size_t reply_size_max;       /* bytes an answer may wait for a slow reader before it is cancelled; 0: 1 MiB */
+    uint32_t request_size_max;   /* bytes of one request; 0: 16 MiB */
+    uint32_t keepalive_time_ms;  /* ping a silent client after this; 0: 20000 */
+    uint32_t keepalive_limit_ms; /* and drop it when it does not answer; 0: 10000 */
+};
+
+/*
+ * Listens and serves when it returns. Starts threads: call after weft_engine_open(), with signals handled. ERR_IO when
+ * the address cannot be bound, ERR_ARGUMENT when it cannot be understood (logged).
+ */
+WEFT_MUST_CHECK enum weft_status weft_server_open(const struct weft_server_options *options, struct weft_server **out);
+
+/* The port that was bound. */
+uint32_t weft_server_port(const struct weft_server *server);
+
+/* Becomes readable when the group has failed: every answer has got its status, health says NOT_SERVING, and all that
+ * is left to do is to close. */
+int weft_server_failure_fd(const struct weft_server *server);
+
+/* Health says NOT_SERVING and new requests are refused from now on; those that run go on. */
+void weft_server_drain(struct weft_server *server);
+
+/* Requests that run or wait. */
+uint32_t weft_server_active_count(struct weft_server *server);
+
+/* Cancels what still runs, tells every client, and returns within about a second. Sets *server to NULL. */
+void weft_server_close(struct weft_server **server);
+
+/* Whether "host:port" can be bound now, without keeping it: finds a mistake before a model is loaded. Logged. */
+WEFT_MUST_CHECK enum weft_status weft_server_address_check(const char *address);
+
+#endif

@@ -1,0 +1,60 @@
+/*
+ * What every protocol does with the engine, apart from how it is spoken: jobs go in, their events come out by callback,
+ * and the state of the group is known. One thread polls the engine. A job gets exactly one event whose finish is not
+ * WEFT_FINISH_NONE, whatever happens.
+ *
+ * Locks: a caller may hold its own lock around submit and cancel; callbacks run without any lock of the service.
+ */
+#ifndef WEFT_SERVE_SERVICE_H
+#define WEFT_SERVE_SERVICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "weft/status.h"
+#include "weft/weft.h"
+
+struct weft_service;
+
+enum weft_service_state {
+    WEFT_SERVICE_SERVING = 0,
+    WEFT_SERVICE_DRAINING = 1, /* takes nothing new */
+    WEFT_SERVICE_FAILED = 2,   /* the group is gone */
+};
+
+/* One request on its way. Caller's storage, which must stay until the last event or a failed submit. */
+struct weft_service_job {
+    void (*on_event)(void *context, const struct weft_event *event);
+    void *context;
+    /* Private to the service. */
+    struct weft_service_job *next;
+    struct weft_service_job *previous;
+    uint64_t id;
+    bool is_listed;
+};
+
+/* Called once per change, from any thread. */
+typedef void weft_service_state_callback(void *context, enum weft_service_state state);
+
+WEFT_MUST_CHECK enum weft_status weft_service_open(struct weft_engine *engine, weft_service_state_callback *on_state,
+                                                   void *context, struct weft_service **out);
+/* Call when no job is left or none matters any more: jobs still running get their last event here. */
+void weft_service_close(struct weft_service **service);
+
+/*
+ * weft_engine_submit() for `job`, whose on_event and context are set; request->user is ignored. ERR_STATE when
+ * draining or failed. On an error no event comes.
+ */
+WEFT_MUST_CHECK enum weft_status weft_service_submit(struct weft_service *service, const struct weft_request *request,
+                                                     struct weft_service_job *job);
+void weft_service_cancel(struct weft_service *service, struct weft_service_job *job);
+
+void weft_service_drain(struct weft_service *service);
+/* Cancels all jobs and waits up to timeout_ms for their last events. */
+void weft_service_cancel_all(struct weft_service *service, uint32_t timeout_ms);
+
+enum weft_service_state weft_service_state(struct weft_service *service);
+uint32_t weft_service_job_count(struct weft_service *service);
+struct weft_engine *weft_service_engine(struct weft_service *service);
+
+#endif
