@@ -1,0 +1,73 @@
+/* weft: finds the command, parses, runs it. */
+#include <stdio.h>
+#include <string.h>
+
+#include "command.h"
+
+static int command_unknown(const char *word)
+{
+    const char *names[8];
+    const char *meant;
+
+    for (size_t i = 0; i < weft_command_count; i++) {
+        names[i] = weft_commands[i].name;
+    }
+    meant = weft_suggest(word, names, weft_command_count);
+    if (meant != NULL) {
+        fprintf(stderr, "weft: unknown command \"%s\"; did you mean %s?\n", word, meant);
+    } else {
+        fprintf(stderr, "weft: unknown command \"%s\" (weft --help lists all)\n", word);
+    }
+    return WEFT_EXIT_USAGE;
+}
+
+static int command_run(const struct weft_command_text *command, int argument_count, char **arguments)
+{
+    struct weft_settings settings;
+
+    weft_settings_init(&settings);
+    if (!weft_options_parse(command, argument_count, arguments, &settings)) {
+        return WEFT_EXIT_USAGE;
+    }
+    if (settings.is_help) {
+        weft_help_command_print(command, stdout);
+        return WEFT_EXIT_OK;
+    }
+    switch (command->command) {
+    case WEFT_COMMAND_RUN: return weft_command_run(&settings);
+    case WEFT_COMMAND_SERVE: return weft_command_serve(&settings);
+    case WEFT_COMMAND_INFO: return weft_command_info(&settings);
+    case WEFT_COMMAND_ALL: break;
+    }
+    return WEFT_EXIT_USAGE;
+}
+
+int main(int argument_count, char **arguments)
+{
+    const struct weft_command_text *command;
+    const char *word;
+
+    if (argument_count < 2) {
+        weft_help_print(stderr);
+        return WEFT_EXIT_USAGE;
+    }
+    word = arguments[1];
+    if (strcmp(word, "--version") == 0) {
+        printf("weft %s\n", weft_version());
+        return WEFT_EXIT_OK;
+    }
+    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0) {
+        command = argument_count > 2 ? weft_command_find(arguments[2]) : NULL;
+        if (command != NULL) {
+            weft_help_command_print(command, stdout);
+        } else {
+            weft_help_print(stdout);
+        }
+        return WEFT_EXIT_OK;
+    }
+    command = weft_command_find(word);
+    if (command == NULL) {
+        return command_unknown(word);
+    }
+    return command_run(command, argument_count - 2, arguments + 2);
+}

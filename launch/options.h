@@ -1,0 +1,84 @@
+/*
+ * The command line: one table of options (options_table.c) from which parsing, environment fallbacks, help and
+ * suggestions all come.
+ */
+#ifndef WEFT_LAUNCH_OPTIONS_H
+#define WEFT_LAUNCH_OPTIONS_H
+
+#include <stdint.h>
+#include <stdio.h>
+
+#include "settings.h"
+
+/* Exit codes: 0 done, 1 it failed, 2 it was asked wrongly; 128 + signal when a signal ended it. */
+enum { WEFT_EXIT_OK = 0, WEFT_EXIT_FAILURE = 1, WEFT_EXIT_USAGE = 2 };
+
+enum weft_command {
+    WEFT_COMMAND_RUN = 1,
+    WEFT_COMMAND_SERVE = 2,
+    WEFT_COMMAND_INFO = 4,
+    WEFT_COMMAND_ALL = 7,
+};
+
+enum weft_option_kind {
+    WEFT_OPTION_FLAG,        /* bool */
+    WEFT_OPTION_TEXT,        /* const char * */
+    WEFT_OPTION_CHOICE,      /* const char *, one of `choices` */
+    WEFT_OPTION_U32,         /* uint32_t in [min, max] */
+    WEFT_OPTION_U64,         /* uint64_t */
+    WEFT_OPTION_F32,         /* float in [min, max] */
+    WEFT_OPTION_SIZE,        /* uint64_t bytes: 4GiB, 512M, 1000000 */
+    WEFT_OPTION_TIME,        /* uint32_t milliseconds: 30, 30s, 500ms, 2m */
+    WEFT_OPTION_TEXT_LIST,   /* struct weft_text_list, repeatable */
+    WEFT_OPTION_NUMBER_LIST, /* struct weft_number_list, comma-separated */
+};
+
+struct weft_option {
+    const char *name;
+    char letter; /* 0: none */
+    enum weft_option_kind kind;
+    unsigned commands;  /* enum weft_command, or-ed */
+    const char *group;  /* heading in help; NULL: not shown */
+    const char *values; /* what stands after the name in help; NULL for flags */
+    const char *help;
+    const char *shown_default; /* NULL: none worth saying */
+    const char *environment;   /* variable used when the option is absent; NULL: none */
+    size_t offset;             /* in struct weft_settings */
+    double min;
+    double max;
+    const char *const *choices; /* NULL-terminated */
+};
+
+struct weft_command_text {
+    enum weft_command command;
+    const char *name;
+    const char *summary;  /* one line, for weft --help */
+    const char *usage;    /* arguments after the name */
+    const char *intro;    /* paragraph */
+    const char *operand;  /* what one word without an option sets: name of that option; NULL: none allowed */
+    const char *examples; /* lines */
+};
+
+extern const struct weft_option weft_options[];
+extern const size_t weft_option_count;
+extern const struct weft_command_text weft_commands[];
+extern const size_t weft_command_count;
+
+/* The command named `name`; NULL when there is none. */
+const struct weft_command_text *weft_command_find(const char *name);
+
+void weft_settings_init(struct weft_settings *settings);
+
+/*
+ * Reads environment and arguments (those after the command's name) into *settings. False after one line on stderr.
+ */
+bool weft_options_parse(const struct weft_command_text *command, int argument_count, char **arguments,
+                        struct weft_settings *settings);
+
+void weft_help_print(FILE *file);
+void weft_help_command_print(const struct weft_command_text *command, FILE *file);
+
+/* The entry of names[count] that `word` most likely meant, or NULL. */
+const char *weft_suggest(const char *word, const char *const *names, size_t count);
+
+#endif

@@ -1,0 +1,145 @@
+/* Every option and command of weft, as data. To add an option: a member in settings.h and a row here. */
+#include "options.h"
+
+#define RUN    WEFT_COMMAND_RUN
+#define SERVE  WEFT_COMMAND_SERVE
+#define INFO   WEFT_COMMAND_INFO
+#define ALL    WEFT_COMMAND_ALL
+#define AT(m)  .offset = offsetof(struct weft_settings, m)
+#define U32MAX 4294967295.0
+
+static const char *const cpu_levels[] = {"ref", "avx2", "avx512", NULL};
+static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", NULL};
+static const char *const kv_dtypes[] = {"f32", "bf16", NULL};
+static const char *const outputs[] = {"text", "json", NULL};
+
+static const char prompt_group[] = "Prompt";
+static const char sampling_group[] = "Sampling";
+static const char server_group[] = "Server";
+static const char model_group[] = "Model and memory";
+static const char rank_group[] = "Ranks and speed";
+static const char hand_group[] = "Ranks started by hand or by a scheduler (without mpirun)";
+static const char output_group[] = "Output";
+
+/* clang-format off */
+const struct weft_option weft_options[] = {
+    {"prompt", 'p', WEFT_OPTION_TEXT, RUN, prompt_group, "TEXT",
+     "text to continue; also the one argument without an option. Without it the prompt is read from standard input",
+     NULL, NULL, AT(prompt)},
+    {"prompt-file", 'f', WEFT_OPTION_TEXT, RUN, prompt_group, "FILE",
+     "read the prompt from FILE (- is standard input); one newline at its end is left out", NULL, NULL,
+     AT(prompt_file)},
+    {"raw", 0, WEFT_OPTION_FLAG, RUN, prompt_group, NULL, "do not add the tokenizer's own begin-of-text token", NULL,
+     NULL, AT(is_raw)},
+    {"max-tokens", 'n', WEFT_OPTION_U32, RUN, prompt_group, "N", "make at most N tokens", "256", NULL, AT(max_tokens),
+     .min = 1, .max = U32MAX},
+    {"stop", 0, WEFT_OPTION_TEXT_LIST, RUN, prompt_group, "TEXT",
+     "end the answer before TEXT; may be given up to 16 times", NULL, NULL, AT(stop)},
+    {"ignore-eos", 0, WEFT_OPTION_FLAG, RUN, prompt_group, NULL, "go on after the end-of-sequence token", NULL, NULL,
+     AT(is_eos_ignored)},
+
+    {"temperature", 't', WEFT_OPTION_F32, RUN, sampling_group, "X", "0 always takes the most likely token", "0", NULL,
+     AT(temperature), .min = 0, .max = 100},
+    {"top-k", 0, WEFT_OPTION_U32, RUN, sampling_group, "K", "sample from the K most likely tokens; 0: from all", "0",
+     NULL, AT(top_k), .min = 0, .max = U32MAX},
+    {"top-p", 0, WEFT_OPTION_F32, RUN, sampling_group, "P",
+     "sample from the most likely tokens that together have probability P", "1", NULL, AT(top_p), .min = 1e-6,
+     .max = 1},
+    {"min-p", 0, WEFT_OPTION_F32, RUN, sampling_group, "P",
+     "leave out tokens less likely than P times the most likely one", "0", NULL, AT(min_p), .min = 0, .max = 0.999999},
+    {"repetition-penalty", 0, WEFT_OPTION_F32, RUN, sampling_group, "X",
+     "over prompt and answer, as Hugging Face; 1: off", "1", NULL, AT(repetition_penalty), .min = 0.01, .max = 100},
+    {"presence-penalty", 0, WEFT_OPTION_F32, RUN, sampling_group, "X", "over the answer, as OpenAI; 0: off", "0", NULL,
+     AT(presence_penalty), .min = -100, .max = 100},
+    {"frequency-penalty", 0, WEFT_OPTION_F32, RUN, sampling_group, "X", "over the answer, as OpenAI; 0: off", "0",
+     NULL, AT(frequency_penalty), .min = -100, .max = 100},
+    {"seed", 's', WEFT_OPTION_U64, RUN, sampling_group, "S", "same seed, same answer, on any number of ranks", "0",
+     NULL, AT(seed)},
+
+    {"grpc", 'g', WEFT_OPTION_TEXT, SERVE, server_group, "HOST:PORT",
+     "listen for gRPC here (0.0.0.0:PORT for every interface, port 0 for a free one)", "127.0.0.1:50051", "WEFT_GRPC",
+     AT(grpc)},
+    {"drain", 0, WEFT_OPTION_TIME, SERVE, server_group, "TIME",
+     "after SIGTERM let running requests go on for this long before they are cancelled", "0s", "WEFT_DRAIN",
+     AT(drain_ms), .min = 0, .max = 86400},
+    {"sequences", 0, WEFT_OPTION_U32, SERVE | INFO, server_group, "N", "requests that run at once", "16",
+     "WEFT_SEQUENCES", AT(sequences), .min = 1, .max = 4096},
+    {"queue", 0, WEFT_OPTION_U32, SERVE, server_group, "N", "requests that may wait; more are refused", "1024",
+     "WEFT_QUEUE", AT(queue), .min = 1, .max = 1048576},
+
+    {"model", 'm', WEFT_OPTION_TEXT, ALL, model_group, "DIR", "model folder in Hugging Face form", "the demo model",
+     "WEFT_MODEL", AT(model)},
+    {"context", 'c', WEFT_OPTION_U32, ALL, model_group, "N", "positions per request, prompt and answer together",
+     "the model's", "WEFT_CONTEXT", AT(context), .min = 1, .max = U32MAX},
+    {"memory", 0, WEFT_OPTION_SIZE, ALL, model_group, "SIZE",
+     "per rank, for weights, KV cache and activations: 4GiB, 512MiB", "90 % of what is free", "WEFT_MEMORY",
+     AT(memory)},
+    {"kv-dtype", 0, WEFT_OPTION_CHOICE, ALL, model_group, "f32|bf16",
+     "KV cache; bf16 halves it and changes the numbers", "f32", "WEFT_KV_DTYPE", AT(kv_dtype), .choices = kv_dtypes},
+    {"kv-tokens", 0, WEFT_OPTION_U32, ALL, model_group, "N", "positions of KV cache in all", "what fits",
+     "WEFT_KV_TOKENS", AT(kv_tokens), .min = 1, .max = U32MAX},
+
+    {"ranks", 'r', WEFT_OPTION_U32, ALL, rank_group, "N",
+     "processes that share the model on this host; under mpirun its ranks are used", "1", "WEFT_RANKS", AT(ranks),
+     .min = 1, .max = 1024},
+    {"threads", 0, WEFT_OPTION_U32, RUN | SERVE, rank_group, "N", "CPU threads per rank", "cores / ranks",
+     "WEFT_THREADS", AT(threads), .min = 1, .max = 1024},
+    {"shares", 0, WEFT_OPTION_NUMBER_LIST, ALL, rank_group, "A,B,...",
+     "how much of the model each rank takes, in proportion: 3,1", "equal", "WEFT_SHARES", AT(shares), .min = 1,
+     .max = 1000000},
+    {"leaves", 0, WEFT_OPTION_U32, ALL, rank_group, "V",
+     "parts the model can be split into, the most ranks it can have; changes the numbers", "8", "WEFT_LEAVES",
+     AT(leaves), .min = 1, .max = 64},
+    {"prefill-chunk", 0, WEFT_OPTION_U32, RUN | SERVE, rank_group, "N",
+     "prompt tokens per step; does not change the answer", "256", "WEFT_PREFILL_CHUNK", AT(prefill_chunk), .min = 1,
+     .max = 1048576},
+    {"cpu-level", 0, WEFT_OPTION_CHOICE, RUN | SERVE, rank_group, "ref|avx2|avx512",
+     "instruction set; does not change the answer", "best of this machine", "WEFT_CPU_LEVEL", AT(cpu_level),
+     .choices = cpu_levels},
+    {"comm", 0, WEFT_OPTION_CHOICE, RUN | SERVE, rank_group, "BACKEND",
+     "how ranks talk: auto, self, shm, tcp, ucx, mpi", "auto", "WEFT_COMM", AT(comm), .choices = comms},
+    {"interface", 0, WEFT_OPTION_TEXT, RUN | SERVE, rank_group, "NAME|CIDR", "network between hosts: eth0, 10.0.0.0/8",
+     "by route", "WEFT_INTERFACE", AT(interface)},
+    {"timeout", 0, WEFT_OPTION_TIME, RUN | SERVE, rank_group, "TIME", "longest wait between ranks before giving up",
+     "30s", "WEFT_TIMEOUT", AT(timeout_ms), .min = 0.1, .max = 86400},
+
+    {"leader", 0, WEFT_OPTION_TEXT, RUN | SERVE, hand_group, "HOST:PORT",
+     "where rank 0 listens and the others connect; needs --rank and --ranks", NULL, "WEFT_LEADER", AT(leader)},
+    {"rank", 0, WEFT_OPTION_U32, RUN | SERVE, hand_group, "R", "number of this process, from 0", "0", "WEFT_RANK",
+     AT(rank), .min = 0, .max = 1023},
+    {"rank-count", 0, WEFT_OPTION_U32, RUN | SERVE, hand_group, "N", "the same as --ranks", NULL, "WEFT_RANK_COUNT",
+     AT(ranks), .min = 1, .max = 1024},
+    {"secret-file", 0, WEFT_OPTION_TEXT, RUN | SERVE, hand_group, "FILE",
+     "file with a secret that every rank must show", "none", "WEFT_SECRET_FILE", AT(secret_file)},
+
+    {"output", 'o', WEFT_OPTION_CHOICE, RUN | INFO, output_group, "text|json",
+     "json prints one object on standard output and nothing else", "text", NULL, AT(output), .choices = outputs},
+    {"quiet", 'q', WEFT_OPTION_FLAG, ALL, output_group, NULL, "errors only: no progress, tables or timings", NULL,
+     NULL, AT(is_quiet)},
+    {"verbose", 'v', WEFT_OPTION_FLAG, ALL, output_group, NULL, "log every decision", NULL, NULL, AT(is_verbose)},
+    {"help", 'h', WEFT_OPTION_FLAG, ALL, output_group, NULL, "show this and exit", NULL, NULL, AT(is_help)},
+};
+/* clang-format on */
+const size_t weft_option_count = sizeof(weft_options) / sizeof(weft_options[0]);
+
+const struct weft_command_text weft_commands[] = {
+    {WEFT_COMMAND_RUN, "run", "answer one prompt on the terminal", "[--prompt] TEXT [OPTION...]",
+     "Loads the model, continues the prompt, streams the text to standard output and prints timings to standard error.",
+     "prompt",
+     "  weft run --prompt '12+30='                         the demo model, one process\n"
+     "  weft run --ranks 2 --model DIR --prompt 'Once'     two processes share the model\n"
+     "  mpirun -n 4 weft run --model DIR --prompt 'Once'   ranks on every host of mpirun's\n"
+     "  weft run --model DIR --output json < prompt.txt    for programs\n"},
+    {WEFT_COMMAND_SERVE, "serve", "serve a model over gRPC", "[--grpc HOST:PORT] [OPTION...]",
+     "Loads the model and answers weft.v1.Inference (runtime/serve/weft.proto) and grpc.health.v1.Health until SIGTERM "
+     "or SIGINT: the first cancels what runs (see --drain) and stops every rank, a second stops at once.",
+     NULL,
+     "  weft serve                                              the demo model on 127.0.0.1:50051\n"
+     "  weft serve --model DIR --ranks 2 --grpc 0.0.0.0:50051   two processes, every interface\n"
+     "  mpirun -n 4 weft serve --model DIR                      rank 0 listens\n"},
+    {WEFT_COMMAND_INFO, "info", "show what a model folder is and what each rank would hold", "[MODEL] [OPTION...]",
+     "Reads the configuration only, no weights, and starts nothing.", "model",
+     "  weft info DIR --ranks 4                 bytes per rank\n"
+     "  weft info DIR --ranks 3 --shares 2,1,1  with uneven shares\n"},
+};
+const size_t weft_command_count = sizeof(weft_commands) / sizeof(weft_commands[0]);

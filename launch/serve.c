@@ -1,0 +1,107 @@
+/* weft serve: a model behind gRPC until a signal or the loss of a rank. */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "command.h"
+#include "serve/serve.h"
+#include "signals.h"
+#include "weft/log.h"
+
+enum { STOP_LIMIT_MS = 3000, DRAIN_LOOK_MS = 20 };
+
+/* Sleeps until a signal or a failure; true for a signal. */
+static bool stop_wait(struct weft_server *server)
+{
+    struct pollfd fds[] = {
+        {.fd = weft_signals_fd(), .events = POLLIN},
+        {.fd = weft_server_failure_fd(server), .events = POLLIN},
+    };
+
+    while (poll(fds, 2, -1) < 0 && errno == EINTR) {
+    }
+    return fds[1].revents == 0;
+}
+
+/* Lets what runs go on until it has ended, time is up or a rank has failed; a second signal does not come back here. */
+static void drain(struct weft_server *server, uint32_t drain_ms)
+{
+    struct pollfd failure = {.fd = weft_server_failure_fd(server), .events = POLLIN};
+    uint32_t waited_ms = 0;
+
+    weft_server_drain(server);
+    while (waited_ms < drain_ms && weft_server_active_count(server) > 0) {
+        if (poll(&failure, 1, DRAIN_LOOK_MS) > 0) {
+            return;
+        }
+        waited_ms += DRAIN_LOOK_MS;
+    }
+}
+
+static int serve(struct weft_engine *engine, const struct weft_settings *settings)
+{
+    struct weft_server_options options = {.engine = engine, .address = settings->grpc};
+    struct weft_server *server = NULL;
+    struct weft_engine_info info;
+    int code = WEFT_EXIT_OK;
+
+    if (weft_server_open(&options, &server) != WEFT_OK) {
+        return WEFT_EXIT_FAILURE;
+    }
+    weft_engine_info(engine, &info);
+    weft_log(WEFT_LOG_INFO, "serve", "%s ready after %.1f s on %u ranks x %u threads (%s, %s)", info.model,
+             info.load_ms / 1000, info.rank_count, info.thread_count, info.device, info.comm);
+    weft_log(WEFT_LOG_INFO, "serve", "gRPC on %.*s:%u", (int)(strrchr(settings->grpc, ':') - settings->grpc),
+             settings->grpc, weft_server_port(server));
+    if (stop_wait(server)) {
+        weft_log(WEFT_LOG_INFO, "serve", "%s: stopping, %u requests open", strsignal(weft_signals_caught()),
+                 weft_server_active_count(server));
+        drain(server, settings->drain_ms);
+    } else {
+        weft_log(WEFT_LOG_ERROR, "serve", "rank %d has failed: stopping", weft_engine_failed_rank(engine));
+        code = WEFT_EXIT_FAILURE;
+    }
+    weft_server_close(&server);
+    return code;
+}
+
+int weft_command_serve(struct weft_settings *settings)
+{
+    struct weft_engine *engine = NULL;
+    struct weft_terminal terminal;
+    struct weft_setup setup;
+    int code;
+
+    if (!weft_setup_init(&setup, settings, "serve", &code)) {
+        return code;
+    }
+    weft_terminal_init(&terminal, settings->is_quiet || weft_setup_is_worker(settings), settings->is_verbose);
+    /* On a group over several hosts only the leader's host may have this address, and who leads is not yet known. */
+    if (!weft_setup_is_distributed(settings)) {
+        enum weft_status status = weft_server_address_check(settings->grpc);
+
+        if (status != WEFT_OK) {
+            return status == WEFT_ERR_ARGUMENT ? WEFT_EXIT_USAGE : WEFT_EXIT_FAILURE;
+        }
+    }
+    setup.options.progress = weft_terminal_progress;
+    setup.options.memory_table = weft_terminal_line;
+    setup.options.callback_context = &terminal;
+    if (!weft_signals_open(STOP_LIMIT_MS + settings->drain_ms) ||
+        weft_engine_open(&setup.options, &engine) != WEFT_OK) {
+        return WEFT_EXIT_FAILURE;
+    }
+    weft_terminal_clear(&terminal);
+    weft_signals_running(weft_engine_is_leader(engine));
+    if (!weft_engine_is_leader(engine)) {
+        weft_terminal_mute(&terminal);
+        code = weft_engine_work(engine) == WEFT_OK ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
+    } else {
+        code = serve(engine, settings);
+    }
+    weft_engine_close(&engine);
+    return code;
+}

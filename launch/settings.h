@@ -1,0 +1,69 @@
+/* What the command line and the environment ask for: one flat structure, filled by options.c, read by the commands. */
+#ifndef WEFT_LAUNCH_SETTINGS_H
+#define WEFT_LAUNCH_SETTINGS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { WEFT_SETTINGS_STOP_MAX = 16, WEFT_SETTINGS_SHARE_MAX = 64 };
+
+struct weft_text_list {
+    const char *items[WEFT_SETTINGS_STOP_MAX];
+    uint32_t count;
+};
+
+struct weft_number_list {
+    uint32_t items[WEFT_SETTINGS_SHARE_MAX];
+    uint32_t count;
+};
+
+struct weft_settings {
+    /* model and memory */
+    const char *model;
+    uint32_t context;
+    uint64_t memory;
+    const char *kv_dtype;
+    uint32_t kv_tokens;
+    uint32_t sequences;
+    uint32_t queue;
+    /* ranks */
+    uint32_t ranks;
+    uint32_t threads;
+    struct weft_number_list shares;
+    uint32_t leaves;
+    uint32_t prefill_chunk;
+    const char *cpu_level;
+    const char *comm;
+    const char *interface;
+    uint32_t timeout_ms;
+    /* ranks started by hand */
+    const char *leader;
+    uint32_t rank;
+    const char *secret_file;
+    /* prompt and sampling */
+    const char *prompt;
+    const char *prompt_file;
+    bool is_raw;
+    uint32_t max_tokens;
+    float temperature;
+    uint32_t top_k;
+    float top_p;
+    float min_p;
+    float repetition_penalty;
+    float presence_penalty;
+    float frequency_penalty;
+    uint64_t seed;
+    struct weft_text_list stop;
+    bool is_eos_ignored;
+    /* server */
+    const char *grpc;
+    uint32_t drain_ms;
+    /* output */
+    const char *output;
+    bool is_quiet;
+    bool is_verbose;
+    bool is_help;
+};
+
+#endif

@@ -1,0 +1,109 @@
+/* Signal handlers: everything here is async-signal-safe. See signals.h. */
+#include "signals.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+enum { WORKER_GRACE_MS = 700 };
+
+static struct {
+    _Atomic int caught;
+    _Atomic bool is_running;
+    _Atomic bool is_worker;
+    pid_t pid; /* ranks that were forked from here have another */
+    uint32_t limit_ms;
+    int fd;
+} signal_state;
+
+static void say(const char *line)
+{
+    if (write(STDERR_FILENO, line, strlen(line)) < 0) {
+        return; /* nobody left to tell */
+    }
+}
+
+static void leave_after(uint32_t timeout_ms)
+{
+    struct itimerval timer = {.it_value = {.tv_sec = timeout_ms / 1000, .tv_usec = timeout_ms % 1000 * 1000}};
+
+    (void)setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+static void on_signal(int number)
+{
+    const uint64_t one = 1;
+    int saved = errno;
+    int first = atomic_exchange(&signal_state.caught, number);
+
+    if (first != 0) {
+        _exit(128 + number);
+    }
+    if (atomic_load(&signal_state.is_worker) || getpid() != signal_state.pid) {
+        leave_after(WORKER_GRACE_MS);
+    } else if (!atomic_load(&signal_state.is_running)) {
+        say("weft: interrupted while loading\n");
+        _exit(128 + number);
+    } else {
+        leave_after(signal_state.limit_ms);
+        if (write(signal_state.fd, &one, sizeof(one)) < 0) {
+            _exit(128 + number);
+        }
+    }
+    errno = saved;
+}
+
+static void on_alarm(int number)
+{
+    (void)number;
+    if (!atomic_load(&signal_state.is_worker) && getpid() == signal_state.pid) {
+        say("weft: could not stop cleanly in time, leaving at once\n");
+    }
+    _exit(128 + atomic_load(&signal_state.caught));
+}
+
+bool weft_signals_open(uint32_t limit_ms)
+{
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction action;
+
+    signal_state.pid = getpid();
+    signal_state.limit_ms = limit_ms;
+    signal_state.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (signal_state.fd < 0) {
+        fprintf(stderr, "weft: eventfd: %s\n", strerror(errno));
+        return false;
+    }
+    memset(&action, 0, sizeof(action));
+    sigfillset(&action.sa_mask);
+    action.sa_handler = on_signal; /* no SA_RESTART: a blocked write to a full pipe must end */
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        (void)sigaction(numbers[i], &action, NULL);
+    }
+    action.sa_handler = on_alarm;
+    (void)sigaction(SIGALRM, &action, NULL);
+    action.sa_handler = SIG_IGN; /* a reader that goes away is an error of write(), not a death */
+    (void)sigaction(SIGPIPE, &action, NULL);
+    return true;
+}
+
+void weft_signals_running(bool is_leader)
+{
+    atomic_store(&signal_state.is_worker, !is_leader);
+    atomic_store(&signal_state.is_running, true);
+}
+
+int weft_signals_fd(void)
+{
+    return signal_state.fd;
+}
+
+int weft_signals_caught(void)
+{
+    return atomic_load(&signal_state.caught);
+}

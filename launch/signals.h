@@ -1,0 +1,25 @@
+/*
+ * SIGINT, SIGTERM and SIGHUP: the one place of weft with process-wide state. What a signal does depends on who gets it:
+ *
+ *   leader while loading    leaves at once; the other ranks notice and follow
+ *   leader while running    first: weft_signals_fd() becomes readable and the command stops cleanly, or is made to
+ *                           leave after limit_ms; second: leaves at once
+ *   any other rank          the leader decides: leaves when the group ends, at the latest after 700 ms
+ */
+#ifndef WEFT_LAUNCH_SIGNALS_H
+#define WEFT_LAUNCH_SIGNALS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Before the engine opens (ranks forked by it inherit the handlers). False when the system refuses (said). */
+bool weft_signals_open(uint32_t limit_ms);
+/* Loading is over: this process is the leader, or it works. */
+void weft_signals_running(bool is_leader);
+
+/* Readable once a signal has come. */
+int weft_signals_fd(void);
+/* The first signal that came, 0 while none has. */
+int weft_signals_caught(void);
+
+#endif
