@@ -1,0 +1,309 @@
+"""The gRPC server's own behaviour, over a test double of the engine (fake_engine.c): everything a real model does
+rarely or slowly. What a real engine answers is tested in test_serve_model.py."""
+import signal
+import threading
+import time
+
+import grpc
+import pytest
+from weft_server import FAKE, Server, generate, health_pb2, until, weft_pb2
+
+pytestmark = pytest.mark.timeout(120)
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def fake(model="fake:", *arguments, **keywords):
+    return Server("--model", model, *arguments, binary=FAKE, **keywords)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with fake("fake:token_us=200,context=64000") as running:
+        yield running
+
+
+@pytest.fixture
+def stub(server):
+    return server.stub()
+
+
+def code_of(call):
+    with pytest.raises(grpc.RpcError) as caught:
+        result = call()
+        if hasattr(result, "__iter__"):
+            list(result)
+    return caught.value.code(), caught.value.details()
+
+
+def request(prompt="hello", **settings):
+    return weft_pb2.GenerateRequest(prompt=prompt, **settings)
+
+
+def expected(prompt, count):
+    key = 0
+    for byte in prompt.encode():
+        key = (key * 31 + byte) % 2**64
+    return "".join(chr(ord("a") + (key + k * 7 + k // 5) % 26) for k in range(count))
+
+
+def test_stream_content_and_last_message(stub):
+    text, ids, last = generate(stub, prompt="hello", max_tokens=20)
+    assert text == expected("hello", 20)
+    assert ids == [ord(c) for c in text]
+    assert last.finish_reason == weft_pb2.FINISH_REASON_LENGTH
+    assert (last.usage.prompt_tokens, last.usage.output_tokens) == (5, 20)
+    assert last.timings.ttft_ms == 1
+    assert len(last.logits_sha256) == 64
+
+
+def test_messages_come_one_by_one(stub):
+    messages = list(stub.Generate(request(max_tokens=30)))
+    assert len(messages) > 5, "tokens did not stream"
+    assert all(m.finish_reason == weft_pb2.FINISH_REASON_UNSPECIFIED for m in messages[:-1])
+
+
+def test_prompt_as_token_ids(stub):
+    text, _, last = generate(stub, prompt_token_ids=list(b"hello"), max_tokens=7)
+    assert text == expected("hello", 7)
+    assert last.usage.prompt_tokens == 5
+
+
+def test_prompt_with_nul_is_not_cut(stub):
+    assert generate(stub, prompt="a\0b", max_tokens=5)[0] == expected("a\0b", 5)
+
+
+def test_malformed_bytes(server):
+    for method in ("/weft.v1.Inference/Generate", "/weft.v1.Inference/Tokenize", "/weft.v1.Inference/Detokenize",
+                   "/weft.v1.Inference/GetModel", "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"):
+        raw = server.channel().unary_stream(method, request_serializer=lambda b: b, response_deserializer=bytes)
+        for junk in (b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x05abc"):
+            code, _ = code_of(lambda: raw(junk, timeout=10))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT, (method, junk)
+
+
+def test_prompt_that_is_no_utf8(server):
+    raw = server.channel().unary_stream("/weft.v1.Inference/Generate", request_serializer=lambda b: b,
+                                        response_deserializer=bytes)
+    for text in (b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"abc\xff"):
+        code, details = code_of(lambda: raw(b"\x0a" + bytes([len(text)]) + text, timeout=10))
+        assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "prompt: not UTF-8")
+
+
+@pytest.mark.parametrize("settings, word", [
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"temperature": -1.0}, "temperature"),
+    ({"temperature": float("nan")}, "temperature"),
+    ({"top_p": 0.0}, "top_p"),
+    ({"stop": ["x"] * 17}, "stop"),
+    ({"stop": [""]}, "stop"),
+    ({"stop": ["a\0b"]}, "stop"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt_token_ids": [1, 2]}, "prompt"),
+])
+def test_settings_out_of_range(stub, settings, word):
+    code, details = code_of(lambda: stub.Generate(request(**settings), timeout=10))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert word in details
+
+
+def test_prompt_longer_than_context(stub):
+    code, details = code_of(lambda: stub.Generate(request("x" * 64000), timeout=10))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "64000" in details and "63999" in details
+
+
+def test_context_ends_the_answer(stub):
+    _, ids, last = generate(stub, prompt="x" * 63990, max_tokens=2**32 - 1)
+    assert len(ids) == 10
+    assert last.finish_reason == weft_pb2.FINISH_REASON_LENGTH
+
+
+def test_request_over_the_size_limit(stub):
+    code, _ = code_of(lambda: stub.Generate(request("x" * (17 << 20)), timeout=20))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_unknown_methods(server):
+    for path in ("/weft.v1.Inference/Nonsense", "/nobody.Knows/This", "/weft.v1.Inference/"):
+        call = server.channel().unary_unary(path, request_serializer=lambda b: b, response_deserializer=bytes)
+        assert code_of(lambda: call(b"", timeout=10))[0] == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_tokenize_detokenize(stub):
+    text = "añ€😀\0x"
+    ids = stub.Tokenize(weft_pb2.TokenizeRequest(text=text)).token_ids
+    assert list(ids) == list(text.encode())
+    assert stub.Detokenize(weft_pb2.DetokenizeRequest(token_ids=ids)).text == text
+    assert list(stub.Tokenize(weft_pb2.TokenizeRequest()).token_ids) == []
+
+
+def test_get_model(stub):
+    model = stub.GetModel(weft_pb2.GetModelRequest())
+    assert model.architecture == "FakeForCausalLM"
+    assert model.context_length == 64000
+    assert model.weft_version
+
+
+def test_cancel_stops_the_work():
+    with fake("fake:token_us=1000", "--sequences", 1) as server:
+        stub = server.stub()
+        call = stub.Generate(request(max_tokens=100000))
+        next(call)
+        call.cancel()
+        # The only slot is free again long before 100,000 tokens are made.
+        assert generate(stub, prompt="next", max_tokens=3, timeout=20)[0] == expected("next", 3)
+
+
+def test_deadline_stops_the_work():
+    with fake("fake:token_us=1000,context=1000000", "--sequences", 1) as server:
+        stub = server.stub()
+        code, _ = code_of(lambda: stub.Generate(request(max_tokens=900000), timeout=0.3))
+        assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert generate(stub, prompt="next", max_tokens=3, timeout=20)[0] == expected("next", 3)
+
+
+def test_disconnect_stops_the_work():
+    with fake("fake:token_us=1000,context=1000000", "--sequences", 1) as server:
+        channel = server.channel()
+        call = type(server.stub())(channel).Generate(request(max_tokens=900000))
+        next(call)
+        channel.close()
+        assert generate(server.stub(), prompt="next", max_tokens=3, timeout=20)[0] == expected("next", 3)
+
+
+def test_queue_full():
+    with fake("fake:token_us=20000", "--sequences", 1, "--queue", 2) as server:
+        stub = server.stub()
+        calls = [stub.Generate(request(max_tokens=4000)) for _ in range(3)]
+
+        def is_refused():
+            try:
+                list(stub.Generate(request(max_tokens=1), timeout=0.5))
+            except grpc.RpcError as error:
+                return error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and error.details() == "queue full"
+            return False
+
+        assert until(is_refused)
+        for call in calls:
+            call.cancel()
+
+
+def test_slow_reader_loses_nothing_and_holds_nobody_up(server):
+    slow = server.channel(("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0))
+    call = type(server.stub())(slow).Generate(request("slow", max_tokens=20000))
+    next(call)
+    time.sleep(0.5)
+    begin = time.monotonic()
+    assert generate(server.stub(), prompt="fast", max_tokens=50)[0] == expected("fast", 50)
+    assert time.monotonic() - begin < 30
+    rest = "".join(m.text for m in call)
+    assert expected("slow", 20000).endswith(rest) and len(rest) > 19000
+
+
+def test_reader_who_never_reads_is_cancelled():
+    """100 MB for a client that does not read: the server gives up on it instead of keeping it all."""
+    with fake("fake:context=200000", "--sequences", 1) as server:
+        stub = server.stub()
+        call = stub.Generate(request("<wide>", max_tokens=100000))
+        call.initial_metadata()  # it runs
+        assert generate(stub, prompt="next", max_tokens=3, timeout=60)[0] == expected("next", 3)
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in call:
+                pass
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "slowly" in caught.value.details()
+        status = (server.process.pid and open(f"/proc/{server.process.pid}/status").read()).split("VmRSS:")[1]
+        assert int(status.split()[0]) < 80000, "the server kept what nobody read"
+
+
+def test_many_streams_at_once(server):
+    prompts = [f"prompt {i}" for i in range(50)]
+    answers = [None] * len(prompts)
+    stub = server.stub()
+
+    def ask(i):
+        answers[i] = generate(stub, prompt=prompts[i], max_tokens=100)[0]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [expected(p, 100) for p in prompts]
+
+
+def test_health_check(server):
+    health = server.health()
+    for service in ("", "weft.v1.Inference", "readiness", "startup", "liveness"):
+        assert health.Check(health_pb2.HealthCheckRequest(service=service)).status == SERVING
+    assert code_of(lambda: health.Check(health_pb2.HealthCheckRequest(service="x")))[0] == grpc.StatusCode.NOT_FOUND
+
+
+def test_health_watch_unknown_service(server):
+    call = server.health().Watch(health_pb2.HealthCheckRequest(service="x"))
+    assert next(call).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    call.cancel()
+
+
+def test_group_failure_reaches_every_client():
+    with fake("fake:token_us=2000,context=100000", "--sequences", 7) as server:
+        stub = server.stub()
+        watch = server.health().Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == SERVING
+        others = [stub.Generate(request(f"other {i}", max_tokens=90000)) for i in range(6)]
+        next(others[0])
+        code, details = code_of(lambda: stub.Generate(request("<fail>", max_tokens=100), timeout=20))
+        assert code == grpc.StatusCode.UNAVAILABLE
+        for call in others:
+            assert code_of(lambda: call)[0] == grpc.StatusCode.UNAVAILABLE
+        assert next(watch).status == NOT_SERVING
+        assert server.wait() == 1
+        assert any("rank 1 has failed" in line for line in server.log)
+
+
+def test_sigterm_cancels_and_ends():
+    with fake("fake:token_us=5000") as server:
+        stub = server.stub()
+        watch = server.health().Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == SERVING
+        call = stub.Generate(request(max_tokens=4000))
+        next(call)
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        code, details = code_of(lambda: call)
+        assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        assert server.wait() == 0
+        assert time.monotonic() - begin < 5
+        with pytest.raises(grpc.RpcError):
+            assert next(watch).status == NOT_SERVING
+            next(watch)
+
+
+def test_sigterm_with_drain_lets_answers_end():
+    with fake("fake:token_us=5000", "--drain", "60s") as server:
+        stub = server.stub()
+        call = stub.Generate(request("drained", max_tokens=200))
+        first = next(call)
+        server.process.send_signal(signal.SIGTERM)
+        assert until(lambda: server.process.poll() is not None or any("stopping" in line for line in server.log))
+        code, details = code_of(lambda: stub.Generate(request("late"), timeout=10))
+        assert code == grpc.StatusCode.UNAVAILABLE
+        assert first.text + "".join(m.text for m in call) == expected("drained", 200)
+        assert server.wait() == 0
+
+
+def test_second_signal_ends_at_once():
+    with fake("fake:token_us=5000", "--drain", "1h") as server:
+        call = server.stub().Generate(request(max_tokens=4000))
+        next(call)
+        server.process.send_signal(signal.SIGTERM)
+        assert until(lambda: any("stopping" in line for line in server.log))
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 128 + signal.SIGTERM
+
+
+def test_port_in_use(server):
+    with pytest.raises(AssertionError) as caught:
+        Server("--model", "fake:", "--grpc", server.address, binary=FAKE)
+    assert f"cannot listen on {server.address}: Address already in use" in str(caught.value)

@@ -1,0 +1,123 @@
+"""Starting `weft serve` as a process and talking to it; shared by the tests of this folder and tests/e2e."""
+import importlib
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import grpc
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build"))
+WEFT = BUILD / "weft"
+FAKE = BUILD / "weft_fake"
+
+
+def _protos():
+    """The Python modules of weft.proto and health.proto, generated here and now as a client would."""
+    from grpc_tools import protoc
+
+    out = tempfile.mkdtemp(prefix="weft-proto-")
+    source = ROOT / "runtime" / "serve"
+    for name in ("weft", "health"):
+        status = protoc.main(["protoc", f"-I{source}", f"--python_out={out}", f"--grpc_python_out={out}",
+                              f"{name}.proto"])
+        assert status == 0, f"protoc: {name}.proto"
+    sys.path.insert(0, out)
+    return [importlib.import_module(m) for m in ("weft_pb2", "weft_pb2_grpc", "health_pb2", "health_pb2_grpc")]
+
+
+weft_pb2, weft_pb2_grpc, health_pb2, health_pb2_grpc = _protos()
+
+
+class Server:
+    """A `weft serve` process on a free port. Its standard error is collected in .log."""
+
+    def __init__(self, *arguments, binary=WEFT, environment=None, wrapper=()):
+        command = [*wrapper, str(binary), "serve", "--grpc", "127.0.0.1:0", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        env={**os.environ, **(environment or {})})
+        self.log = []
+        self.port = None
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if not self._ready.wait(60) or self.port is None:
+            self.kill()
+            raise AssertionError("weft serve did not start:\n" + "".join(self.log))
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+            found = re.search(r"gRPC on .*:(\d+)", line)
+            if found:
+                self.port = int(found.group(1))
+                self._ready.set()
+        self._ready.set()
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.port}"
+
+    def channel(self, *options):
+        return grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1), *options])
+
+    def stub(self):
+        return weft_pb2_grpc.InferenceStub(self.channel())
+
+    def health(self):
+        return health_pb2_grpc.HealthStub(self.channel())
+
+    def wait(self, timeout=20):
+        code = self.process.wait(timeout)
+        self._reader.join(5)
+        return code
+
+    def stop(self, number=signal.SIGTERM, timeout=20):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.wait(timeout)
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        self._reader.join(5)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            try:
+                self.stop()
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
+
+
+def generate(stub, timeout=60, **request):
+    """Whole answer of one Generate call: text, ids and the last message."""
+    text, ids, last = "", [], None
+    for message in stub.Generate(weft_pb2.GenerateRequest(**request), timeout=timeout):
+        assert last is None or last.finish_reason == weft_pb2.FINISH_REASON_UNSPECIFIED
+        text += message.text
+        ids += list(message.token_ids)
+        last = message
+    assert last is not None and last.finish_reason != weft_pb2.FINISH_REASON_UNSPECIFIED
+    return text, ids, last
+
+
+def until(condition, timeout=20):
+    """Waits for condition() to hold; False when it does not in time."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return bool(condition())
