@@ -1,0 +1,310 @@
+/*
+ * Times every micro-kernel at every level, and the device's matmul. Figures are the best of several rounds: on a shared
+ * machine the best is what the code can do, the median what the neighbours left.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bandwidth.h"
+#include "check.h"
+
+enum {
+    ROUNDS = 15,
+    COLUMNS = 2048,
+    COUNT = 4096, /* floats of an elementwise kernel: in L1 */
+    HEAD_PAIRS = 64,
+};
+
+static const uint64_t stream_size = (uint64_t)256 << 20; /* 8 times the last-level cache of the machine at hand */
+
+struct bench {
+    struct weft_cpu_kernels kernels;
+    unsigned char *stream; /* stream_size bytes of panels */
+    float *a;              /* [8][COLUMNS] */
+    float *b;
+    float *out;
+    volatile float sink;
+};
+
+/* One timed unit of work; bytes it reads, for GB/s. */
+typedef void bench_fn(struct bench *bench);
+
+static double seconds_of(struct bench *bench, bench_fn *run, uint32_t repeat_count)
+{
+    double best = 1e9;
+
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        double begin = bench_now();
+        double seconds;
+
+        for (uint32_t i = 0; i < repeat_count; i++) {
+            run(bench);
+        }
+        seconds = (bench_now() - begin) / repeat_count;
+        best = seconds < best ? seconds : best;
+    }
+    return best;
+}
+
+/* ---- dot: one vector over panels from memory, eight vectors over panels in L2 ---- */
+
+static void run_dot(struct bench *bench, weft_cpu_dot_fn *dot, size_t panel_size, uint64_t size, uint32_t vectors)
+{
+    const void *panels[WEFT_DOT_PANELS_MAX];
+    const float *x[WEFT_DOT_VECTORS_MAX];
+    struct weft_cpu_dot args = {.panels = panels,
+                                .panel_count = WEFT_DOT_PANELS_MAX,
+                                .vector_count = vectors,
+                                .x = x,
+                                .col_count = COLUMNS,
+                                .out = bench->out,
+                                .out_stride = 64};
+
+    for (uint32_t v = 0; v < vectors; v++) {
+        x[v] = bench->a + (size_t)v * COLUMNS;
+    }
+    for (uint64_t offset = 0; offset + 4 * panel_size <= size; offset += 4 * panel_size) {
+        for (uint32_t p = 0; p < WEFT_DOT_PANELS_MAX; p++) {
+            panels[p] = bench->stream + offset + p * panel_size;
+        }
+        dot(&args);
+    }
+}
+
+static void stream_f32(struct bench *bench)
+{
+    run_dot(bench, bench->kernels.dot_f32, COLUMNS * 64, stream_size / 4, 1);
+}
+
+static void stream_f16(struct bench *bench)
+{
+    run_dot(bench, bench->kernels.dot_f16, COLUMNS * 32, stream_size / 4, 1);
+}
+
+static void stream_bf16(struct bench *bench)
+{
+    run_dot(bench, bench->kernels.dot_bf16, COLUMNS * 32, stream_size / 4, 1);
+}
+
+static void stream_bf16_pairs(struct bench *bench)
+{
+    run_dot(bench, bench->kernels.dot_bf16_pairs, COLUMNS * 32, stream_size / 4, 1);
+}
+
+static void tile_f32(struct bench *bench)
+{
+    run_dot(bench, bench->kernels.dot_f32, COLUMNS * 64, (size_t)4 * COLUMNS * 64, 8);
+}
+
+static void tile_f16(struct bench *bench)
+{
+    run_dot(bench, bench->kernels.dot_f16, COLUMNS * 32, (size_t)4 * COLUMNS * 32, 8);
+}
+
+static void tile_bf16(struct bench *bench)
+{
+    run_dot(bench, bench->kernels.dot_bf16, COLUMNS * 32, (size_t)4 * COLUMNS * 32, 8);
+}
+
+static void tile_bf16_pairs(struct bench *bench)
+{
+    run_dot(bench, bench->kernels.dot_bf16_pairs, COLUMNS * 32, (size_t)4 * COLUMNS * 32, 8);
+}
+
+/* ---- the rest ---- */
+
+static void bench_rms_norm(struct bench *bench)
+{
+    bench->kernels.rms_norm(bench->a, bench->b, COUNT, 1e-5f, bench->out);
+}
+
+static void bench_rope(struct bench *bench)
+{
+    memcpy(bench->out, bench->a, 2 * HEAD_PAIRS * sizeof(float));
+    for (uint32_t i = 0; i < COUNT / 2 / HEAD_PAIRS; i++) {
+        bench->kernels.rope(bench->out, bench->b, HEAD_PAIRS);
+    }
+}
+
+static void bench_silu_mul(struct bench *bench)
+{
+    bench->kernels.silu_mul(bench->a, bench->b, COUNT, bench->out);
+}
+
+static void bench_add(struct bench *bench)
+{
+    bench->kernels.add(bench->out, bench->b, NULL, COUNT);
+}
+
+static void bench_softmax(struct bench *bench)
+{
+    for (uint32_t i = 0; i < COUNT; i += 256) {
+        float max;
+        float sum;
+
+        memcpy(bench->out + i, bench->a + i, 256 * sizeof(float));
+        bench->kernels.softmax(bench->out + i, (struct weft_range){0, 256}, 0.125f, &max, &sum);
+    }
+}
+
+static void bench_merge(struct bench *bench)
+{
+    bench->kernels.merge(bench->out, bench->b, COUNT, 0.5f, 0.25f);
+}
+
+static void bench_divide(struct bench *bench)
+{
+    bench->kernels.divide(bench->a, COUNT, 3.0f, bench->out);
+}
+
+static void bench_max(struct bench *bench)
+{
+    bench->sink = bench->kernels.max(bench->a, COUNT);
+}
+
+static void bench_exp_sum(struct bench *bench)
+{
+    bench->sink = bench->kernels.exp_sum(bench->a, COUNT, 4.0f, 1.0f);
+}
+
+struct entry {
+    const char *name;
+    bench_fn *run;
+    uint32_t repeat_count;
+    double bytes; /* read per run, 0: in cache, GB/s says nothing */
+    double work;  /* multiply-adds or elements per run */
+    const char *unit;
+};
+
+#define TILE_WORK (8.0 * 64 * COLUMNS)
+
+static const struct entry entries[] = {
+    {"dot_f32 stream", stream_f32, 1, 64 << 20, (64 << 20) / 4.0, "Gmac/s"},
+    {"dot_f16 stream", stream_f16, 1, 64 << 20, (64 << 20) / 2.0, "Gmac/s"},
+    {"dot_bf16 stream", stream_bf16, 1, 64 << 20, (64 << 20) / 2.0, "Gmac/s"},
+    {"dot_bf16_pairs stream", stream_bf16_pairs, 1, 64 << 20, (64 << 20) / 2.0, "Gmac/s"},
+    {"dot_f32 8 vectors", tile_f32, 10, 0, TILE_WORK, "Gmac/s"},
+    {"dot_f16 8 vectors", tile_f16, 10, 0, TILE_WORK, "Gmac/s"},
+    {"dot_bf16 8 vectors", tile_bf16, 10, 0, TILE_WORK, "Gmac/s"},
+    {"dot_bf16_pairs 8 vectors", tile_bf16_pairs, 10, 0, TILE_WORK, "Gmac/s"},
+    {"rms_norm", bench_rms_norm, 50, 0, COUNT, "Gelem/s"},
+    {"rope", bench_rope, 50, 0, COUNT, "Gelem/s"},
+    {"silu_mul", bench_silu_mul, 20, 0, COUNT, "Gelem/s"},
+    {"add", bench_add, 50, 0, COUNT, "Gelem/s"},
+    {"softmax", bench_softmax, 20, 0, COUNT, "Gelem/s"},
+    {"merge", bench_merge, 50, 0, COUNT, "Gelem/s"},
+    {"divide", bench_divide, 50, 0, COUNT, "Gelem/s"},
+    {"max", bench_max, 50, 0, COUNT, "Gelem/s"},
+    {"exp_sum", bench_exp_sum, 20, 0, COUNT, "Gelem/s"},
+};
+
+static void bench_kernels(struct bench *bench, enum weft_cpu_level best, double peak)
+{
+    printf("\n%-26s", "kernel, one thread");
+    for (int level = 0; level <= (int)best; level++) {
+        printf(" %24s", weft_cpu_level_name((enum weft_cpu_level)level));
+    }
+    printf("\n");
+    for (size_t i = 0; i < sizeof(entries) / sizeof(entries[0]); i++) {
+        const struct entry *entry = &entries[i];
+        double reference = 0;
+
+        printf("%-26s", entry->name);
+        for (int level = 0; level <= (int)best; level++) {
+            double seconds;
+
+            weft_cpu_kernels_init(&bench->kernels, (enum weft_cpu_level)level);
+            seconds = seconds_of(bench, entry->run, entry->repeat_count);
+            reference = level == 0 ? seconds : reference;
+            if (entry->bytes > 0) {
+                printf(" %6.1f GB/s %3.0f%% %6.1fx", entry->bytes / seconds * 1e-9, entry->bytes / seconds / peak * 100,
+                       reference / seconds);
+            } else {
+                printf(" %8.2f %s %6.1fx", entry->work / seconds * 1e-9, entry->unit, reference / seconds);
+            }
+        }
+        printf("\n");
+    }
+}
+
+/* ---- the device: decode and prefill of one large bf16 matrix ---- */
+
+static void bench_matmul(enum weft_cpu_level level, uint32_t threads, double peak)
+{
+    enum { ROWS = 32768, TOKENS = 128, PREFILL_ROWS = 4096 };
+    struct weft_device_options options = {.cpu_level = weft_cpu_level_name(level), .thread_count = threads};
+    struct weft_matrix_desc desc = {.dtype = WEFT_BF16, .row_count = ROWS, .col_count = COLUMNS};
+    struct weft_device *device;
+    struct weft_matrix *large;
+    struct weft_matrix *small;
+    float *x;
+    float *out;
+    double decode = 1e9;
+    double prefill = 1e9;
+
+    if (weft_device_open(&options, &device) != WEFT_OK || weft_matrix_open(device, &desc, &large) != WEFT_OK) {
+        exit(1);
+    }
+    desc.row_count = PREFILL_ROWS;
+    x = weft_device_alloc(device, (size_t)TOKENS * COLUMNS * sizeof(float));
+    out = weft_device_alloc(device, (size_t)TOKENS * ROWS * sizeof(float));
+    if (weft_matrix_open(device, &desc, &small) != WEFT_OK || x == NULL || out == NULL) {
+        exit(1);
+    }
+    /* Stride 0: every row is the same; what counts is that the pages are real. */
+    if (weft_matrix_write_rows(device, large, 0, ROWS, x, 0) != WEFT_OK ||
+        weft_matrix_write_rows(device, small, 0, PREFILL_ROWS, x, 0) != WEFT_OK) {
+        exit(1);
+    }
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        double begin = bench_now();
+        double middle;
+
+        weft_device_matmul(device, large, x, 1, NULL, out);
+        middle = bench_now();
+        weft_device_matmul(device, small, x, TOKENS, NULL, out);
+        prefill = bench_now() - middle < prefill ? bench_now() - middle : prefill;
+        decode = middle - begin < decode ? middle - begin : decode;
+    }
+    printf("%-22s decode %6.1f GB/s %3.0f%%   prefill %8.1f Gmac/s\n", weft_device_name(device),
+           (double)ROWS * COLUMNS * 2 / decode * 1e-9, (double)ROWS * COLUMNS * 2 / decode / peak * 100,
+           (double)TOKENS * PREFILL_ROWS * COLUMNS / prefill * 1e-9);
+    weft_matrix_close(device, &large);
+    weft_matrix_close(device, &small);
+    weft_device_free(device, x);
+    weft_device_free(device, out);
+    weft_device_close(&device);
+}
+
+void bench_run(enum weft_cpu_level best)
+{
+    double peaks[2] = {bench_read_bandwidth(1, (uint64_t)1 << 30, 10), bench_read_bandwidth(2, (uint64_t)1 << 30, 10)};
+    struct bench bench = {.stream = malloc(stream_size)};
+    struct check check = {.random = 1};
+
+    bench.a = malloc(8 * COLUMNS * sizeof(float));
+    bench.b = malloc(8 * COLUMNS * sizeof(float));
+    bench.out = malloc(8 * COLUMNS * sizeof(float));
+    if (bench.stream == NULL || bench.a == NULL || bench.b == NULL || bench.out == NULL) {
+        fprintf(stderr, "kernels_check: no memory for the benchmark\n");
+        exit(1);
+    }
+    memset(bench.stream, 0x3c, stream_size);
+    memset(bench.out, 0, 8 * COLUMNS * sizeof(float));
+    check_fill(&check, CHECK_PLAIN, bench.a, (size_t)8 * COLUMNS);
+    check_fill(&check, CHECK_PLAIN, bench.b, (size_t)8 * COLUMNS);
+    printf("read bandwidth: %.1f GB/s with 1 thread, %.1f GB/s with 2; percentages are of these\n", peaks[0] * 1e-9,
+           peaks[1] * 1e-9);
+    bench_kernels(&bench, best, peaks[0]);
+    printf("\nmatmul bf16, %d columns: decode from memory, prefill of 128 tokens\n", COLUMNS);
+    for (int level = 0; level <= (int)best; level++) {
+        for (uint32_t threads = 1; threads <= 2; threads++) {
+            bench_matmul((enum weft_cpu_level)level, threads, peaks[threads - 1]);
+        }
+    }
+    free(bench.stream);
+    free(bench.a);
+    free(bench.b);
+    free(bench.out);
+}

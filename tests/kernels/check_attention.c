@@ -1,0 +1,269 @@
+/*
+ * Attention and the KV cache: every way of running a prompt gives the same bits as the reference level running it in
+ * one go on one thread, and that is close to double precision.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "weft/numeric.h"
+
+enum { LAYERS = 2, LAYER = 1, OTHER_TOKENS = 19 };
+
+/* One model layer and a prompt for it. */
+struct scene {
+    struct weft_heads heads;
+    enum weft_dtype kv_dtype;
+    uint32_t window;
+    uint32_t token_count;
+    float *qkv; /* [token_count][H + 2G][E], owned */
+};
+
+/* How the prompt is run. */
+struct way {
+    struct weft_device *device;
+    bool is_chunked;  /* random chunks, else one */
+    bool is_shuffled; /* pages in random order, else ascending */
+    bool has_company; /* every step also holds another sequence, before it */
+};
+
+static size_t row_width(const struct weft_heads *heads)
+{
+    return ((size_t)heads->head_count + 2 * (size_t)heads->kv_head_count) * heads->head_size;
+}
+
+static void *allocate(size_t count, size_t size)
+{
+    void *memory = calloc(count + 1, size);
+
+    if (memory == NULL) {
+        abort();
+    }
+    return memory;
+}
+
+/* Every slot of the cache holds NaN before it is used: reading a position that is not there shows. */
+static void poison(const struct scene *scene, struct weft_device *device, struct weft_kv_cache *cache,
+                   const uint32_t *pages, uint32_t page_count)
+{
+    uint32_t count = page_count * WEFT_PAGE_POSITIONS;
+    float *qkv = allocate(count * row_width(&scene->heads), sizeof(float));
+    struct weft_batch_sequence sequence = {.token_count = count, .page_count = page_count, .pages = pages};
+    struct weft_batch batch = {.token_count = count, .sequence_count = 1, .sequences = &sequence};
+
+    for (size_t i = 0; i < count * row_width(&scene->heads); i++) {
+        qkv[i] = NAN;
+    }
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        weft_device_kv_append(device, cache, layer, &batch, &scene->heads, qkv);
+    }
+    free(qkv);
+}
+
+static void shuffle(struct check *check, uint32_t *pages, uint32_t count)
+{
+    for (uint32_t i = count; i > 1; i--) {
+        uint32_t j = check_below(check, i);
+        uint32_t page = pages[i - 1];
+
+        pages[i - 1] = pages[j];
+        pages[j] = page;
+    }
+}
+
+/* Appends and attends `count` tokens from `position` on; the other sequence is the prompt's own beginning. */
+static void run_step(const struct scene *scene, const struct way *way, struct weft_kv_cache *cache,
+                     const struct weft_batch_sequence *other, struct weft_batch_sequence own, float *out)
+{
+    size_t in_width = row_width(&scene->heads);
+    size_t out_width = (size_t)scene->heads.head_count * scene->heads.head_size;
+    uint32_t before = way->has_company ? other->token_count : 0;
+    uint32_t count = before + own.token_count;
+    float *qkv = allocate(count * in_width, sizeof(float));
+    float *step_out = allocate(count * out_width, sizeof(float));
+    struct weft_batch_sequence sequences[2] = {*other, own};
+    struct weft_batch batch = {count, way->has_company ? 2 : 1, way->has_company ? sequences : &sequences[1]};
+    struct weft_attention_args args = {scene->heads, LAYER, scene->window, 0.2f, qkv, step_out};
+
+    sequences[1].token_begin = before;
+    memcpy(qkv, scene->qkv, before * in_width * sizeof(float));
+    memcpy(qkv + before * in_width, scene->qkv + own.position * in_width, own.token_count * in_width * sizeof(float));
+    weft_device_kv_append(way->device, cache, LAYER, &batch, &scene->heads, qkv);
+    weft_device_attention(way->device, cache, &batch, &args);
+    memcpy(out + own.position * out_width, step_out + before * out_width, own.token_count * out_width * sizeof(float));
+    free(qkv);
+    free(step_out);
+}
+
+/* out [token_count][H][E] of the whole prompt. */
+static void run_scene(struct check *check, const struct scene *scene, const struct way *way, float *out)
+{
+    uint32_t own_pages = scene->token_count / WEFT_PAGE_POSITIONS + 1;
+    uint32_t other_pages = OTHER_TOKENS / WEFT_PAGE_POSITIONS + 1;
+    uint32_t *pages = allocate(own_pages + other_pages, sizeof(*pages));
+    struct weft_kv_desc desc = {.dtype = scene->kv_dtype,
+                                .layer_count = LAYERS,
+                                .kv_head_count = scene->heads.kv_head_count,
+                                .head_size = scene->heads.head_size,
+                                .page_count = own_pages + other_pages};
+    struct weft_batch_sequence own = {.page_count = own_pages, .pages = pages};
+    struct weft_batch_sequence other = {
+        .token_count = OTHER_TOKENS, .page_count = other_pages, .pages = pages + own_pages};
+    struct weft_kv_cache *cache;
+
+    if (weft_kv_cache_open(way->device, &desc, &cache) != WEFT_OK) {
+        abort();
+    }
+    for (uint32_t i = 0; i < own_pages + other_pages; i++) {
+        pages[i] = i;
+    }
+    if (way->is_shuffled) {
+        shuffle(check, pages, own_pages + other_pages);
+    }
+    poison(scene, way->device, cache, pages, own_pages + other_pages);
+    while (own.position < scene->token_count) {
+        uint32_t left = scene->token_count - own.position;
+
+        own.token_count = way->is_chunked ? 1 + check_below(check, left < 70 ? left : 70) : left;
+        run_step(scene, way, cache, &other, own, out);
+        own.position += own.token_count;
+    }
+    weft_kv_cache_close(way->device, &cache);
+    free(pages);
+}
+
+/* What the cache holds for x. */
+static double cached(const struct scene *scene, float x)
+{
+    return scene->kv_dtype == WEFT_BF16 ? (double)weft_bf16_to_f32(weft_f32_to_bf16(x)) : (double)x;
+}
+
+/* One query in double precision. */
+static void check_query(struct check *check, const struct scene *scene, uint32_t token, uint32_t head,
+                        const float *found)
+{
+    const struct weft_heads *heads = &scene->heads;
+    uint32_t size = heads->head_size;
+    uint32_t kv_head = (heads->group_first + head) / heads->group_size;
+    uint32_t first = scene->window > 0 && token + 1 > scene->window ? token + 1 - scene->window : 0;
+    const float *query = scene->qkv + token * row_width(heads) + (size_t)head * size;
+    double *weights = allocate(token + 1, sizeof(double));
+    double sum = 0;
+    double score_error = 0;
+
+    for (uint32_t p = first; p <= token; p++) {
+        const float *key = scene->qkv + p * row_width(heads) + ((size_t)heads->head_count + kv_head) * size;
+        double score = 0;
+        double score_size = 0;
+
+        for (uint32_t e = 0; e < size; e++) {
+            score += (double)query[e] * cached(scene, key[e]);
+            score_size += fabs((double)query[e] * cached(scene, key[e]));
+        }
+        weights[p] = exp(score * (double)0.2f);
+        sum += weights[p];
+        score_error = fmax(score_error, (size + 4) * CHECK_U * score_size * 0.2);
+    }
+    for (uint32_t e = 0; e < size; e++) {
+        double exact = 0;
+        double scale = 0;
+
+        for (uint32_t p = first; p <= token; p++) {
+            const float *value =
+                scene->qkv + p * row_width(heads) + ((size_t)heads->head_count + heads->kv_head_count + kv_head) * size;
+
+            exact += weights[p] / sum * cached(scene, value[e]);
+            scale += weights[p] / sum * fabs(cached(scene, value[e]));
+        }
+        /* weights: error of the score and of exp, twice (numerator and sum); 256 additions per piece, 6 per merge */
+        check_near(check, found[e], exact, scale * (4 * score_error + (256 + 32) * CHECK_U),
+                   "attention of token %u, head %u against double", token, head);
+    }
+    free(weights);
+}
+
+static void attention_case(struct check *check, struct scene *scene)
+{
+    struct check reference = {.ref = check->ref, .kernels = check->ref, .level = "ref"};
+    size_t width = (size_t)scene->heads.head_count * scene->heads.head_size;
+    size_t count = scene->token_count * width;
+    float *expected = allocate(count, sizeof(float));
+    float *found = allocate(count, sizeof(float));
+    struct way plain = {.device = check_device(&reference, 1)};
+
+    scene->qkv = allocate(scene->token_count * row_width(&scene->heads), sizeof(float));
+    check_fill(check, CHECK_PLAIN, scene->qkv, scene->token_count * row_width(&scene->heads));
+    run_scene(check, scene, &plain, expected);
+    for (uint32_t i = 0; i < 12 && check->ref == check->kernels; i++) {
+        uint32_t token = i == 0 ? scene->token_count - 1 : check_below(check, scene->token_count);
+        uint32_t head = check_below(check, scene->heads.head_count);
+
+        check_query(check, scene, token, head, expected + token * width + (size_t)head * scene->heads.head_size);
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        struct way way = {.device = check_device(check, 1 + i % 3),
+                          .is_chunked = i > 0,
+                          .is_shuffled = i > 1,
+                          .has_company = i > 2 && scene->token_count >= OTHER_TOKENS};
+
+        memset(found, 0, count * sizeof(float));
+        run_scene(check, scene, &way, found);
+        check_same(check, found, expected, count,
+                   "attention: %u tokens, %u heads from %u, groups of %u, size %u, %s cache, window %u, way %u",
+                   scene->token_count, scene->heads.head_count, scene->heads.group_first, scene->heads.group_size,
+                   scene->heads.head_size, weft_dtype_name(scene->kv_dtype), scene->window, i);
+        weft_device_close(&way.device);
+    }
+    weft_device_close(&plain.device);
+    free(scene->qkv);
+    free(expected);
+    free(found);
+}
+
+/* A rank without heads: nothing happens, nothing is touched. */
+static void no_heads_case(struct check *check)
+{
+    struct weft_device *device = check_device(check, 2);
+    struct weft_kv_desc desc = {.dtype = WEFT_F32, .layer_count = 1, .head_size = 8, .page_count = 1};
+    struct weft_batch_sequence sequence = {.token_count = 1, .page_count = 1, .pages = &(uint32_t){0}};
+    struct weft_batch batch = {1, 1, &sequence};
+    struct weft_heads heads = {.head_size = 8, .group_size = 2};
+    struct weft_attention_args args = {.heads = heads, .scale = 1.0f};
+    struct weft_rope_args rope = {.heads = heads, .token_count = 1};
+    struct weft_kv_cache *cache = NULL;
+
+    if (weft_kv_cache_open(device, &desc, &cache) != WEFT_OK || weft_kv_cache_size(device, &desc) != 0) {
+        check_fail(check, "a cache without heads does not open");
+    } else {
+        weft_device_rope(device, &rope);
+        weft_device_kv_append(device, cache, 0, &batch, &heads, NULL);
+        weft_device_attention(device, cache, &batch, &args);
+    }
+    weft_kv_cache_close(device, &cache);
+    weft_device_close(&device);
+}
+
+void check_device_attention(struct check *check)
+{
+    static const struct scene scenes[] = {
+        /* heads: H, G, E, group_first, group_size */
+        {.heads = {1, 1, 2, 0, 1}, .kv_dtype = WEFT_F32, .token_count = 1},
+        {.heads = {4, 2, 16, 0, 2}, .kv_dtype = WEFT_F32, .token_count = 300},
+        {.heads = {4, 2, 16, 0, 2}, .kv_dtype = WEFT_BF16, .token_count = 300},
+        {.heads = {3, 2, 22, 2, 3}, .kv_dtype = WEFT_BF16, .token_count = 50, .window = 7},
+        {.heads = {2, 1, 64, 5, 8}, .kv_dtype = WEFT_F32, .token_count = 40, .window = 1},
+        {.heads = {11, 1, 6, 0, 11}, .kv_dtype = WEFT_F32, .token_count = 70, .window = 37},
+        {.heads = {2, 2, 80, 0, 1}, .kv_dtype = WEFT_BF16, .token_count = 33},
+        {.heads = {1, 1, 256, 0, 1}, .kv_dtype = WEFT_F32, .token_count = 20},
+        {.heads = {2, 1, 4, 0, 2}, .kv_dtype = WEFT_F32, .token_count = 700, .window = 300},
+        {.heads = {2, 1, 4, 0, 2}, .kv_dtype = WEFT_BF16, .token_count = 520},
+    };
+
+    for (size_t i = 0; i < sizeof(scenes) / sizeof(scenes[0]); i++) {
+        struct scene scene = scenes[i];
+
+        attention_case(check, &scene);
+    }
+    no_heads_case(check);
+}

@@ -1,0 +1,143 @@
+/*
+ * kernels_check: every micro-kernel of every CPU level of this machine against the reference by bits, the reference
+ * against double precision, and the device table on top; with --bench it times them.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "weft/log.h"
+
+/* A member of the table that the list forgets would go unchecked. */
+#define COUNT_ONE(name) +1
+_Static_assert(sizeof(struct weft_cpu_kernels) == (0 WEFT_CPU_KERNEL_LIST(COUNT_ONE)) * sizeof(void (*)(void)),
+               "WEFT_CPU_KERNEL_LIST names every member of struct weft_cpu_kernels");
+#undef COUNT_ONE
+
+struct part {
+    const char *name;
+    void (*run)(struct check *check);
+};
+
+#define PART(name) {#name, check_##name},
+static const struct part kernel_parts[] = {WEFT_CPU_KERNEL_LIST(PART)};
+#undef PART
+
+static const struct part device_parts[] = {
+    {"options", check_device_options},       {"memory", check_device_memory},
+    {"matmul", check_device_matmul},         {"rows", check_device_rows},
+    {"device rope", check_device_rope},      {"attention", check_device_attention},
+    {"candidates", check_device_candidates},
+};
+
+static const struct part numeric_parts[] = {{"numeric", check_numeric}};
+
+static uint32_t run_parts(struct check *check, const struct part *parts, size_t count, const char *only)
+{
+    uint32_t failure_count = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        if (only != NULL && strcmp(only, parts[i].name) != 0) {
+            continue;
+        }
+        check->compared_count = 0;
+        check->failure_count = 0;
+        parts[i].run(check);
+        if (check->compared_count == 0) {
+            check_fail(check, "%s: compared nothing", parts[i].name);
+        }
+        printf("%-7s %-15s %10llu values  %s\n", check->level, parts[i].name, (unsigned long long)check->compared_count,
+               check->failure_count == 0 ? "ok" : "FAILED");
+        failure_count += check->failure_count;
+    }
+    return failure_count;
+}
+
+static int usage(void)
+{
+    fprintf(stderr, "usage: kernels_check [--level NAME] [--seed N] [--only PART] [--bench] [kernels|device]\n");
+    return 2;
+}
+
+struct options {
+    const char *level;
+    const char *only;
+    const char *group; /* NULL: both */
+    uint64_t seed;
+    bool is_bench;
+};
+
+static bool parse(int argument_count, char **arguments, struct options *options)
+{
+    for (int i = 1; i < argument_count; i++) {
+        const char *argument = arguments[i];
+        const char *value = i + 1 < argument_count ? arguments[i + 1] : NULL;
+
+        if (strcmp(argument, "--bench") == 0) {
+            options->is_bench = true;
+        } else if (strcmp(argument, "kernels") == 0 || strcmp(argument, "device") == 0) {
+            options->group = argument;
+        } else if (value == NULL) {
+            return false;
+        } else if (strcmp(argument, "--level") == 0) {
+            options->level = arguments[++i];
+        } else if (strcmp(argument, "--only") == 0) {
+            options->only = arguments[++i];
+        } else if (strcmp(argument, "--seed") == 0) {
+            options->seed = strtoull(arguments[++i], NULL, 0);
+        } else {
+            return false;
+        }
+    }
+    return true;
+}
+
+static uint32_t check_level(const struct options *options, enum weft_cpu_level level)
+{
+    struct weft_cpu_kernels ref;
+    struct weft_cpu_kernels kernels;
+    struct check check = {.ref = &ref, .level = weft_cpu_level_name(level), .random = options->seed};
+    uint32_t failure_count = 0;
+
+    weft_cpu_kernels_init(&ref, WEFT_CPU_REF);
+    weft_cpu_kernels_init(&kernels, level);
+    check.kernels = level == WEFT_CPU_REF ? &ref : &kernels;
+    if (level == WEFT_CPU_REF && options->group == NULL) {
+        failure_count += run_parts(&check, numeric_parts, 1, options->only);
+    }
+    if (options->group == NULL || strcmp(options->group, "kernels") == 0) {
+        failure_count += run_parts(&check, kernel_parts, sizeof(kernel_parts) / sizeof(kernel_parts[0]), options->only);
+    }
+    if (options->group == NULL || strcmp(options->group, "device") == 0) {
+        failure_count += run_parts(&check, device_parts, sizeof(device_parts) / sizeof(device_parts[0]), options->only);
+    }
+    return failure_count;
+}
+
+int main(int argument_count, char **arguments)
+{
+    struct options options = {.seed = 20261124};
+    const char *reason;
+    enum weft_cpu_level best = weft_cpu_level_detect(&reason);
+    uint32_t failure_count = 0;
+
+    if (!parse(argument_count, arguments, &options)) {
+        return usage();
+    }
+    if (best + 1 < WEFT_CPU_LEVEL_COUNT) {
+        printf("SKIPPED levels above %s: %s\n", weft_cpu_level_name(best), reason);
+    }
+    if (options.is_bench) {
+        bench_run(best);
+        return 0;
+    }
+    printf("seed %llu\n", (unsigned long long)options.seed);
+    for (int level = 0; level <= (int)best; level++) {
+        if (options.level == NULL || strcmp(options.level, weft_cpu_level_name((enum weft_cpu_level)level)) == 0) {
+            failure_count += check_level(&options, (enum weft_cpu_level)level);
+        }
+    }
+    printf("%u failures\n", failure_count);
+    return failure_count == 0 ? 0 : 1;
+}
