@@ -1,0 +1,137 @@
+/* The public calls: argument checks, poisoning by the first failure, statistics. Algorithms are in collective.c. */
+#include "weft/comm.h"
+
+#include <assert.h>
+#include <stdio.h>
+
+#include "comm_internal.h"
+
+/* Poisons. A failure that no peer caused is told to the others as our own, so that they do not wait for us in vain. */
+static enum weft_status settle(struct weft_comm *comm, enum weft_status status)
+{
+    if (status == WEFT_OK || comm->status != WEFT_OK) {
+        return status;
+    }
+    comm->status = status;
+    comm->failed_rank = comm->inner->failed_rank;
+    if (comm->failed_rank < 0 && comm->outer != NULL) {
+        comm->failed_rank = comm->outer->failed_rank;
+    }
+    if (comm->failed_rank < 0) {
+        char reason[64];
+
+        snprintf(reason, sizeof(reason), "its communicator failed: %s", weft_status_name(status));
+        comm->failed_rank = (int)comm->rank;
+        weft_bootstrap_abort(comm->bootstrap, comm->rank, reason);
+    }
+    return status;
+}
+
+struct timing {
+    uint64_t begin_ns;
+};
+
+static struct timing begin_op(struct weft_comm *comm)
+{
+    comm->received_size = 0;
+    return (struct timing){comm->is_traced ? weft_comm_clock_ns() : 0};
+}
+
+static enum weft_status end_op(struct weft_comm *comm, enum weft_comm_op op, struct timing timing,
+                               enum weft_status status)
+{
+    if (comm->is_traced && status == WEFT_OK) {
+        uint64_t time_ns = weft_comm_clock_ns() - timing.begin_ns;
+
+        comm->stats.ops[op].call_count++;
+        comm->stats.ops[op].byte_count += comm->received_size;
+        comm->stats.ops[op].time_ns += time_ns;
+        if (time_ns > comm->stats.ops[op].time_max_ns) {
+            comm->stats.ops[op].time_max_ns = time_ns;
+        }
+    }
+    return settle(comm, status);
+}
+
+enum weft_status weft_comm_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
+{
+    struct timing timing = begin_op(comm);
+
+    assert(count <= comm->sum_count_max);
+    WEFT_TRY(comm->status);
+    if (count == 0) {
+        return WEFT_OK;
+    }
+    return end_op(comm, WEFT_COMM_TREE_SUM, timing, comm_run_tree_sum(comm, nodes, count, out));
+}
+
+float *weft_comm_sum_buffer(struct weft_comm *comm, size_t count)
+{
+    assert(count <= comm->sum_count_max);
+    return comm->inner->backend->buffer(comm->inner, WEFT_AREA_SUM);
+}
+
+enum weft_status weft_comm_all_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out)
+{
+    struct timing timing = begin_op(comm);
+    size_t total = 0;
+
+    for (uint32_t r = 0; r < comm->rank_count; r++) {
+        total += sizes[r];
+    }
+    assert(total <= comm->gather_size_max);
+    WEFT_TRY(comm->status);
+    return end_op(comm, WEFT_COMM_ALL_GATHER, timing, comm_run_gather(comm, in, sizes, out));
+}
+
+enum weft_status weft_comm_broadcast(struct weft_comm *comm, uint32_t root, void *data, size_t size)
+{
+    struct timing timing = begin_op(comm);
+    size_t sizes[COMM_RANK_MAX] = {0};
+
+    assert(root < comm->rank_count && size <= comm->gather_size_max);
+    WEFT_TRY(comm->status);
+    sizes[root] = size;
+    return end_op(comm, WEFT_COMM_BROADCAST, timing, comm_run_gather(comm, data, sizes, data));
+}
+
+enum weft_status weft_comm_send(struct weft_comm *comm, uint32_t peer, const void *data, size_t size)
+{
+    const struct weft_transfer transfer = {.peer = peer, .send = data, .send_size = size};
+
+    assert(peer < comm->rank_count && peer != comm->rank);
+    WEFT_TRY(comm->status);
+    return settle(comm, comm_run_point_to_point(comm, &transfer));
+}
+
+enum weft_status weft_comm_recv(struct weft_comm *comm, uint32_t peer, void *data, size_t size)
+{
+    const struct weft_transfer transfer = {.peer = peer, .recv = data, .recv_size = size};
+
+    assert(peer < comm->rank_count && peer != comm->rank);
+    WEFT_TRY(comm->status);
+    return settle(comm, comm_run_point_to_point(comm, &transfer));
+}
+
+enum weft_status weft_comm_barrier(struct weft_comm *comm)
+{
+    struct timing timing = begin_op(comm);
+
+    WEFT_TRY(comm->status);
+    return end_op(comm, WEFT_COMM_BARRIER, timing, comm_run_barrier(comm));
+}
+
+int weft_comm_failed_rank(const struct weft_comm *comm)
+{
+    return comm->failed_rank;
+}
+
+const char *weft_comm_backend(const struct weft_comm *comm)
+{
+    return comm->name;
+}
+
+void weft_comm_stats(const struct weft_comm *comm, struct weft_comm_stats *stats_out)
+{
+    *stats_out = comm->stats;
+}

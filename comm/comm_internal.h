@@ -1,0 +1,80 @@
+/*
+ * struct weft_comm, shared by comm_open.c (choosing, opening), collective.c (algorithms) and comm.c (public calls,
+ * poisoning, statistics).
+ *
+ * "Host" here is what the inner channel joins: the ranks of one machine when shm is used, else every rank is a host of
+ * its own. The first rank of a host is its leader and speaks for it on the outer channel.
+ */
+#ifndef WEFT_COMM_INTERNAL_H
+#define WEFT_COMM_INTERNAL_H
+
+#include "backend.h"
+#include "sum_plan.h"
+#include "weft/comm.h"
+
+#define COMM_RANK_MAX WEFT_LEAF_COUNT_MAX
+
+/* Which node of which rank or host an input of a plan is. */
+struct comm_node {
+    uint8_t owner; /* position in members[], or host */
+    uint8_t index; /* among the owner's nodes */
+};
+
+struct weft_comm {
+    struct weft_bootstrap *bootstrap; /* borrowed */
+    uint32_t rank;
+    uint32_t rank_count;
+    uint32_t timeout_ms;
+    uint32_t leaf_count;
+    struct weft_range leaves[COMM_RANK_MAX];
+    size_t sum_count_max;
+    size_t gather_size_max;
+    bool is_traced;
+    char name[16];
+
+    uint32_t host_count;
+    uint32_t host_of[COMM_RANK_MAX];      /* by rank */
+    uint32_t host_leaders[COMM_RANK_MAX]; /* rank, by host */
+    uint32_t own_host;
+    uint32_t members[COMM_RANK_MAX]; /* ranks of the own host, ascending */
+    uint32_t member_count;
+    uint32_t own_member;                   /* position in members[] */
+    uint32_t outer_members[COMM_RANK_MAX]; /* own rank and all ranks of other hosts */
+    uint32_t outer_member_count;
+
+    struct weft_channel *inner;      /* owned: self or shm */
+    struct weft_channel *outer;      /* owned: NULL with one host */
+    size_t sum_sizes[COMM_RANK_MAX]; /* bytes of WEFT_AREA_SUM, by member */
+    size_t scratch_size;
+
+    uint32_t node_counts[COMM_RANK_MAX]; /* by rank */
+    struct weft_sum_plan host_plan;      /* members' nodes to the host's */
+    struct comm_node host_inputs[WEFT_LEAF_COUNT_MAX];
+    uint32_t host_node_counts[COMM_RANK_MAX]; /* by host */
+    struct weft_sum_plan top_plan;            /* all hosts' nodes to the sum */
+    struct comm_node top_inputs[WEFT_LEAF_COUNT_MAX];
+    size_t chunk_count;                    /* elements per round between hosts */
+    float *staging;                        /* owned: [all hosts' nodes][chunk_count]; leaders */
+    size_t staging_offsets[COMM_RANK_MAX]; /* elements, by host */
+    float *temporaries;                    /* owned: [64][WEFT_SUM_BLOCK] */
+    struct weft_transfer *transfers;       /* owned: [transfer_count_max] */
+    uint32_t transfer_count_max;
+
+    enum weft_status status; /* of the first failure */
+    int failed_rank;
+    uint64_t received_size; /* of the collective under way */
+    struct weft_comm_stats stats;
+};
+
+static inline bool comm_is_leader(const struct weft_comm *comm)
+{
+    return comm->own_member == 0;
+}
+
+/* collective.c: no checks, no poisoning. failed_rank of the channel at fault is set. */
+enum weft_status comm_run_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out);
+enum weft_status comm_run_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out);
+enum weft_status comm_run_barrier(struct weft_comm *comm);
+enum weft_status comm_run_point_to_point(struct weft_comm *comm, const struct weft_transfer *transfer);
+
+#endif
