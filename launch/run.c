@@ -259,7 +259,7 @@ static void timings_print(struct weft_engine *engine, const struct answer *answe
         if (stats[i].call_count > 0) {
             fprintf(stderr, "%-11s %.1f ms in %llu calls, %.1f us each, %s received\n", stats[i].name, stats[i].time_ms,
                     (unsigned long long)stats[i].call_count, stats[i].time_ms * 1000 / (double)stats[i].call_count,
-                    weft_size_text(stats[i].byte_count, size));
+                    weft_terminal_size_text(stats[i].byte_count, size));
         }
     }
 }

@@ -53,7 +53,7 @@ void weft_terminal_clear(struct weft_terminal *terminal)
     }
 }
 
-const char *weft_size_text(uint64_t size, char text[16])
+const char *weft_terminal_size_text(uint64_t size, char text[16])
 {
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     double value = (double)size;
@@ -76,7 +76,7 @@ static void bar_draw(struct weft_terminal *terminal, const char *what, uint64_t 
     memset(bar, '.', BAR_WIDTH);
     memset(bar, '#', (size_t)full);
     bar[BAR_WIDTH] = 0;
-    fprintf(stderr, "\r\033[K%s [%s] %3d %% of %s", what, bar, percent, weft_size_text(total, size));
+    fprintf(stderr, "\r\033[K%s [%s] %3d %% of %s", what, bar, percent, weft_terminal_size_text(total, size));
     fflush(stderr);
     terminal->has_bar = true;
 }
@@ -108,7 +108,7 @@ void weft_terminal_progress(void *context, const char *what, uint64_t done, uint
     } else {
         char size[16];
 
-        fprintf(stderr, "weft: %s: %d %% of %s\n", what, (int)(share * 100), weft_size_text(total, size));
+        fprintf(stderr, "weft: %s: %d %% of %s\n", what, (int)(share * 100), weft_terminal_size_text(total, size));
     }
 }
 

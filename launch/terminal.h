@@ -25,6 +25,6 @@ void weft_terminal_progress(void *context, const char *what, uint64_t done, uint
 void weft_terminal_line(void *context, const char *line);
 
 /* "1.2 GiB" into text[16]. */
-const char *weft_size_text(uint64_t size, char text[16]);
+const char *weft_terminal_size_text(uint64_t size, char text[16]);
 
 #endif
