@@ -74,6 +74,10 @@ enum weft_status weft_json_parse(const char *name, const char *text, size_t size
     json_error_t error;
     json_t *root = json_loadb(text, size, JSON_ALLOW_NUL, &error);
 
+    /* tokenizer_config.json says "model_max_length": 1000000000000000019884624838656 for "no limit". */
+    if (root == NULL && json_error_code(&error) == json_error_numeric_overflow) {
+        root = json_loadb(text, size, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &error);
+    }
     if (root == NULL) {
         weft_log(WEFT_LOG_ERROR, where, "%s: not valid JSON at line %d, column %d: %s", name, error.line, error.column,
                  error.text);

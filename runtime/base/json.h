@@ -16,7 +16,8 @@
  * size_max. */
 WEFT_MUST_CHECK enum weft_status weft_file_read(const char *path, size_t size_max, char **text_out, size_t *size_out);
 
-/* Parses text[size]; `name` appears in errors. Duplicate keys: the last wins, as in the wild. *out is owned
+/* Parses text[size]; `name` appears in errors. Duplicate keys: the last wins, as in the wild. A text with an integer
+ * beyond 64 bits has all its integers as reals. *out is owned
  * (json_decref). */
 WEFT_MUST_CHECK enum weft_status weft_json_parse(const char *name, const char *text, size_t size, json_t **out);
 

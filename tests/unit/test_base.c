@@ -206,6 +206,20 @@ static void test_kept_error_is_not_emitted(void **state)
     assert_int_equal(capture->count, 0);
 }
 
+static void test_json_integers_beyond_64_bits(void **state)
+{
+    const char *text = "{\"model_max_length\": 1000000000000000019884624838656, \"n\": 7}";
+    const struct weft_json_int_args args = {.name = "t", .key = "n", .min = 0, .max = 10};
+    int64_t number;
+    json_t *root;
+
+    (void)state;
+    assert_int_equal(weft_json_parse("t", text, strlen(text), &root), WEFT_OK);
+    assert_int_equal(weft_json_int(root, &args, &number), WEFT_OK);
+    assert_int_equal(number, 7);
+    json_decref(root);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -215,6 +229,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_arena_aligns_zeroes_and_refuses_overflow, capture_begin, capture_end),
         cmocka_unit_test_setup_teardown(test_json_int_checks_type_range_and_presence, capture_begin, capture_end),
         cmocka_unit_test_setup_teardown(test_json_real_and_bool, capture_begin, capture_end),
+        cmocka_unit_test_setup_teardown(test_json_integers_beyond_64_bits, capture_begin, capture_end),
         cmocka_unit_test_setup_teardown(test_files_and_damaged_json, capture_begin, capture_end),
     };
 
