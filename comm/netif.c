@@ -94,29 +94,45 @@ static bool convert(const struct ifaddrs *entry, struct weft_netif_address *out)
     return false;
 }
 
-size_t weft_netif_list(const char *interface, struct weft_netif_address *out, size_t capacity)
+/* `name_out`: NULL, or room for the name of the first match. */
+static size_t list(const char *interface, struct weft_netif_address *out, size_t capacity, char *name_out, size_t size)
 {
     struct weft_netif_address wanted, found;
     bool is_cidr = interface != NULL && parse_cidr(interface, &wanted);
-    struct ifaddrs *list;
+    struct ifaddrs *entries;
     size_t count = 0;
 
-    if (getifaddrs(&list) != 0) {
+    if (getifaddrs(&entries) != 0) {
         return 0;
     }
     for (int is_loopback = 0; is_loopback <= 1; is_loopback++) {
-        for (const struct ifaddrs *entry = list; entry != NULL && count < capacity; entry = entry->ifa_next) {
+        for (const struct ifaddrs *entry = entries; entry != NULL && count < capacity; entry = entry->ifa_next) {
             if (!convert(entry, &found) || found.is_loopback != is_loopback) {
                 continue;
             }
             if (interface == NULL ||
                 (is_cidr ? weft_netif_is_same_subnet(&wanted, &found) : strcmp(entry->ifa_name, interface) == 0)) {
+                if (count == 0 && name_out != NULL) {
+                    snprintf(name_out, size, "%s", entry->ifa_name);
+                }
                 out[count++] = found;
             }
         }
     }
-    freeifaddrs(list);
+    freeifaddrs(entries);
     return count;
+}
+
+size_t weft_netif_list(const char *interface, struct weft_netif_address *out, size_t capacity)
+{
+    return list(interface, out, capacity, NULL, 0);
+}
+
+bool weft_netif_name(const char *interface, char *name_out, size_t size)
+{
+    struct weft_netif_address first;
+
+    return list(interface, &first, 1, name_out, size) == 1;
 }
 
 socklen_t weft_netif_sockaddr(const struct weft_netif_address *address, uint16_t port, struct sockaddr_storage *out)

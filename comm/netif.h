@@ -22,6 +22,9 @@ struct weft_netif_address {
  */
 size_t weft_netif_list(const char *interface, struct weft_netif_address *out, size_t capacity);
 
+/* Name of the first such interface ("eth0") into name_out[size]; false when nothing matches. */
+bool weft_netif_name(const char *interface, char *name_out, size_t size);
+
 /* True when b lies in a's subnet. */
 bool weft_netif_is_same_subnet(const struct weft_netif_address *a, const struct weft_netif_address *b);
 

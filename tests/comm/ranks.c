@@ -98,8 +98,32 @@ static bool run_processes(uint32_t rank_count, ranks_body *body, const void *con
     return is_good;
 }
 
+/* MPI starts once per process, so one group serves all tests. */
+static struct weft_bootstrap *mpi_group;
+
+static bool run_mpi(uint32_t rank_count, ranks_body *body, const void *context)
+{
+    if (mpi_group == NULL) {
+        CHECK(weft_bootstrap_open_mpi(HANG_SECONDS * 1000, &mpi_group) == WEFT_OK);
+        alarm(HANG_SECONDS);
+    }
+    return weft_bootstrap_rank_count(mpi_group) != rank_count || body(mpi_group, context);
+}
+
+uint32_t ranks_fini_mpi(void)
+{
+    uint32_t rank = weft_bootstrap_rank(mpi_group);
+
+    weft_bootstrap_close(&mpi_group);
+    return rank;
+}
+
 bool ranks_run(enum ranks_mode mode, uint32_t rank_count, ranks_body *body, const void *context, int expected_dead)
 {
-    return mode == RANKS_THREADS ? run_threads(rank_count, body, context)
-                                 : run_processes(rank_count, body, context, expected_dead);
+    switch (mode) {
+    case RANKS_THREADS: return run_threads(rank_count, body, context);
+    case RANKS_PROCESSES: return run_processes(rank_count, body, context, expected_dead);
+    case RANKS_MPI: return run_mpi(rank_count, body, context);
+    }
+    return false;
 }

@@ -14,6 +14,7 @@
 enum ranks_mode {
     RANKS_THREADS,
     RANKS_PROCESSES,
+    RANKS_MPI, /* this process is one rank of mpirun's */
 };
 
 /* Prints and makes the rank fail. */
@@ -30,8 +31,12 @@ typedef bool ranks_body(struct weft_bootstrap *bootstrap, const void *context);
 
 /*
  * Runs body on rank_count ranks; true when every rank's body said true. With expected_dead >= 0 (processes only) that
- * rank must not come back: it was killed or is stopped.
+ * rank must not come back: it was killed or is stopped. With RANKS_MPI the size of the world is given: groups of
+ * another size are passed over (true).
  */
 bool ranks_run(enum ranks_mode mode, uint32_t rank_count, ranks_body *body, const void *context, int expected_dead);
+
+/* RANKS_MPI: closes the group; call before leaving. Returns the rank. */
+uint32_t ranks_fini_mpi(void);
 
 #endif

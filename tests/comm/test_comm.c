@@ -1,5 +1,5 @@
 /*
- * The conformance suite of all backends: test_comm BACKEND threads|processes [HOSTS].
+ * The conformance suite of all backends: test_comm BACKEND threads|processes|mpirun [HOSTS].
  *
  * BACKEND is what weft_comm_options.backend takes. HOSTS: "1" the machine as it is; "block" and "cyclic" pretend that
  * it is several hosts of two ranks each, neighbours or interleaved, by answering weft_bootstrap_host_id() differently.
@@ -383,15 +383,23 @@ int main(int argument_count, char **arguments)
     const struct group pair = {2, 8, NULL, 1000, 5000};
 
     if (argument_count < 3) {
-        fprintf(stderr, "usage: test_comm BACKEND threads|processes [real|block|cyclic]\n");
+        fprintf(stderr, "usage: test_comm BACKEND threads|processes|mpirun [real|block|cyclic]\n");
         return 2;
     }
     backend_name = arguments[1];
-    mode = strcmp(arguments[2], "threads") == 0 ? RANKS_THREADS : RANKS_PROCESSES;
+    mode = strcmp(arguments[2], "threads") == 0  ? RANKS_THREADS
+           : strcmp(arguments[2], "mpirun") == 0 ? RANKS_MPI
+                                                 : RANKS_PROCESSES;
     if (argument_count > 3) {
         hosts = strcmp(arguments[3], "block") == 0    ? HOSTS_BLOCK
                 : strcmp(arguments[3], "cyclic") == 0 ? HOSTS_CYCLIC
                                                       : HOSTS_REAL;
+    }
+    if (mode == RANKS_MPI) {
+        int failed = cmocka_run_group_tests(tests, NULL, NULL);
+
+        printf("rank %u: %s\n", ranks_fini_mpi(), failed == 0 ? "fine" : "failed");
+        return failed;
     }
     if (strcmp(backend_name, "shm") != 0 && strcmp(backend_name, "tcp") != 0 && strcmp(backend_name, "auto") != 0 &&
         !ranks_run(mode, pair.rank_count, is_available_body, &pair, -1)) {
