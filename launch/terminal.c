@@ -3,11 +3,12 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "weft/log.h"
 
-enum { BAR_WIDTH = 30, PLAIN_STEPS = 4 };
+enum { BAR_WIDTH = 30, PLAIN_INTERVAL_MS = 2000 };
 
 static void on_log(void *context, enum weft_log_level level, const char *line)
 {
@@ -31,7 +32,7 @@ void weft_terminal_init(struct weft_terminal *terminal, bool is_quiet, bool is_v
     memset(terminal, 0, sizeof(*terminal));
     terminal->is_quiet = is_quiet;
     terminal->is_tty = isatty(STDERR_FILENO) == 1;
-    terminal->step = -1;
+    terminal->percent = -1;
     weft_log_configure(level, on_log, terminal);
     /* One write per line: several ranks share the terminal. */
     setvbuf(stderr, NULL, _IOLBF, BUFSIZ);
@@ -81,34 +82,48 @@ static void bar_draw(struct weft_terminal *terminal, const char *what, uint64_t 
     terminal->has_bar = true;
 }
 
+static int64_t now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Where lines stay for ever, few are better: one now and then, and one at the end. */
+static void plain_line(struct weft_terminal *terminal, const char *what, uint64_t done, uint64_t total)
+{
+    int64_t now = now_ms();
+    char size[16];
+
+    if (done < total && now - terminal->last_ms < PLAIN_INTERVAL_MS) {
+        return;
+    }
+    terminal->last_ms = now;
+    fprintf(stderr, "weft: %s: %d %% of %s\n", what, total > 0 ? (int)((double)done / (double)total * 100) : 100,
+            weft_terminal_size_text(total, size));
+}
+
 void weft_terminal_progress(void *context, const char *what, uint64_t done, uint64_t total)
 {
     struct weft_terminal *terminal = context;
-    int steps = terminal->is_tty ? 100 : PLAIN_STEPS;
-    double share = total > 0 ? (double)done / (double)total : 1;
-    int step = (int)(share * steps);
+    int percent = total > 0 ? (int)((double)done / (double)total * 100) : 100;
 
-    if (terminal->is_quiet) {
+    if (terminal->is_quiet || (percent == terminal->percent && total == terminal->total)) {
         return;
     }
-    if (terminal->stage == NULL || strcmp(terminal->stage, what) != 0) {
+    if (terminal->last_ms == 0) {
+        terminal->last_ms = now_ms();
+    }
+    terminal->percent = percent;
+    terminal->total = total;
+    if (!terminal->is_tty) {
+        plain_line(terminal, what, done, total);
+        return;
+    }
+    bar_draw(terminal, what, total, percent);
+    if (done >= total) {
         weft_terminal_clear(terminal);
-        terminal->stage = what;
-        terminal->step = -1;
-    }
-    if (step == terminal->step) {
-        return;
-    }
-    terminal->step = step;
-    if (terminal->is_tty) {
-        bar_draw(terminal, what, total, (int)(share * 100));
-        if (done >= total) {
-            weft_terminal_clear(terminal);
-        }
-    } else {
-        char size[16];
-
-        fprintf(stderr, "weft: %s: %d %% of %s\n", what, (int)(share * 100), weft_terminal_size_text(total, size));
     }
 }
 
