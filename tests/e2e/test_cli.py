@@ -1,0 +1,201 @@
+"""The command line: help, mistakes, exit codes, prompts, json."""
+import json
+import re
+import subprocess
+
+import pytest
+from weft_cli import GOLDEN, PROMPT, WEFT, answer, model_folder, one_error_line, weft
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return model_folder("llama2", tmp_path_factory.mktemp("llama2"))
+
+
+def test_help_names_every_command():
+    done = weft("--help")
+    assert done.returncode == 0
+    for name in ("run", "serve", "info"):
+        assert re.search(rf"^  {name}\b", done.stdout, re.M)
+        assert weft("help", name).stdout == weft(name, "--help").stdout
+
+
+@pytest.mark.parametrize("command, options", [
+    ("run", "model prompt prompt-file max-tokens temperature top-k top-p min-p repetition-penalty presence-penalty "
+            "frequency-penalty seed stop ignore-eos ranks threads shares leaves prefill-chunk cpu-level comm interface "
+            "kv-dtype memory context timeout rank leader secret-file output quiet"),
+    ("serve", "model grpc drain sequences queue ranks threads shares memory context"),
+    ("info", "model ranks shares leaves memory output"),
+])
+def test_help_of_a_command(command, options):
+    text = weft(command, "--help").stdout
+    for option in options.split():
+        assert re.search(rf"--{option}\b", text), option
+    assert "Examples:" in text and "default:" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_without_arguments():
+    done = weft()
+    assert done.returncode == 2
+    assert "usage: weft COMMAND" in done.stderr
+
+
+def test_version():
+    assert re.fullmatch(r"weft \d+\.\d+\.\d+\n", weft("--version").stdout)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["rnu"], 'weft: unknown command "rnu"; did you mean run?'),
+    (["frobnicate"], 'weft: unknown command "frobnicate" (weft --help lists all)'),
+    (["run", "--promt", "x"], "weft run: unknown option --promt; did you mean --prompt?"),
+    (["run", "--max-token=3", "x"], "weft run: unknown option --max-token; did you mean --max-tokens?"),
+    (["run", "--zzzzzz"], "weft run: unknown option --zzzzzz (weft run --help lists all)"),
+    (["run", "-y"], "weft run: unknown option -y (weft run --help lists all)"),
+    (["run", "--grpc", "x"], "weft run: --grpc is not an option of weft run (weft run --help lists all)"),
+    (["run", "--max-tokens"], "weft run: --max-tokens needs a value: --max-tokens N"),
+    (["run", "--max-tokens", "-3"], 'weft run: --max-tokens: expected an integer from 1 to 4294967295, found "-3"'),
+    (["run", "--max-tokens", "1e99"], 'weft run: --max-tokens: expected an integer from 1 to 4294967295, found "1e99"'),
+    (["run", "--temperature", "nan"], 'weft run: --temperature: expected a number from 0 to 100, found "nan"'),
+    (["run", "--top-p", "2"], 'weft run: --top-p: expected a number from 1e-06 to 1, found "2"'),
+    (["run", "--shares", "3,,1"], 'weft run: --shares: expected whole numbers from 1 such as 3,1, found "3,,1"'),
+    (["run", "--shares", "0,1"], 'weft run: --shares: expected whole numbers from 1 such as 3,1, found "0,1"'),
+    (["run", "--memory", "4 elephants"],
+     'weft run: --memory: expected a size such as 4GiB or 512MiB, found "4 elephants"'),
+    (["run", "--timeout", "soon"], 'weft run: --timeout: expected a time such as 30s, 500ms or 2m, found "soon"'),
+    (["run", "--cpu-level", "sse9"], 'weft run: --cpu-level: expected ref|avx2|avx512, found "sse9"'),
+    (["run", "--quiet=1"], "weft run: --quiet takes no value"),
+    (["run", "--seed", "18446744073709551616"],
+     'weft run: --seed: expected an integer from 0 to 18446744073709551615, found "18446744073709551616"'),
+    (["run", "one", "two"], 'weft run: unexpected argument "two" (weft run --help)'),
+    (["serve", "x"], 'weft serve: unexpected argument "x" (weft serve --help)'),
+    (["run", "--rank", "1", "x"], "weft run: --rank needs --leader HOST:PORT"),
+    (["run", "--leader", "a:1", "--rank", "2", "--ranks", "2", "x"],
+     "weft run: --leader needs --ranks N and --rank R with R < N, found --ranks 2 --rank 2"),
+    (["serve", "--model", "x", "--grpc", "here"],
+     'weft: serve: address "here": expected HOST:PORT, for example 127.0.0.1:50051'),
+])
+def test_usage_mistakes(arguments, message):
+    assert one_error_line(weft(*arguments), 2) == message
+
+
+def test_environment_stands_in_and_is_named_in_errors(model):
+    assert answer("--prompt", PROMPT, "--max-tokens", 3, environment={"WEFT_MODEL": str(model), "WEFT_RANKS": "2"})
+    done = weft("run", "--prompt", "x", environment={"WEFT_RANKS": "many"})
+    assert one_error_line(done, 2) == 'weft run: WEFT_RANKS: expected an integer from 1 to 1024, found "many"'
+    # An option wins over the environment.
+    assert answer("--prompt", PROMPT, "--max-tokens", 3, "--model", model, environment={"WEFT_MODEL": "/nowhere"})
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--model", "/nowhere"], ["/nowhere: no such model folder"]),
+    (["--model", str(GOLDEN)], ["config.json"]),
+    (["--prompt-file", "/nowhere.txt"], ["/nowhere.txt", "No such file"]),
+    (["--secret-file", "/nowhere.txt"], ["/nowhere.txt", "No such file"]),
+    (["--ranks", "9"], ["9", "leaves"]),
+    (["--ranks", "2", "--shares", "1,1,1"], ["shares"]),
+    (["--memory", "1KiB"], ["memory"]),
+])
+def test_failures(model, arguments, words):
+    if "--prompt-file" not in arguments:
+        arguments = ["--prompt", PROMPT, *arguments]
+    if "--model" not in arguments:
+        arguments = ["--model", str(model), *arguments]
+    done = weft("run", "--quiet", *arguments)
+    line = one_error_line(done, 1)
+    assert line.startswith("weft")
+    for word in words:
+        assert word in line
+
+
+def test_prompt_longer_than_the_context(model):
+    line = one_error_line(weft("run", "--quiet", "--model", model, "--prompt", "x" * 200), 1)
+    assert "200" in line and "128" in line
+
+
+def test_json(model):
+    done = weft("run", "--model", model, "--prompt", PROMPT, "--max-tokens", "12", "--temperature", "0", "--seed", "7",
+                "--ranks", "2", "--threads", "1", "--shares", "3,1", "--prefill-chunk", "5", "--output", "json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    result = json.loads(done.stdout)
+    assert set(result) == {"token_ids", "text", "finish_reason", "prompt_token_count", "logits_sha256", "timings"}
+    assert len(result["token_ids"]) <= 12 and all(isinstance(i, int) for i in result["token_ids"])
+    assert result["finish_reason"] in ("stop", "length")
+    assert result["prompt_token_count"] == len(PROMPT)
+    assert re.fullmatch(r"[0-9a-f]{64}", result["logits_sha256"])
+    assert result["timings"]["ttft_ms"] > 0
+    assert result["timings"]["collectives"]["tree_sum"]["calls"] > 0
+
+
+def test_text_goes_to_stdout_and_the_rest_to_stderr(model):
+    arguments = ["--model", model, "--prompt", PROMPT, "--max-tokens", 12, "--ignore-eos"]
+    done = weft("run", *arguments)
+    assert done.returncode == 0
+    assert done.stdout == answer(*arguments)["text"] + "\n"
+    assert re.search(r"first token after [\d.]+ ms", done.stderr)
+    assert re.search(r"12 tokens, [\d.]+ tokens/s", done.stderr)
+    assert "rank" in done.stderr, "no memory table"
+    quiet = weft("run", *arguments, "--quiet")
+    assert (quiet.stdout, quiet.stderr) == (done.stdout, "")
+
+
+def test_prompt_from_everywhere_is_the_same(model, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT + "\n")
+    common = ["--model", model, "--max-tokens", 8]
+    wanted = answer(*common, "--prompt", PROMPT)
+    assert wanted["prompt_token_count"] == len(PROMPT)
+    for arguments, stdin in (([PROMPT], ""), (["--prompt-file", file], ""), ([], PROMPT + "\n"), ([], PROMPT),
+                             (["--prompt-file", "-"], PROMPT), ([f"--prompt={PROMPT}"], ""), (["--", PROMPT], "")):
+        got = answer(*common, *arguments, stdin=stdin)
+        assert (got["token_ids"], got["logits_sha256"]) == (wanted["token_ids"], wanted["logits_sha256"])
+
+
+def test_empty_prompt(model):
+    line = one_error_line(weft("run", "--quiet", "--model", model, stdin=""), 1)
+    assert "prompt" in line
+
+
+def test_sampling_depends_on_the_seed_alone(model):
+    common = ["--model", model, "--prompt", PROMPT, "--max-tokens", 24, "--temperature", "1.5", "--ignore-eos"]
+    first = answer(*common, "--seed", 1)
+    assert answer(*common, "--seed", 1, "--ranks", 3)["token_ids"] == first["token_ids"]
+    assert answer(*common, "--seed", 2)["token_ids"] != first["token_ids"]
+    assert answer(*common, "--seed", 1, "--top-k", 1)["token_ids"] == \
+        answer(*common, "--temperature", 0)["token_ids"]
+
+
+def test_stop_string_and_max_tokens(model):
+    common = ["--model", model, "--prompt", PROMPT, "--ignore-eos", "--temperature", 2, "--seed", 3]
+    long = answer(*common, "--max-tokens", 60)
+    assert (long["finish_reason"], len(long["token_ids"])) == ("length", 60)
+    text = long["text"]
+    stop = next(text[i:i + 2] for i in range(8, 50) if "\ufffd" not in text[i:i + 2] and text.find(text[i:i + 2]) == i)
+    short = answer(*common, "--max-tokens", 60, "--stop", "never-comes", "--stop", stop)
+    assert short["finish_reason"] == "stop"
+    assert short["text"] == text[:text.find(stop)]
+
+
+def test_info(model):
+    done = weft("info", model, "--ranks", 3, "--shares", "2,1,1")
+    assert done.returncode == 0
+    assert "LlamaForCausalLM" in done.stdout
+    assert len(re.findall(r"^ +\d +\d-\d ", done.stdout, re.M)) == 3
+    one = json.loads(weft("info", model, "--output", "json").stdout)
+    three = json.loads(weft("info", model, "--ranks", 3, "--output", "json").stdout)
+    assert one["architecture"] == "LlamaForCausalLM"
+    assert len(one["ranks"]) == 1 and len(three["ranks"]) == 3
+    assert three["ranks"][0]["leaves"][0] == 0 and three["ranks"][-1]["leaves"][1] == one["leaf_count"]
+    for rank in three["ranks"]:
+        assert rank["weight_bytes"] < one["ranks"][0]["weight_bytes"]
+    assert "/nowhere" in one_error_line(weft("info", "/nowhere"), 1)
+
+
+def test_closed_stdout_ends_the_run(model):
+    done = subprocess.run(f"{WEFT} run --quiet --model {model} --prompt x --max-tokens 100 --ignore-eos | head -c 1",
+                          shell=True, capture_output=True, timeout=60)
+    assert len(done.stdout) == 1
+    assert done.stderr in (b"", b"weft run: standard output was closed\n")

@@ -1,0 +1,148 @@
+"""How weft ends: signals, kill -9 of any rank. Always: every process gone, nothing left in /dev/shm."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from weft_cli import GOLDEN, ROOT, WEFT, group_of, is_alive, model_folder, shm_entries, until
+
+sys.path.insert(0, str(ROOT / "tests" / "serve"))
+from weft_server import Server, weft_pb2  # noqa: E402
+
+pytestmark = pytest.mark.timeout(180)
+RANKS = 3
+# The requirement is 1 s (signals) and 2 s (a death) on an idle machine; tests run beside others.
+SIGNAL_LIMIT, DEATH_LIMIT = 5, 8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return model_folder("llama2", tmp_path_factory.mktemp("llama2"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    before = shm_entries()
+    yield
+    assert until(lambda: shm_entries() <= before, 5), shm_entries() - before
+
+
+def ranks_of(process):
+    """Ids of all ranks, leader first, once they are there."""
+    assert until(lambda: len(group_of(process.pid)) >= RANKS), "the ranks did not start"
+    return [process.pid, *sorted(group_of(process.pid) - {process.pid})]
+
+
+def all_gone(pids, limit):
+    return until(lambda: not any(is_alive(p) for p in pids), limit)
+
+
+class Busy:
+    """A server whose ranks are in the middle of many long answers."""
+
+    def __init__(self, model):
+        self.server = Server("--model", model, "--ranks", RANKS, "--threads", 1)
+        self.ranks = ranks_of(self.server.process)
+        self.calls = []
+        stub = self.server.stub()
+        for i in range(8):
+            self.calls.append(stub.Generate(weft_pb2.GenerateRequest(prompt=f"x{i}", max_tokens=120, ignore_eos=True)))
+        next(self.calls[0])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pid in self.ranks:
+            if is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+        self.server.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_ends_a_server(model, number):
+    with Busy(model) as busy:
+        begin = time.monotonic()
+        busy.server.process.send_signal(number)
+        assert busy.server.wait() == 0
+        assert all_gone(busy.ranks, SIGNAL_LIMIT)
+        assert time.monotonic() - begin < SIGNAL_LIMIT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_every_rank_at_once_is_a_clean_end(model, number):
+    """What a terminal does with Ctrl-C, and systemd and mpirun with SIGTERM."""
+    with Busy(model) as busy:
+        for pid in busy.ranks:
+            os.kill(pid, number)
+        assert busy.server.wait() == 0
+        assert all_gone(busy.ranks, SIGNAL_LIMIT)
+        assert not any("failed" in line for line in busy.server.log), busy.server.log
+
+
+@pytest.mark.parametrize("victim", range(RANKS))
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_kill_of_a_rank(model, victim, is_idle):
+    with Busy(model) as busy:
+        if is_idle:
+            for call in busy.calls:
+                for _ in call:
+                    pass
+        begin = time.monotonic()
+        os.kill(busy.ranks[victim], signal.SIGKILL)
+        code = busy.server.wait()
+        assert all_gone(busy.ranks, DEATH_LIMIT)
+        assert time.monotonic() - begin < DEATH_LIMIT
+        if victim == 0:
+            assert code == -signal.SIGKILL
+        else:
+            assert code == 1
+            assert any(f"rank {victim}" in line for line in busy.server.log), busy.server.log
+
+
+def test_sigterm_to_one_worker_is_a_death_that_is_reported(model):
+    with Busy(model) as busy:
+        os.kill(busy.ranks[1], signal.SIGTERM)
+        assert busy.server.wait() == 1
+        assert all_gone(busy.ranks, DEATH_LIMIT)
+        assert any("rank 1" in line for line in busy.server.log), busy.server.log
+
+
+def run_slowly(model):
+    """A `weft run` with a reader that never reads, so that it is still there when the signal comes."""
+    return subprocess.Popen([str(WEFT), "run", "--model", str(model), "--prompt", "x", "--ranks", str(RANKS),
+                             "--max-tokens", "120", "--ignore-eos", "--verbose"], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def test_signal_while_it_starts(model):
+    """At any moment of loading and running: it ends, with all ranks."""
+    for delay in (0.0, 0.01, 0.03, 0.06, 0.1, 0.2):
+        process = run_slowly(model)
+        time.sleep(delay)
+        ranks = group_of(process.pid)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+        assert process.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+        assert all_gone(ranks, SIGNAL_LIMIT)
+
+
+def test_leader_killed_while_it_starts(model):
+    for delay in (0.01, 0.05, 0.1):
+        process = run_slowly(model)
+        time.sleep(delay)
+        ranks = group_of(process.pid)
+        process.kill()
+        process.wait(10)
+        assert all_gone(ranks, DEATH_LIMIT)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_normal_end_leaves_nothing(model):
+    process = run_slowly(model)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert (GOLDEN / "llama2").is_dir()

@@ -1,0 +1,89 @@
+"""Ranks started by mpirun: the same bits as one rank, one voice, and clean ends."""
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from weft_cli import MPIRUN, PROMPT, WEFT, answer, group_of, is_alive, model_folder, shm_entries, until, weft
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")]
+COMMON = ["--prompt", PROMPT, "--max-tokens", "20", "--temperature", "0", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return model_folder("llama3", tmp_path_factory.mktemp("llama3"))
+
+
+@pytest.mark.parametrize("count, more", [(1, []), (2, []), (4, []), (8, []), (2, ["--shares", "3,1"])])
+def test_same_bits_as_one_rank(model, count, more):
+    wanted = answer("--model", model, *COMMON, "--ranks", 1)
+    got = answer("--model", model, *COMMON, *more, wrapper=[*MPIRUN, "-n", str(count)])
+    for key in ("token_ids", "text", "finish_reason", "prompt_token_count", "logits_sha256"):
+        assert got[key] == wanted[key], key
+
+
+def test_one_voice(model):
+    """Only the leader prints: one answer, one memory table, one summary."""
+    done = weft("run", "--model", model, *COMMON, wrapper=[*MPIRUN, "-n", "3"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == answer("--model", model, *COMMON)["text"] + "\n"
+    assert done.stderr.count("first token after") == 1
+    assert done.stderr.lower().count("weights") <= 10
+
+
+def test_prompt_from_stdin(model):
+    got = answer("--model", model, *COMMON[2:], wrapper=[*MPIRUN, "-n", "2"], stdin=PROMPT)
+    assert got["logits_sha256"] == answer("--model", model, *COMMON)["logits_sha256"]
+
+
+def test_a_mistake_is_one_line_per_host_at_most(model):
+    """Every process looks for the model folder, as it may be missing on one host only."""
+    done = weft("run", "--quiet", "--model", "/nowhere", *COMMON, wrapper=[*MPIRUN, "-n", "3"])
+    assert done.returncode != 0
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("weft")]
+    assert 1 <= len(lines) <= 3 and all("/nowhere: no such model folder" in line for line in lines)
+
+
+def serve(model, count):
+    process = subprocess.Popen([*MPIRUN, "-n", str(count), str(WEFT), "serve", "--model", str(model), "--threads", "1",
+                                "--grpc", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True)
+    log = []
+    for line in process.stderr:
+        log.append(line)
+        if "gRPC on" in line:
+            return process, log
+    raise AssertionError("".join(log))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_mpirun(model, number):
+    before = shm_entries()
+    process, _ = serve(model, 3)
+    ranks = group_of(process.pid)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert until(lambda: not any(map(is_alive, ranks)), 10)
+    assert shm_entries() <= before
+
+
+@pytest.mark.parametrize("victim", range(3))
+def test_kill_of_a_rank(model, victim):
+    process, log = serve(model, 3)
+    ranks = group_of(process.pid)
+    by_rank = {}
+    for pid in ranks - {process.pid}:
+        environment = open(f"/proc/{pid}/environ", "rb").read().split(b"\0")
+        rank = [e.split(b"=")[1] for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK=")]
+        if rank:
+            by_rank[int(rank[0])] = pid
+    begin = time.monotonic()
+    os.kill(by_rank[victim], signal.SIGKILL)
+    assert until(lambda: not any(is_alive(p) for p in by_rank.values()), 20)
+    assert time.monotonic() - begin < 15
+    log += process.communicate(timeout=30)[1].splitlines(keepends=True)
+    assert process.returncode != 0
+    assert any(f"rank {victim}" in line for line in log if line.startswith("weft")), "".join(log)
