@@ -1,4 +1,4 @@
-/* config.json and generation_config.json to struct weft_model_config. RoPE is in rope.c, the tensors in weights.c. */
+/* config.json and generation_config.json to struct weft_model_config. RoPE is in rope.c, the tensors in tensors.c. */
 #include "model/config.h"
 
 #include <errno.h>
@@ -10,7 +10,7 @@
 #include "base/json.h"
 #include "model/checkpoint.h"
 #include "model/rope.h"
-#include "model/weights.h"
+#include "model/tensors.h"
 #include "weft/log.h"
 
 static const char where[] = "model/config";
@@ -382,7 +382,7 @@ static enum weft_status parse(const char *name, const json_t *root, const json_t
     WEFT_TRY(get_special_tokens(name, root, generation, config));
     WEFT_TRY(weft_rope_init(name, root, config));
     set_dtypes(config);
-    config->parameter_count = weft_weights_parameter_count(config);
+    config->parameter_count = weft_tensors_parameter_count(config);
     return WEFT_OK;
 }
 
@@ -417,7 +417,7 @@ static enum weft_status read_tensors(const char *folder, struct weft_model_confi
         return WEFT_OK;
     }
     WEFT_TRY(weft_checkpoint_open(folder, &checkpoint));
-    enum weft_status status = weft_weights_resolve(checkpoint, config);
+    enum weft_status status = weft_tensors_resolve(checkpoint, config);
     weft_checkpoint_close(&checkpoint);
     return status;
 }

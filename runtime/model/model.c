@@ -128,7 +128,7 @@ static enum weft_status open_weights(struct weft_model *model, const struct weft
     struct weft_model_config config = model->config;
 
     WEFT_TRY(weft_checkpoint_open(options->folder, &checkpoint));
-    enum weft_status status = weft_weights_resolve(checkpoint, &config);
+    enum weft_status status = weft_tensors_resolve(checkpoint, &config);
     if (status == WEFT_OK && (config.is_tied != model->config.is_tied ||
                               memcmp(&config.dtypes, &model->config.dtypes, sizeof(config.dtypes)) != 0)) {
         weft_log(WEFT_LOG_ERROR, where, "%s: the tensors' types are not those the configuration was read with",

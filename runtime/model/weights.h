@@ -1,7 +1,4 @@
-/*
- * The weights of one rank: which tensors a model has, which part of each a rank holds, and where it lies in memory.
- * One table (weights.c) serves checking a checkpoint, counting parameters, planning memory and loading.
- */
+/* The weights of one rank in device memory: planned, allocated and read by the table of tensors.h. */
 #ifndef WEFT_MODEL_WEIGHTS_H
 #define WEFT_MODEL_WEIGHTS_H
 
@@ -13,29 +10,8 @@
 #include "model/config.h"
 #include "model/model.h"
 #include "model/reader.h"
+#include "model/tensors.h"
 #include "weft/device.h"
-
-/* Matrices of a layer. Output rows first: [rows, columns]. H, G, F of this rank. */
-enum weft_layer_matrix {
-    WEFT_QKV,           /* [(H + 2G) E, D]: q_proj, k_proj, v_proj */
-    WEFT_ATTENTION_OUT, /* [D, H E]: o_proj, summed over ranks */
-    WEFT_GATE_UP,       /* [2F, D]: gate_proj, up_proj */
-    WEFT_DOWN,          /* [D, F]: down_proj, summed over ranks */
-    WEFT_LAYER_MATRIX_COUNT
-};
-
-/* Vectors of a layer, f32 in device memory. */
-enum weft_layer_vector {
-    WEFT_ATTENTION_NORM, /* [D] */
-    WEFT_FFN_NORM,       /* [D] */
-    WEFT_Q_NORM,         /* [E] */
-    WEFT_K_NORM,         /* [E] */
-    WEFT_QKV_BIAS,       /* [(H + 2G) E] */
-    WEFT_OUTPUT_BIAS,    /* [D], added once, after the sum over ranks */
-    WEFT_GATE_UP_BIAS,   /* [2F] */
-    WEFT_DOWN_BIAS,      /* [D], as WEFT_OUTPUT_BIAS */
-    WEFT_LAYER_VECTOR_COUNT
-};
 
 struct weft_layer {
     struct weft_matrix *matrices[WEFT_LAYER_MATRIX_COUNT];
@@ -50,17 +26,6 @@ struct weft_weights {
     float *vectors;                /* the one allocation behind every vector above */
     struct weft_arena arena;       /* of `layers` */
 };
-
-/* Parameters of the whole model, tied embeddings once. */
-uint64_t weft_weights_parameter_count(const struct weft_model_config *config);
-
-/*
- * Finds every tensor that `config` calls for and checks its shape and type; sets config's dtypes, is_tied and
- * parameter_count by what is there. Names with and without the "model." prefix are found. Logged: the first tensor that
- * is missing, misshapen or of a type we do not have.
- */
-WEFT_MUST_CHECK enum weft_status weft_weights_resolve(const struct weft_checkpoint *checkpoint,
-                                                      struct weft_model_config *config);
 
 /* Bytes of device memory that weft_weights_open() will take. */
 size_t weft_weights_size(const struct weft_device *device, const struct weft_model_config *config,
