@@ -1,0 +1,228 @@
+"""Weft over several hosts: network namespaces with their own sshd, on one machine (lab.sh)."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build"))
+WEFT = BUILD / "weft"
+MODEL = ROOT / "launch" / "demo-model"
+ANSWER = ["run", "--model", str(MODEL), "--prompt", "Sort: 7 3 9 1", "--max-tokens", "24", "--temperature", "0",
+          "--threads", "1", "--ignore-eos", "--output", "json"]
+ENDLESS = ["run", "--model", str(MODEL), "--prompt", "Once", "--max-tokens", "100000", "--context", "2000", "--temperature", "1",
+           "--threads", "1", "--ignore-eos", "--output", "json"]
+HOST_COUNT = 4
+# Of everything that should end by itself; the machine may be busy.
+HANG = 90
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def children(pid):
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        found += [int(c) for c in open(f"/proc/{pid}/task/{task}/children").read().split()]
+    return found
+
+
+def until(condition, timeout=HANG):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    return condition()
+
+
+class Lab:
+    """Four hosts that stay until close(); everything in them ends with this process, whatever happens."""
+
+    def __init__(self):
+        self.process = subprocess.Popen([HERE / "lab.sh", str(HOST_COUNT), "sleep", "infinity"],
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        until(lambda: self.process.poll() is not None or self.is_ready())
+        if self.process.poll() is not None:
+            output = self.process.stdout.read()
+            if self.process.returncode == 77:
+                pytest.skip(output.strip())
+            pytest.fail(f"the lab did not start: {output}")
+        self.init = children(self.process.pid)[0]
+
+    def is_ready(self):
+        try:
+            return any(os.path.exists(f"/proc/{c}/root/run/lab/ready") for c in children(self.process.pid))
+        except OSError:
+            return False
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+    def start(self, host, *command):
+        """Runs a command on a host."""
+        inside = ". /run/lab/environment; exec $LAB/on \"$@\""
+        return subprocess.Popen(["nsenter", "--target", str(self.init), "--mount", "--net", "--pid", f"--wdns={ROOT}",
+                                 "sh", "-c", inside, "sh", str(host), *map(str, command)], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def link(self, host, state):
+        subprocess.run(["nsenter", "--target", str(self.init), "--mount", "--net", "sh", "-c",
+                        f". /run/lab/environment; $LAB/link {host} {state}"], check=True)
+
+    def ranks(self):
+        """{rank: pid} of the weft processes in here, by what their launcher or command line says."""
+        found = {}
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.readlink(f"/proc/{entry}/ns/pid") != os.readlink(f"/proc/{self.init}/ns/pid"):
+                    continue
+                if open(f"/proc/{entry}/comm").read() != "weft\n":
+                    continue
+                words = open(f"/proc/{entry}/cmdline").read().split("\0")
+                environment = open(f"/proc/{entry}/environ").read().split("\0")
+            except OSError:
+                continue
+            if "--rank" in words:
+                found[int(words[words.index("--rank") + 1])] = int(entry)
+            for variable in environment:
+                if variable.startswith("OMPI_COMM_WORLD_RANK="):
+                    found[int(variable.split("=")[1])] = int(entry)
+        return found
+
+
+@pytest.fixture(scope="module")
+def lab():
+    if not (MODEL / "model.safetensors").is_file():
+        pytest.skip("launch/demo-model is not there")
+    place = Lab()
+    yield place
+    place.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(lab):
+    """Whatever a test started on the hosts is gone when it ends."""
+    yield
+    left = until(lambda: not lab.ranks(), 10)
+    for pid in lab.ranks().values():
+        os.kill(pid, signal.SIGKILL)
+    assert left, "weft processes were left over"
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    """What one rank alone answers."""
+    done = subprocess.run([WEFT, *ANSWER], capture_output=True, text=True, timeout=HANG)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def finish(process):
+    stdout, stderr = process.communicate(timeout=HANG)
+    return process.returncode, stdout, stderr
+
+
+def check_answer(wanted, process):
+    code, stdout, stderr = finish(process)
+    assert code == 0, stderr
+    got = json.loads(stdout)
+    for key in ("token_ids", "text", "finish_reason", "prompt_token_count", "logits_sha256"):
+        assert got[key] == wanted[key], key
+    return stderr
+
+
+def by_hand(lab, port, arguments, secret=None):
+    """One process per host, told who it is: the tcp bootstrap."""
+    more = ["--secret-file", secret] if secret else []
+    return [lab.start(r, WEFT, *arguments, "--leader", f"node0:{port}", "--rank", r, "--rank-count", HOST_COUNT, *more)
+            for r in range(HOST_COUNT)]
+
+
+@pytest.mark.parametrize("comm", ["auto", "tcp", "ucx", "mpi"])
+def test_mpirun_over_ssh(lab, wanted, comm):
+    log = check_answer(wanted, lab.start(0, "mpirun", "-n", HOST_COUNT, WEFT, *ANSWER, "--comm", comm, "--verbose"))
+    chosen = "tcp" if comm == "auto" else comm
+    assert f"{chosen} for {HOST_COUNT} ranks on {HOST_COUNT} hosts" in log
+
+
+def test_mpirun_two_ranks_per_host(lab, wanted):
+    """Eight ranks on two cores: shared memory inside the hosts, tcp between them."""
+    log = check_answer(wanted, lab.start(0, "mpirun", "--oversubscribe", "-n", 8, "--map-by", "ppr:2:node", WEFT,
+                                         *ANSWER, "--verbose"))
+    assert f"shm+tcp for 8 ranks on {HOST_COUNT} hosts" in log
+
+
+@pytest.mark.parametrize("comm", ["tcp", "ucx"])
+def test_by_hand(lab, wanted, comm, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("warp and weft\n")
+    ranks = by_hand(lab, 5001, [*ANSWER, "--comm", comm, "--interface", "10.77.0.0/24"], secret)
+    check_answer(wanted, ranks[0])
+    for rank in ranks[1:]:
+        code, stdout, stderr = finish(rank)
+        assert (code, stdout) == (0, ""), stderr
+
+
+def wait_for_ranks(lab):
+    """All are there and at work: not still connecting."""
+    ranks = until(lambda: lab.ranks() if len(lab.ranks()) == HOST_COUNT else None)
+    assert ranks, "not all ranks started"
+    time.sleep(2)
+    return ranks
+
+
+@pytest.mark.parametrize("comm, victim", [("tcp", 2), ("ucx", 2), ("tcp", 0)])
+def test_killed_rank_by_hand(lab, comm, victim):
+    """The survivors name the dead rank and end with an error."""
+    processes = by_hand(lab, 5002, [*ENDLESS, "--comm", comm])
+    pids = wait_for_ranks(lab)
+    os.kill(pids[victim], signal.SIGKILL)
+    killed = time.monotonic()
+    for rank, process in enumerate(processes):
+        code, stdout, stderr = finish(process)
+        if rank != victim:
+            assert code not in (0, -signal.SIGKILL), stderr
+            assert f"rank {victim}" in stderr, stderr
+    assert time.monotonic() - killed < 20
+
+
+@pytest.mark.parametrize("comm", ["tcp", "ucx", "mpi"])
+def test_killed_rank_under_mpirun(lab, comm):
+    process = lab.start(0, "mpirun", "-n", HOST_COUNT, WEFT, *ENDLESS, "--comm", comm)
+    os.kill(wait_for_ranks(lab)[2], signal.SIGKILL)
+    code, stdout, stderr = finish(process)
+    assert code != 0
+    assert "rank 2 failed" in stderr, stderr
+
+
+def test_pulled_cable(lab):
+    """A host falls off the network without a word: noticed on both sides, long before TCP itself would."""
+    processes = by_hand(lab, 5003, [*ENDLESS, "--comm", "tcp"])
+    wait_for_ranks(lab)
+    lab.link(3, "down")
+    try:
+        for rank, process in enumerate(processes):
+            code, stdout, stderr = finish(process)
+            assert code != 0
+            if rank != 3:
+                assert "rank 3" in stderr, stderr
+    finally:
+        lab.link(3, "up")
+
+
+@pytest.mark.parametrize("backend", ["tcp", "ucx", "mpi"])
+def test_conformance(lab, backend):
+    """The suite of tests/comm with real distance between the ranks."""
+    program = BUILD / "test_comm"
+    if not program.is_file():
+        pytest.skip("build/test_comm is not built")
+    code, stdout, stderr = finish(lab.start(0, "mpirun", "-n", HOST_COUNT, program, backend, "mpirun"))
+    assert code == 0, stdout + stderr
+    assert sum(line.endswith(": fine") for line in stdout.splitlines()) == HOST_COUNT
