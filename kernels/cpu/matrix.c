@@ -2,8 +2,8 @@
  * Weight matrices: packed into panels of 16 rows, multiplied leaf by leaf.
  *
  * A panel of K columns is contiguous; panels follow one another. The last panel is padded with zero rows. Work is dealt
- * in groups of WEFT_DOT_PANELS_MAX panels, so that a worker has several streams of weights and as many independent
- * chains of fused multiply-adds in flight.
+ * in groups of up to WEFT_DOT_PANELS_MAX panels, so that a worker has several streams of weights and as many
+ * independent chains of fused multiply-adds in flight.
  */
 #include <assert.h>
 #include <stdlib.h>
@@ -16,6 +16,7 @@
 enum {
     GROUP_PANELS = WEFT_DOT_PANELS_MAX,
     GROUP_ROWS = GROUP_PANELS * WEFT_LANES,
+    GROUPS_PER_THREAD = 4, /* at least, before groups are made smaller: keeps the shares about equal */
     STATIC_TOKENS_MAX = 8, /* up to here a step is bound by memory: equal shares; beyond, free workers take more */
 };
 
@@ -265,6 +266,7 @@ struct matmul_job {
     const float *bias;
     float *out;
     uint32_t token_count;
+    uint32_t group_panels; /* 1 .. GROUP_PANELS */
     weft_cpu_dot_fn *dot;
 };
 
@@ -373,9 +375,9 @@ static void matmul_task(void *context, uint32_t worker, uint32_t begin, uint32_t
     uint32_t panels = panel_count(job->matrix->row_count);
 
     for (uint32_t group = begin; group < end; group++) {
-        uint32_t first = group * GROUP_PANELS;
+        uint32_t first = group * job->group_panels;
 
-        multiply_group(job, worker, first, weft_min_u32(GROUP_PANELS, panels - first));
+        multiply_group(job, worker, first, weft_min_u32(job->group_panels, panels - first));
     }
 }
 
@@ -383,17 +385,20 @@ void weft_cpu_matmul(struct weft_device *device, const struct weft_matrix *matri
                      const float *bias, float *out)
 {
     struct weft_cpu_device *cpu = weft_cpu_device(device);
+    uint32_t panels = panel_count(matrix->row_count);
+    uint32_t share = panels / (cpu->thread_count * GROUPS_PER_THREAD);
     struct matmul_job job = {.device = cpu,
                              .matrix = matrix,
                              .x = x,
                              .bias = bias,
                              .out = out,
                              .token_count = token_count,
+                             .group_panels = share < 1 ? 1 : weft_min_u32(share, GROUP_PANELS),
                              .dot = dot_of(&cpu->kernels, matrix->dtype)};
 
     assert(bias == NULL || matrix->node_count == 1);
     if (token_count > 0) {
         weft_pool_run(cpu->pool, token_count <= STATIC_TOKENS_MAX ? WEFT_POOL_STATIC : WEFT_POOL_DYNAMIC,
-                      weft_ceil_div(panel_count(matrix->row_count), GROUP_PANELS), matmul_task, &job);
+                      weft_ceil_div(panels, job.group_panels), matmul_task, &job);
     }
 }
