@@ -220,7 +220,7 @@ static bool reserve(uint8_t **data, size_t *capacity, size_t size)
 {
     uint8_t *bigger;
 
-    if (size <= *capacity) {
+    if (size <= *capacity && *data != NULL) { /* never NULL, also for an empty frame */
         return true;
     }
     size = size < 4096 ? 4096 : size + size / 2;
