@@ -9,7 +9,15 @@
 #include "check.h"
 #include "weft/numeric.h"
 
-enum { LAYERS = 2, LAYER = 1, OTHER_TOKENS = 19 };
+enum {
+    LAYERS = 2,
+    LAYER = 1,
+    OTHER_TOKENS = 19,
+    PIECE = 256, /* of the contract in weft/device.h */
+    HEAD_SIZE_MAX = 256,
+};
+
+static const float scale_factor = 0.2f; /* of the scores */
 
 /* One model layer and a prompt for it. */
 struct scene {
@@ -84,7 +92,7 @@ static void run_step(const struct scene *scene, const struct way *way, struct we
     float *step_out = allocate(count * out_width, sizeof(float));
     struct weft_batch_sequence sequences[2] = {*other, own};
     struct weft_batch batch = {count, way->has_company ? 2 : 1, way->has_company ? sequences : &sequences[1]};
-    struct weft_attention_args args = {scene->heads, LAYER, scene->window, 0.2f, qkv, step_out};
+    struct weft_attention_args args = {scene->heads, LAYER, scene->window, scale_factor, qkv, step_out};
 
     sequences[1].token_begin = before;
     memcpy(qkv, scene->qkv, before * in_width * sizeof(float));
@@ -134,9 +142,82 @@ static void run_scene(struct check *check, const struct scene *scene, const stru
 }
 
 /* What the cache holds for x. */
-static double cached(const struct scene *scene, float x)
+static float cached(const struct scene *scene, float x)
 {
-    return scene->kv_dtype == WEFT_BF16 ? (double)weft_bf16_to_f32(weft_f32_to_bf16(x)) : (double)x;
+    return scene->kv_dtype == WEFT_BF16 ? weft_bf16_to_f32(weft_f32_to_bf16(x)) : x;
+}
+
+/* Row of head `index` (queries, then keys, then values) of a token. */
+static const float *head_of(const struct scene *scene, uint32_t token, uint32_t index)
+{
+    return scene->qkv + token * row_width(&scene->heads) + (size_t)index * scene->heads.head_size;
+}
+
+/* One piece of one query by the contract: weights, their sum, and the weighted values, each in its fixed order. */
+static void model_piece(struct check *check, const struct scene *scene, const float *query, uint32_t kv_head,
+                        struct weft_range positions, float *max_out, float *sum_out, float *out)
+{
+    const struct weft_heads *heads = &scene->heads;
+    uint32_t base = positions.begin - positions.begin % PIECE;
+    float scores[PIECE];
+
+    for (uint32_t p = positions.begin; p < positions.end; p++) {
+        const float *key = head_of(scene, p, heads->head_count + kv_head);
+        float score = 0;
+
+        for (uint32_t e = 0; e < heads->head_size; e++) {
+            score = __builtin_fmaf(cached(scene, key[e]), query[e], score);
+        }
+        scores[p - base] = score;
+    }
+    check->ref->softmax(scores, (struct weft_range){positions.begin - base, positions.end - base}, scale_factor,
+                        max_out, sum_out);
+    for (uint32_t e = 0; e < heads->head_size; e++) {
+        out[e] = 0;
+        for (uint32_t p = positions.begin; p < positions.end; p++) {
+            const float *value = head_of(scene, p, heads->head_count + heads->kv_head_count + kv_head);
+
+            out[e] = __builtin_fmaf(cached(scene, value[e]), scores[p - base], out[e]);
+        }
+    }
+}
+
+/* One query by the contract, bit for bit: pieces of 256 positions aligned at 0, merged in ascending order. */
+static void check_model(struct check *check, const struct scene *scene, uint32_t token, uint32_t head,
+                        const float *found)
+{
+    uint32_t size = scene->heads.head_size;
+    uint32_t kv_head = (scene->heads.group_first + head) / scene->heads.group_size;
+    uint32_t first = scene->window > 0 && token + 1 > scene->window ? token + 1 - scene->window : 0;
+    float out[HEAD_SIZE_MAX];
+    float piece[HEAD_SIZE_MAX];
+    float max = 0;
+    float sum = 0;
+    uint32_t end;
+
+    for (uint32_t begin = first; begin <= token; begin = end) {
+        float piece_max;
+        float piece_sum;
+        float new_max;
+        float a;
+        float b;
+
+        end = begin - begin % PIECE + PIECE < token + 1 ? begin - begin % PIECE + PIECE : token + 1;
+        model_piece(check, scene, head_of(scene, token, head), kv_head, (struct weft_range){begin, end}, &piece_max,
+                    &piece_sum, piece);
+        new_max = begin == first || piece_max > max ? piece_max : max;
+        a = begin == first ? 0 : weft_exp(max - new_max);
+        b = begin == first ? 1 : weft_exp(piece_max - new_max);
+        for (uint32_t e = 0; e < size; e++) {
+            out[e] = begin == first ? piece[e] : __builtin_fmaf(out[e], a, piece[e] * b);
+        }
+        sum = begin == first ? piece_sum : __builtin_fmaf(sum, a, piece_sum * b);
+        max = new_max;
+    }
+    for (uint32_t e = 0; e < size; e++) {
+        out[e] /= sum;
+    }
+    check_same(check, found, out, size, "attention of token %u, head %u by the contract", token, head);
 }
 
 /* One query in double precision. */
@@ -147,23 +228,23 @@ static void check_query(struct check *check, const struct scene *scene, uint32_t
     uint32_t size = heads->head_size;
     uint32_t kv_head = (heads->group_first + head) / heads->group_size;
     uint32_t first = scene->window > 0 && token + 1 > scene->window ? token + 1 - scene->window : 0;
-    const float *query = scene->qkv + token * row_width(heads) + (size_t)head * size;
+    const float *query = head_of(scene, token, head);
     double *weights = allocate(token + 1, sizeof(double));
     double sum = 0;
     double score_error = 0;
 
     for (uint32_t p = first; p <= token; p++) {
-        const float *key = scene->qkv + p * row_width(heads) + ((size_t)heads->head_count + kv_head) * size;
+        const float *key = head_of(scene, p, heads->head_count + kv_head);
         double score = 0;
         double score_size = 0;
 
         for (uint32_t e = 0; e < size; e++) {
-            score += (double)query[e] * cached(scene, key[e]);
-            score_size += fabs((double)query[e] * cached(scene, key[e]));
+            score += (double)query[e] * (double)cached(scene, key[e]);
+            score_size += fabs((double)query[e] * (double)cached(scene, key[e]));
         }
-        weights[p] = exp(score * (double)0.2f);
+        weights[p] = exp(score * (double)scale_factor);
         sum += weights[p];
-        score_error = fmax(score_error, (size + 4) * CHECK_U * score_size * 0.2);
+        score_error = fmax(score_error, (size + 4) * CHECK_U * score_size * (double)scale_factor);
     }
     for (uint32_t e = 0; e < size; e++) {
         double exact = 0;
@@ -173,8 +254,8 @@ static void check_query(struct check *check, const struct scene *scene, uint32_t
             const float *value =
                 scene->qkv + p * row_width(heads) + ((size_t)heads->head_count + heads->kv_head_count + kv_head) * size;
 
-            exact += weights[p] / sum * cached(scene, value[e]);
-            scale += weights[p] / sum * fabs(cached(scene, value[e]));
+            exact += weights[p] / sum * (double)cached(scene, value[e]);
+            scale += weights[p] / sum * fabs((double)cached(scene, value[e]));
         }
         /* weights: error of the score and of exp, twice (numerator and sum); 256 additions per piece, 6 per merge */
         check_near(check, found[e], exact, scale * (4 * score_error + (256 + 32) * CHECK_U),
@@ -200,6 +281,7 @@ static void attention_case(struct check *check, struct scene *scene)
         uint32_t head = check_below(check, scene->heads.head_count);
 
         check_query(check, scene, token, head, expected + token * width + (size_t)head * scene->heads.head_size);
+        check_model(check, scene, token, head, expected + token * width + (size_t)head * scene->heads.head_size);
     }
     for (uint32_t i = 0; i < 4; i++) {
         struct way way = {.device = check_device(check, 1 + i % 3),
