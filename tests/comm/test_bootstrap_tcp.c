@@ -62,6 +62,28 @@ static void test_well(void **state)
     check_all(recv_timeout_body, 2);
 }
 
+/* "[v6]:port", and a name. */
+static void test_addresses(void **state)
+{
+    struct place place = free_place();
+    struct sockaddr_in6 loopback = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+    int fd = socket(AF_INET6, SOCK_STREAM, 0);
+    char text[32];
+
+    (void)state;
+    (void)snprintf(text, sizeof(text), "localhost:%u", place.port);
+    assert_int_equal(group_run_threads(GROUP_TCP, text, 3, gather_body, NULL), 0);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&loopback, sizeof(loopback)) != 0) {
+        print_message("no IPv6 here: [::1] is not tested\n");
+    } else {
+        (void)snprintf(text, sizeof(text), "[::1]:%u", place.port);
+        assert_int_equal(group_run_threads(GROUP_TCP, text, 3, gather_body, NULL), 0);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
 static void test_abort(void **state)
 {
     (void)state;
@@ -321,9 +343,10 @@ static void test_arguments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arguments), cmocka_unit_test(test_well),      cmocka_unit_test(test_abort),
-        cmocka_unit_test(test_death),     cmocka_unit_test(test_strangers), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_missing),   cmocka_unit_test(test_no_leader), cmocka_unit_test(test_comes_again),
+        cmocka_unit_test(test_arguments),   cmocka_unit_test(test_well),    cmocka_unit_test(test_abort),
+        cmocka_unit_test(test_addresses),   cmocka_unit_test(test_death),   cmocka_unit_test(test_strangers),
+        cmocka_unit_test(test_refusals),    cmocka_unit_test(test_missing), cmocka_unit_test(test_no_leader),
+        cmocka_unit_test(test_comes_again),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
