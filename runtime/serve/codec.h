@@ -24,6 +24,12 @@ ProtobufCMessage *weft_codec_decode(const ProtobufCMessageDescriptor *descriptor
 /* The bytes of `message`, owned by the caller. */
 grpc_byte_buffer *weft_codec_encode(const ProtobufCMessage *message);
 
+/* The bytes as a text to point at, never NULL: protobuf-c leaves the data of an empty field NULL. */
+static inline const char *weft_codec_text(const ProtobufCBinaryData *bytes)
+{
+    return bytes->len > 0 ? (const char *)bytes->data : "";
+}
+
 /* True when bytes[size] are UTF-8 as Unicode defines it: no surrogates, nothing overlong. */
 bool weft_codec_is_utf8(const uint8_t *bytes, size_t size);
 

@@ -225,7 +225,7 @@ static int32_t *prompt_ids(struct weft_rpc_call *call, const Weft__V1__GenerateR
             (void)snprintf(details, details_size, "prompt: not UTF-8");
             return NULL;
         }
-        status = weft_engine_tokenize(weft_service_engine(call->server->service), (const char *)message->prompt.data,
+        status = weft_engine_tokenize(weft_service_engine(call->server->service), weft_codec_text(&message->prompt),
                                       message->prompt.len, message->raw, &ids, &count);
         if (status != WEFT_OK) {
             *code_out = weft_codec_status(status);

@@ -42,7 +42,8 @@ static enum probe probe_find(const ProtobufCBinaryData *service)
     };
 
     for (size_t i = 0; i < sizeof(probes) / sizeof(probes[0]); i++) {
-        if (strlen(probes[i].name) == service->len && memcmp(probes[i].name, service->data, service->len) == 0) {
+        if (strlen(probes[i].name) == service->len &&
+            (service->len == 0 || memcmp(probes[i].name, service->data, service->len) == 0)) {
             return probes[i].probe;
         }
     }

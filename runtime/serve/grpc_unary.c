@@ -22,7 +22,7 @@ static void tokenize(struct weft_rpc_call *call)
         weft_rpc_finish(call, NULL, GRPC_STATUS_INVALID_ARGUMENT,
                         message == NULL ? "not a weft.v1.TokenizeRequest" : "text: not UTF-8");
     } else {
-        status = weft_engine_tokenize(weft_service_engine(call->server->service), (const char *)message->text.data,
+        status = weft_engine_tokenize(weft_service_engine(call->server->service), weft_codec_text(&message->text),
                                       message->text.len, message->raw, &response.token_ids, &response.n_token_ids);
         if (status != WEFT_OK) {
             fail(call, status);
