@@ -195,16 +195,16 @@ static enum weft_status run_step(struct weft_controller *controller, uint32_t co
 {
     WEFT_TRY(weft_stepper_run(controller->stepper, controller->entries, count, controller->results));
     weft_scheduler_commit(controller->entries, count);
-    int64_t now = weft_now_ns();
-    for (uint32_t i = 0; i < count; i++) {
-        take_result(controller, &controller->entries[i], &controller->results[i], now);
-    }
     if (controller->options.options->is_traced) {
         struct weft_comm_stats stats;
         weft_comm_stats(controller->group->comm, &stats);
         pthread_mutex_lock(&controller->mutex);
-        controller->comm_stats = stats;
+        controller->comm_stats = stats; /* before the tokens: who has seen the last one sees its cost too */
         pthread_mutex_unlock(&controller->mutex);
+    }
+    int64_t now = weft_now_ns();
+    for (uint32_t i = 0; i < count; i++) {
+        take_result(controller, &controller->entries[i], &controller->results[i], now);
     }
     return WEFT_OK;
 }

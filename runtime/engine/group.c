@@ -289,8 +289,10 @@ static void report_progress(struct opening *opening)
     uint64_t total = 0;
 
     for (uint32_t r = 0; r < opening->group->rank_count; r++) {
+        /* Who has not spoken yet is taken to read as much as the leader. */
+        const struct weft_ready *ready = &opening->ready[opening->ready[r].byte_total == 0 ? 0 : r];
         done += opening->ready[r].byte_count;
-        total += opening->ready[r].byte_total;
+        total += ready->byte_total;
     }
     if (options->progress != NULL) {
         options->progress(options->callback_context, "weights", done, total);

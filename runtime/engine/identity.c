@@ -105,6 +105,17 @@ static void digest_options(EVP_MD_CTX *digest, const struct weft_engine_options 
     }
 }
 
+enum weft_status weft_model_folder_check(const char *folder)
+{
+    struct stat info;
+
+    if (stat(folder, &info) != 0 || !S_ISDIR(info.st_mode)) {
+        weft_log(WEFT_LOG_ERROR, "engine/identity", "%s: no such model folder", folder);
+        return WEFT_ERR_IO;
+    }
+    return WEFT_OK;
+}
+
 enum weft_status weft_identity_read(const struct weft_engine_options *options, struct weft_identity *identity_out)
 {
     struct weft_identity identity;
@@ -113,6 +124,7 @@ enum weft_status weft_identity_read(const struct weft_engine_options *options, s
     EVP_MD_CTX *digest = NULL;
 
     memset(&identity, 0, sizeof(identity));
+    WEFT_TRY(weft_model_folder_check(options->model));
     WEFT_TRY(weft_model_config_read(options->model, &identity.config));
     buffer = malloc(SAMPLE_SIZE);
     digest = EVP_MD_CTX_new();

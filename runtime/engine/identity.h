@@ -21,6 +21,9 @@ struct weft_identity {
     uint8_t options[WEFT_SHA256_SIZE];
 };
 
+/* ERR_IO, logged, when there is no such folder. */
+WEFT_MUST_CHECK enum weft_status weft_model_folder_check(const char *folder);
+
 /* Reads the model's configuration and looks at its files. options: with defaults filled in. Logged. */
 WEFT_MUST_CHECK enum weft_status weft_identity_read(const struct weft_engine_options *options,
                                                     struct weft_identity *identity_out);

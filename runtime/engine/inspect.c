@@ -4,6 +4,7 @@
 
 #include "base/arena.h"
 #include "engine/deal.h"
+#include "engine/identity.h"
 #include "engine/options.h"
 #include "engine/pages.h"
 #include "engine/scheduler.h"
@@ -81,6 +82,7 @@ static enum weft_status inspect(const struct weft_engine_options *options, struc
     struct weft_device *device = NULL;
     uint32_t rank_count = options->rank_count == 0 ? 1 : options->rank_count;
 
+    WEFT_TRY(weft_model_folder_check(options->model));
     WEFT_TRY(weft_model_config_read(options->model, &config));
     WEFT_TRY(weft_deal_leaves(options->leaf_count, rank_count, options->shares, options->share_count, leaves));
     WEFT_TRY(weft_device_open(&device_options, &device));

@@ -4,7 +4,6 @@
 #include <limits.h>
 #include <stdbool.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "engine/machine.h"
 #include "weft/log.h"
@@ -82,21 +81,6 @@ static enum weft_status copy_texts(struct weft_arena *arena, struct weft_engine_
     return WEFT_OK;
 }
 
-static enum weft_status check_model(const char *model)
-{
-    struct stat info;
-
-    if (model == NULL || model[0] == '\0') {
-        weft_log(WEFT_LOG_ERROR, "engine/options", "no model folder given");
-        return WEFT_ERR_ARGUMENT;
-    }
-    if (stat(model, &info) != 0 || !S_ISDIR(info.st_mode)) {
-        weft_log(WEFT_LOG_ERROR, "engine/options", "%s: no such model folder", model);
-        return WEFT_ERR_IO;
-    }
-    return WEFT_OK;
-}
-
 static enum weft_status check_launch(const struct weft_engine_options *options)
 {
     if (options->launch == WEFT_LAUNCH_TCP &&
@@ -138,7 +122,10 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     if (resolved.prefill_chunk > PREFILL_CHUNK_MAX) {
         resolved.prefill_chunk = PREFILL_CHUNK_MAX; /* "the whole prompt" */
     }
-    WEFT_TRY(check_model(resolved.model));
+    if (resolved.model == NULL || resolved.model[0] == '\0') {
+        weft_log(WEFT_LOG_ERROR, "engine/options", "no model folder given");
+        return WEFT_ERR_ARGUMENT;
+    }
     WEFT_TRY(check_launch(&resolved));
     WEFT_TRY(check_range("leaves", resolved.leaf_count, WEFT_LEAF_COUNT_MAX));
     WEFT_TRY(check_range("threads", resolved.thread_count, WEFT_CPU_COUNT_MAX));

@@ -371,6 +371,7 @@ static enum weft_status take_forward(struct weft_plan *plan, const Weft__Wire__S
         REFUSE(WEFT_ERR_LIMIT, "%u candidates, expected 1 to %u", message->candidate_count,
                limits->candidate_count_max);
     }
+    plan->step.candidate_count = message->candidate_count;
     enum weft_status status = take_sequences(plan, message);
     forget_written_pages(plan, message);
     WEFT_TRY(status);
@@ -409,7 +410,6 @@ enum weft_status weft_plan_parse(struct weft_plan *plan, const void *data, size_
                                     .generation = message->generation,
                                     .number = message->step,
                                     .digest = message->digest,
-                                    .candidate_count = message->candidate_count,
                                     .token_ids = plan->token_ids,
                                     .sequences = plan->sequences,
                                     .rows = plan->rows};
