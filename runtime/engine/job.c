@@ -11,7 +11,7 @@
 #include "weft/log.h"
 
 /* Bytes of text reserved per token: most tokens are shorter, so that a step need not grow the buffer. */
-enum { TEXT_PER_TOKEN = 8, TEXT_RESERVE_MAX = 64 * 1024 };
+enum { TEXT_PER_TOKEN = 8, TEXT_RESERVE_MAX = 64 * 1024, TOKEN_TEXT_SIZE = 1024 };
 
 int64_t weft_now_ns(void)
 {
@@ -194,10 +194,12 @@ static enum weft_status job_alloc(struct weft_job *job, const struct weft_reques
         malloc(((size_t)weft_pages_for(job->sequence.position_count_max) + 1) * sizeof(*job->sequence.pages));
     job->pending.data = malloc(reserve);
     job->handed.data = malloc(reserve);
+    job->fresh.data = malloc(TOKEN_TEXT_SIZE + WEFT_STOP_SIZE_MAX);
+    job->fresh.capacity = TOKEN_TEXT_SIZE + WEFT_STOP_SIZE_MAX;
     job->pending.capacity = reserve;
     job->handed.capacity = reserve;
     if (job->sequence.pages == NULL || job->pending.data == NULL || job->handed.data == NULL ||
-        penalties_init(job) != WEFT_OK) {
+        job->fresh.data == NULL || penalties_init(job) != WEFT_OK) {
         REFUSE(WEFT_ERR_MEMORY, "out of memory for a request of %u tokens", job->prompt_count + job->output_max);
     }
     if (limits->tokenizer != NULL) {

@@ -6,6 +6,22 @@
 
 #include "weft/log.h"
 
+static enum weft_status reserve(struct weft_stop *stop, size_t size)
+{
+    if (size <= stop->held_capacity) {
+        return WEFT_OK;
+    }
+    size_t capacity = size + size / 2 + 64;
+    char *held = realloc(stop->held, capacity);
+    if (held == NULL) {
+        weft_log(WEFT_LOG_ERROR, "engine/stop", "out of memory for %zu bytes of held text", capacity);
+        return WEFT_ERR_MEMORY;
+    }
+    stop->held = held;
+    stop->held_capacity = capacity;
+    return WEFT_OK;
+}
+
 enum weft_status weft_stop_init(struct weft_stop *stop, const char *const *strings, size_t count)
 {
     *stop = (struct weft_stop){0};
@@ -29,7 +45,11 @@ enum weft_status weft_stop_init(struct weft_stop *stop, const char *const *strin
         stop->sizes[i] = size;
         stop->count = i + 1;
     }
-    return WEFT_OK;
+    enum weft_status status = reserve(stop, 2 * WEFT_STOP_SIZE_MAX);
+    if (status != WEFT_OK) {
+        weft_stop_fini(stop);
+    }
+    return status;
 }
 
 void weft_stop_fini(struct weft_stop *stop)
@@ -39,22 +59,6 @@ void weft_stop_fini(struct weft_stop *stop)
     }
     free(stop->held);
     *stop = (struct weft_stop){0};
-}
-
-static enum weft_status reserve(struct weft_stop *stop, size_t size)
-{
-    if (size <= stop->held_capacity) {
-        return WEFT_OK;
-    }
-    size_t capacity = size + size / 2 + 64;
-    char *held = realloc(stop->held, capacity);
-    if (held == NULL) {
-        weft_log(WEFT_LOG_ERROR, "engine/stop", "out of memory for %zu bytes of held text", capacity);
-        return WEFT_ERR_MEMORY;
-    }
-    stop->held = held;
-    stop->held_capacity = capacity;
-    return WEFT_OK;
 }
 
 /* True when the whole of some stop string stands at text[size]; *is_begun_out: text is the beginning of one. */
