@@ -5,8 +5,7 @@
 #ifndef WEFT_MODEL_ROPE_H
 #define WEFT_MODEL_ROPE_H
 
-#include <jansson.h>
-
+#include "base/json.h"
 #include "model/config.h"
 
 /*
