@@ -2,16 +2,17 @@
  * The collectives, over one inner (memory) and perhaps one outer (message) channel: inside the host, between leaders,
  * inside the host again.
  *
- * Waits of later phases get more time. When a rank is stuck, those that wait for it directly then run out first and
- * report it, before those that wait for a leader that waits for it could blame the leader.
+ * Who waits for somebody that may wait himself gets more time: a leader waits for its members the least, for other
+ * leaders longer, a member for its leader the longest. So when a rank is stuck, those that wait for it directly run out
+ * first and report it, before the others could blame the one in between.
  */
 #include "comm_internal.h"
 
 #include <assert.h>
 #include <string.h>
 
-/* Between deadlines of phases; several times what a report takes to reach everybody. */
-#define PHASE_MS 100u
+/* Between these deadlines; several times what a report takes to reach everybody. */
+#define STEP_MS 100u
 /*
  * From here on, with three members or more, each adds its part of the elements and the parts are exchanged (two-shot)
  * instead of everyone adding everything (one-shot): less memory traffic against one more synchronisation.
@@ -28,14 +29,15 @@ static size_t smaller(size_t a, size_t b)
 /* ---- phases ---- */
 
 static enum weft_status exchange(struct weft_comm *comm, enum weft_area area, const void *in, const size_t *sizes,
-                                 const void **views, uint32_t phase)
+                                 const void **views)
 {
+    bool is_behind_leader = comm->host_count > 1 && !comm_is_leader(comm);
     const struct weft_exchange exchange = {
         .area = area,
         .in = in,
         .sizes = sizes,
         .views_out = views,
-        .timeout_ms = comm->timeout_ms + phase * PHASE_MS,
+        .timeout_ms = comm->timeout_ms + (is_behind_leader ? 2 * STEP_MS : 0),
     };
 
     for (uint32_t m = 0; m < comm->member_count; m++) {
@@ -55,7 +57,7 @@ static enum weft_status publish_from_leader(struct weft_comm *comm, size_t size,
     size_t sizes[COMM_RANK_MAX] = {size};
     const void *views[COMM_RANK_MAX];
 
-    WEFT_TRY(exchange(comm, WEFT_AREA_SCRATCH, scratch(comm), sizes, views, 2));
+    WEFT_TRY(exchange(comm, WEFT_AREA_SCRATCH, scratch(comm), sizes, views));
     *view_out = views[0];
     return WEFT_OK;
 }
@@ -65,7 +67,7 @@ static enum weft_status transfer_outer(struct weft_comm *comm, uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         comm->received_size += comm->transfers[i].recv_size;
     }
-    return comm->outer->backend->transfer(comm->outer, comm->transfers, count, comm->timeout_ms + PHASE_MS);
+    return comm->outer->backend->transfer(comm->outer, comm->transfers, count, comm->timeout_ms + STEP_MS);
 }
 
 /* ---- tree_sum ---- */
@@ -93,7 +95,7 @@ static enum weft_status finish_two_shot(struct weft_comm *comm, const float **in
     for (uint32_t m = 0; m < comm->member_count; m++) {
         sizes[m] = weft_range_count(slice_of(comm, count, m)) * sizeof(float);
     }
-    WEFT_TRY(exchange(comm, WEFT_AREA_SCRATCH, part, sizes, views, 1));
+    WEFT_TRY(exchange(comm, WEFT_AREA_SCRATCH, part, sizes, views));
     for (uint32_t m = 0; m < comm->member_count; m++) {
         memcpy(out + slice_of(comm, count, m).begin, views[m], sizes[m]);
     }
@@ -187,7 +189,7 @@ enum weft_status comm_run_tree_sum(struct weft_comm *comm, const float *nodes, s
     for (uint32_t m = 0; m < comm->member_count; m++) {
         sizes[m] = comm->node_counts[comm->members[m]] * count * sizeof(float);
     }
-    WEFT_TRY(exchange(comm, WEFT_AREA_SUM, nodes, sizes, views, 0));
+    WEFT_TRY(exchange(comm, WEFT_AREA_SUM, nodes, sizes, views));
     for (uint32_t i = 0; i < comm->host_plan.input_count; i++) {
         struct comm_node node = comm->host_inputs[i];
 
@@ -229,7 +231,7 @@ static enum weft_status gather_inside(struct weft_comm *comm, const void *in, co
 
             parts[m] = size > done ? smaller(size - done, comm->scratch_size) : 0;
         }
-        WEFT_TRY(exchange(comm, WEFT_AREA_SCRATCH, parts[comm->own_member] > 0 ? own + done : NULL, parts, views, 0));
+        WEFT_TRY(exchange(comm, WEFT_AREA_SCRATCH, parts[comm->own_member] > 0 ? own + done : NULL, parts, views));
         for (uint32_t m = 0; m < comm->member_count; m++) {
             if (m != comm->own_member && parts[m] > 0) {
                 memcpy(out + offsets[comm->members[m]] + done, views[m], parts[m]);
@@ -362,7 +364,7 @@ enum weft_status comm_run_barrier(struct weft_comm *comm)
     char received[COMM_RANK_MAX];
     uint32_t used = 0;
 
-    WEFT_TRY(exchange(comm, WEFT_AREA_SCRATCH, NULL, sizes, views, 0));
+    WEFT_TRY(exchange(comm, WEFT_AREA_SCRATCH, NULL, sizes, views));
     if (comm->host_count == 1) {
         return WEFT_OK;
     }
@@ -374,7 +376,7 @@ enum weft_status comm_run_barrier(struct weft_comm *comm)
         }
         WEFT_TRY(transfer_outer(comm, used));
     }
-    return comm->member_count == 1 ? WEFT_OK : exchange(comm, WEFT_AREA_SCRATCH, NULL, sizes, views, 2);
+    return comm->member_count == 1 ? WEFT_OK : exchange(comm, WEFT_AREA_SCRATCH, NULL, sizes, views);
 }
 
 enum weft_status comm_run_point_to_point(struct weft_comm *comm, const struct weft_transfer *transfer)

@@ -1,9 +1,4 @@
-/*
- * The conformance suite of all backends: test_comm BACKEND threads|processes|mpirun [HOSTS].
- *
- * BACKEND is what weft_comm_options.backend takes. HOSTS: "1" the machine as it is; "block" and "cyclic" pretend that
- * it is several hosts of two ranks each, neighbours or interleaved, by answering weft_bootstrap_host_id() differently.
- * Exit 77 when the backend is not in this build.
+/* The conformance suite of all backends: test_comm BACKEND threads|processes|mpirun [real|block|cyclic], see member.h.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,104 +11,10 @@
 #include <string.h>
 #include <time.h>
 
+#include "member.h"
 #include "ranks.h"
-#include "values.h"
-#include "weft/comm.h"
 
-enum hosts { HOSTS_REAL, HOSTS_BLOCK, HOSTS_CYCLIC };
-
-static const char *backend_name;
 static enum ranks_mode mode;
-static enum hosts hosts;
-
-uint64_t __real_weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap);
-uint64_t __wrap_weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap);
-
-uint64_t __wrap_weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap)
-{
-    uint64_t real = __real_weft_bootstrap_host_id(bootstrap);
-    uint32_t rank = weft_bootstrap_rank(bootstrap);
-    uint32_t host_count = (weft_bootstrap_rank_count(bootstrap) + 1) / 2;
-
-    switch (hosts) {
-    case HOSTS_REAL: return real;
-    case HOSTS_BLOCK: return real + rank / 2;
-    case HOSTS_CYCLIC: return real + rank % host_count;
-    }
-    return real;
-}
-
-struct group {
-    uint32_t rank_count;
-    uint32_t leaf_count;
-    const uint32_t *shares; /* NULL: equal */
-    size_t count_max;
-    uint32_t timeout_ms;
-};
-
-/* One rank's open communicator and data. */
-struct member {
-    struct weft_comm *comm;
-    uint32_t rank;
-    uint32_t rank_count;
-    struct weft_range ranges[WEFT_LEAF_COUNT_MAX];
-    struct weft_range nodes[WEFT_TREE_NODE_MAX];
-    size_t node_count;
-    uint32_t leaf_count;
-    float *input; /* [node_count][count_max] */
-    float *output;
-    float *expected;
-};
-
-static bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member)
-{
-    struct weft_comm_options options = {
-        .backend = backend_name,
-        .timeout_ms = group->timeout_ms,
-        .leaf_count = group->leaf_count,
-        .leaves = member->ranges,
-        .sum_count_max = group->count_max,
-        .gather_size_max = 2000000,
-        .wait = WEFT_WAIT_YIELD,
-        .is_traced = true,
-    };
-
-    *member = (struct member){
-        .rank = weft_bootstrap_rank(bootstrap), .rank_count = group->rank_count, .leaf_count = group->leaf_count};
-    CHECK(weft_tree_deal(group->leaf_count, group->rank_count, group->shares, member->ranges) == 0);
-    member->node_count = weft_tree_nodes(group->leaf_count, member->ranges[member->rank], member->nodes);
-    member->input = malloc(member->node_count * group->count_max * sizeof(float));
-    member->output = malloc(group->count_max * sizeof(float));
-    member->expected = malloc(group->count_max * sizeof(float));
-    CHECK(member->input != NULL && member->output != NULL && member->expected != NULL);
-    CHECK(weft_comm_open(bootstrap, &options, &member->comm) == WEFT_OK);
-    CHECK(weft_comm_failed_rank(member->comm) == -1);
-    return true;
-}
-
-static void member_close(struct member *member)
-{
-    weft_comm_close(&member->comm);
-    free(member->input);
-    free(member->output);
-    free(member->expected);
-}
-
-/* One sum against the definition, by bits. */
-static bool check_sum(struct member *member, size_t count, uint32_t seed, bool is_in_place)
-{
-    float *input = is_in_place ? weft_comm_sum_buffer(member->comm, count) : member->input;
-
-    CHECK(((uintptr_t)weft_comm_sum_buffer(member->comm, count) & 63) == 0);
-    for (size_t n = 0; n < member->node_count; n++) {
-        values_fill(member->nodes[n], seed, count, input + n * count);
-    }
-    memset(member->output, 0xff, count * sizeof(float));
-    CHECK(weft_comm_tree_sum(member->comm, input, count, member->output) == WEFT_OK);
-    values_fill((struct weft_range){0, member->leaf_count}, seed, count, member->expected);
-    CHECK(memcmp(member->output, member->expected, count * sizeof(float)) == 0);
-    return true;
-}
 
 static unsigned char pattern(uint32_t rank, size_t i, uint32_t seed)
 {
@@ -219,8 +120,8 @@ static bool conformance_body(struct weft_bootstrap *bootstrap, const void *conte
 
     CHECK(member_open(bootstrap, group, &member));
     for (size_t c = 0; c < sizeof(counts) / sizeof(counts[0]); c++) {
-        CHECK(check_sum(&member, counts[c], (uint32_t)c, false));
-        CHECK(check_sum(&member, counts[c], (uint32_t)c + 100, true));
+        CHECK(member_check_sum(&member, counts[c], (uint32_t)c, false));
+        CHECK(member_check_sum(&member, counts[c], (uint32_t)c + 100, true));
     }
     for (uint32_t root = 0; root < group->rank_count; root++) {
         CHECK(check_broadcast(&member, root, 0, root));
@@ -264,9 +165,9 @@ static bool mixture_body(struct weft_bootstrap *bootstrap, const void *context)
         }
         switch ((random >> 33) % 6) {
         case 0:
-        case 1: CHECK(check_sum(&member, (random >> 40) % 3000, i, false)); break;
+        case 1: CHECK(member_check_sum(&member, (random >> 40) % 3000, i, false)); break;
         case 2:
-        case 3: CHECK(check_sum(&member, (random >> 40) % 3000, i, true)); break;
+        case 3: CHECK(member_check_sum(&member, (random >> 40) % 3000, i, true)); break;
         case 4: CHECK(check_gather(&member, (random >> 40) % 4000, i)); break;
         case 5: CHECK(check_broadcast(&member, (uint32_t)(random >> 40) % member.rank_count, 100, i)); break;
         }
@@ -281,8 +182,8 @@ static bool large_body(struct weft_bootstrap *bootstrap, const void *context)
     struct member member;
 
     CHECK(member_open(bootstrap, group, &member));
-    CHECK(check_sum(&member, group->count_max, 1, false));
-    CHECK(check_sum(&member, group->count_max - 7, 2, true));
+    CHECK(member_check_sum(&member, group->count_max, 1, false));
+    CHECK(member_check_sum(&member, group->count_max - 7, 2, true));
     member_close(&member);
     return true;
 }
@@ -359,18 +260,6 @@ static void test_buffer_survives_other_calls(void **state)
     assert_true(ranks_run(mode, 4, survival_body, &group, -1));
 }
 
-/* "skip" when this build or machine cannot: found out by trying with one rank. */
-static bool is_available_body(struct weft_bootstrap *bootstrap, const void *context)
-{
-    struct member member;
-    bool is_open = member_open(bootstrap, context, &member);
-
-    if (is_open) {
-        member_close(&member);
-    }
-    return is_open;
-}
-
 int main(int argument_count, char **arguments)
 {
     const struct CMUnitTest tests[] = {
@@ -380,31 +269,13 @@ int main(int argument_count, char **arguments)
         cmocka_unit_test(test_large),
         cmocka_unit_test(test_buffer_survives_other_calls),
     };
-    const struct group pair = {2, 8, NULL, 1000, 5000};
 
-    if (argument_count < 3) {
-        fprintf(stderr, "usage: test_comm BACKEND threads|processes|mpirun [real|block|cyclic]\n");
-        return 2;
-    }
-    backend_name = arguments[1];
-    mode = strcmp(arguments[2], "threads") == 0  ? RANKS_THREADS
-           : strcmp(arguments[2], "mpirun") == 0 ? RANKS_MPI
-                                                 : RANKS_PROCESSES;
-    if (argument_count > 3) {
-        hosts = strcmp(arguments[3], "block") == 0    ? HOSTS_BLOCK
-                : strcmp(arguments[3], "cyclic") == 0 ? HOSTS_CYCLIC
-                                                      : HOSTS_REAL;
-    }
+    int failed;
+
+    mode = member_configure(argument_count, arguments);
+    failed = cmocka_run_group_tests(tests, NULL, NULL);
     if (mode == RANKS_MPI) {
-        int failed = cmocka_run_group_tests(tests, NULL, NULL);
-
         printf("rank %u: %s\n", ranks_fini_mpi(), failed == 0 ? "fine" : "failed");
-        return failed;
     }
-    if (strcmp(backend_name, "shm") != 0 && strcmp(backend_name, "tcp") != 0 && strcmp(backend_name, "auto") != 0 &&
-        !ranks_run(mode, pair.rank_count, is_available_body, &pair, -1)) {
-        printf("SKIP: backend %s is not usable here\n", backend_name);
-        return 77;
-    }
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return failed;
 }

@@ -1,0 +1,338 @@
+/*
+ * Ranks that die, hang, fail or disagree: test_comm_faults BACKEND threads|processes [real|block|cyclic], see
+ * member.h. Whatever happens, every other rank gets an error that names the culprit, in time, and stays poisoned.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "member.h"
+#include "trace.h"
+
+/* Deadline of each wait in tests where it is not the point; a death must be seen long before. */
+#define LONG_MS 60000u
+#define SOON_MS 10000u
+
+static enum ranks_mode mode;
+
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static void nap(uint32_t milliseconds)
+{
+    const struct timespec time = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+
+    nanosleep(&time, NULL);
+}
+
+enum how { HOW_KILLED_INSIDE, HOW_KILLED_IDLE, HOW_STOPPED, HOW_SLEEPING };
+
+struct fault_case {
+    struct group group;
+    enum how how;
+    uint32_t victim;
+    size_t count; /* of the sums under way */
+};
+
+static void *kill_soon(void *unused)
+{
+    (void)unused;
+    nap(30);
+    kill(getpid(), SIGKILL);
+    return NULL;
+}
+
+/* The victim's part; comes back only where the victim lives on. */
+static bool be_victim(struct member *member, const struct fault_case *fault)
+{
+    enum weft_status status;
+    pthread_t thread;
+
+    switch (fault->how) {
+    case HOW_KILLED_INSIDE:
+        CHECK(pthread_create(&thread, NULL, kill_soon, NULL) == 0);
+        while (member_sum(member, fault->count) == WEFT_OK) {
+        }
+        nap(1000);
+        return false;
+    case HOW_KILLED_IDLE:
+        nap(50); /* the others have left the barrier */
+        kill(getpid(), SIGKILL);
+        return false;
+    case HOW_STOPPED: kill(getpid(), SIGSTOP); return false;
+    case HOW_SLEEPING:
+        nap(fault->group.timeout_ms * 3 / 2);
+        /* What the others sent before they gave this rank up may still be there. */
+        do {
+            status = member_sum(member, fault->count);
+        } while (status == WEFT_OK);
+        CHECK(status == WEFT_ERR_PEER);
+        CHECK(weft_comm_failed_rank(member->comm) == (int)member->rank);
+        return true;
+    }
+    return false;
+}
+
+static bool expect_failure(struct member *member, const struct fault_case *fault)
+{
+    bool is_timeout = fault->how == HOW_STOPPED || fault->how == HOW_SLEEPING;
+    uint64_t begin = now_ms();
+    enum weft_status status;
+
+    do {
+        status = member_sum(member, fault->count);
+    } while (status == WEFT_OK);
+    CHECK(status == WEFT_ERR_PEER || (is_timeout && status == WEFT_ERR_TIMEOUT));
+    CHECK(now_ms() - begin < SOON_MS);
+    CHECK(weft_comm_failed_rank(member->comm) == (int)fault->victim);
+    CHECK(weft_comm_barrier(member->comm) == status);
+    CHECK(member_sum(member, 1) == status);
+    CHECK(weft_comm_failed_rank(member->comm) == (int)fault->victim);
+    return true;
+}
+
+static bool fault_body(struct weft_bootstrap *bootstrap, const void *context)
+{
+    const struct fault_case *fault = context;
+    struct member member;
+    bool is_good;
+
+    CHECK(member_open(bootstrap, &fault->group, &member));
+    CHECK(member_sum(&member, fault->count) == WEFT_OK);
+    CHECK(weft_comm_barrier(member.comm) == WEFT_OK);
+    if (member.rank == fault->victim) {
+        is_good = be_victim(&member, fault);
+    } else {
+        nap(fault->how == HOW_KILLED_IDLE ? 150 : 0); /* idle: nobody is in a call when it happens */
+        is_good = expect_failure(&member, fault);
+    }
+    member_close(&member);
+    return is_good;
+}
+
+static void run_fault(enum how how, uint32_t rank_count, uint32_t victim, size_t count, uint32_t timeout_ms)
+{
+    const struct fault_case fault = {{rank_count, 8, NULL, count, timeout_ms}, how, victim, count};
+    bool is_gone = how != HOW_SLEEPING;
+
+    assert_true(ranks_run(mode, rank_count, fault_body, &fault, is_gone ? (int)victim : -1));
+}
+
+static void test_killed_inside_a_collective(void **state)
+{
+    (void)state;
+    if (mode != RANKS_PROCESSES) {
+        skip();
+    }
+    run_fault(HOW_KILLED_INSIDE, 2, 1, 200, LONG_MS);
+    run_fault(HOW_KILLED_INSIDE, 4, 3, 200, LONG_MS);
+    run_fault(HOW_KILLED_INSIDE, 4, 2, 300000, LONG_MS);
+    run_fault(HOW_KILLED_INSIDE, 5, 1, 30000, LONG_MS);
+}
+
+static void test_killed_while_idle(void **state)
+{
+    (void)state;
+    if (mode != RANKS_PROCESSES) {
+        skip();
+    }
+    run_fault(HOW_KILLED_IDLE, 3, 2, 1000, LONG_MS);
+    run_fault(HOW_KILLED_IDLE, 8, 5, 1000, LONG_MS);
+}
+
+static void test_stopped_process_is_a_timeout(void **state)
+{
+    (void)state;
+    if (mode != RANKS_PROCESSES) {
+        skip();
+    }
+    run_fault(HOW_STOPPED, 4, 3, 1000, 400);
+    run_fault(HOW_STOPPED, 4, 1, 100000, 400);
+}
+
+static void test_rank_that_never_calls_is_a_timeout(void **state)
+{
+    (void)state;
+    run_fault(HOW_SLEEPING, 2, 0, 100, 400);
+    run_fault(HOW_SLEEPING, 5, 4, 100, 400);
+    run_fault(HOW_SLEEPING, 5, 1, 100, 400);
+}
+
+/* ---- faults injected by the trace wrapper ---- */
+
+struct injected_case {
+    struct group group;
+    struct weft_fault fault;
+    uint32_t victim;
+};
+
+/* A fixed series of calls; the status of the first that fails. */
+static enum weft_status run_series(struct member *member)
+{
+    size_t sizes[WEFT_LEAF_COUNT_MAX];
+    unsigned char in[64] = {0}, out[64 * 8];
+
+    for (uint32_t r = 0; r < member->rank_count; r++) {
+        sizes[r] = 64;
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        WEFT_TRY(member_sum(member, 500));
+        WEFT_TRY(weft_comm_all_gather(member->comm, in, sizes, out));
+        WEFT_TRY(member_sum(member, 20000));
+        WEFT_TRY(weft_comm_barrier(member->comm));
+        WEFT_TRY(weft_comm_broadcast(member->comm, i % member->rank_count, in, 64));
+    }
+    return WEFT_OK;
+}
+
+static bool injected_body(struct weft_bootstrap *bootstrap, const void *context)
+{
+    const struct injected_case *injected = context;
+    struct member member;
+    enum weft_status status;
+
+    CHECK(member_open(bootstrap, &injected->group, &member));
+    status = weft_comm_barrier(member.comm); /* all have left open; the fault may strike before all have left here */
+    CHECK(member.rank != injected->victim || status == WEFT_OK);
+    CHECK(weft_comm_trace(member.comm, member.rank == injected->victim ? &injected->fault : NULL) == WEFT_OK);
+    status = status == WEFT_OK ? run_series(&member) : status;
+    if (injected->fault.kind == WEFT_FAULT_DELAY) {
+        CHECK(status == WEFT_OK);
+        CHECK(member_check_sum(&member, 3000, 7, false));
+        CHECK(weft_comm_trace_times(member.comm).exchange_count > 0);
+    } else {
+        CHECK(status != WEFT_OK);
+        CHECK(weft_comm_failed_rank(member.comm) == (int)injected->victim);
+        CHECK(weft_comm_barrier(member.comm) == status);
+    }
+    member_close(&member);
+    return true;
+}
+
+static void run_injected(uint32_t victim, struct weft_fault fault, uint32_t timeout_ms)
+{
+    const struct injected_case injected = {{4, 8, NULL, 20000, timeout_ms}, fault, victim};
+
+    assert_true(ranks_run(mode, 4, injected_body, &injected, -1));
+}
+
+static void test_each_call_may_fail(void **state)
+{
+    (void)state;
+    for (uint64_t call = 0; call < 16; call++) {
+        run_injected((uint32_t)call % 4, (struct weft_fault){WEFT_FAULT_FAIL, call, 0, 0}, LONG_MS);
+    }
+}
+
+static void test_silence_is_named(void **state)
+{
+    (void)state;
+    for (uint64_t call = 0; call < 8; call += 3) {
+        run_injected((uint32_t)call % 4, (struct weft_fault){WEFT_FAULT_SILENT, call, 0, 0}, 400);
+    }
+}
+
+static void test_delay_changes_nothing(void **state)
+{
+    (void)state;
+    run_injected(2, (struct weft_fault){WEFT_FAULT_DELAY, 0, 3000, 0}, LONG_MS);
+}
+
+/* ---- disagreement ---- */
+
+static bool mismatch_body(struct weft_bootstrap *bootstrap, const void *context)
+{
+    struct member member;
+    enum weft_status status;
+
+    CHECK(member_open(bootstrap, context, &member));
+    status = member_sum(&member, member.rank == 1 ? 100 : 101);
+    CHECK(status == WEFT_ERR_PEER);
+    CHECK(weft_comm_failed_rank(member.comm) >= 0);
+    member_close(&member);
+    return true;
+}
+
+static void test_different_sizes_are_noticed(void **state)
+{
+    const struct group two = {2, 8, NULL, 1000, SOON_MS}, three = {3, 8, NULL, 1000, SOON_MS};
+
+    (void)state;
+    assert_true(ranks_run(mode, 2, mismatch_body, &two, -1));
+    assert_true(ranks_run(mode, 3, mismatch_body, &three, -1));
+}
+
+struct refusal_case {
+    const char *backend;
+    uint32_t leaf_count;
+    size_t odd_count_max; /* of rank 1 */
+    enum weft_status expected;
+};
+
+static bool refusal_body(struct weft_bootstrap *bootstrap, const void *context)
+{
+    const struct refusal_case *refusal = context;
+    struct weft_range ranges[3] = {{0, 1}, {1, 2}, {2, refusal->leaf_count}};
+    const struct weft_comm_options options = {
+        .backend = refusal->backend,
+        .timeout_ms = SOON_MS,
+        .leaf_count = refusal->leaf_count,
+        .leaves = ranges,
+        .sum_count_max = weft_bootstrap_rank(bootstrap) == 1 ? refusal->odd_count_max : 100,
+        .gather_size_max = 100,
+    };
+    struct weft_comm *comm = NULL;
+
+    CHECK(weft_comm_open(bootstrap, &options, &comm) == refusal->expected);
+    CHECK(comm == NULL);
+    return true;
+}
+
+static void test_open_refuses(void **state)
+{
+    static const struct refusal_case cases[] = {
+        {"carrier-pigeon", 8, 100, WEFT_ERR_ARGUMENT},
+        {"self", 8, 100, WEFT_ERR_UNSUPPORTED},
+        {NULL, 8, 101, WEFT_ERR_ARGUMENT},
+        {NULL, 2, 100, WEFT_ERR_ARGUMENT},
+        {NULL, 65, 100, WEFT_ERR_ARGUMENT},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        assert_true(ranks_run(mode, 3, refusal_body, &cases[i], -1));
+    }
+}
+
+int main(int argument_count, char **arguments)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_killed_inside_a_collective),
+        cmocka_unit_test(test_killed_while_idle),
+        cmocka_unit_test(test_stopped_process_is_a_timeout),
+        cmocka_unit_test(test_rank_that_never_calls_is_a_timeout),
+        cmocka_unit_test(test_each_call_may_fail),
+        cmocka_unit_test(test_silence_is_named),
+        cmocka_unit_test(test_delay_changes_nothing),
+        cmocka_unit_test(test_different_sizes_are_noticed),
+        cmocka_unit_test(test_open_refuses),
+    };
+
+    mode = member_configure(argument_count, arguments);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
