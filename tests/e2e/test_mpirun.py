@@ -48,6 +48,14 @@ def test_a_mistake_is_one_line_per_host_at_most(model):
     assert 1 <= len(lines) <= 3 and all("/nowhere: no such model folder" in line for line in lines)
 
 
+def test_ranks_must_be_what_mpirun_started(model):
+    assert answer("--model", model, *COMMON, "--ranks", "2", wrapper=[*MPIRUN, "-n", "2"])
+    done = weft("run", "--quiet", "--model", model, *COMMON, "--ranks", "4", wrapper=[*MPIRUN, "-n", "2"])
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("weft")] == \
+        ["weft[0]: engine: 4 ranks asked for, but mpi started 2"]
+
+
 def serve(model, count):
     process = subprocess.Popen([*MPIRUN, "-n", str(count), str(WEFT), "serve", "--model", str(model), "--threads", "1",
                                 "--grpc", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True)

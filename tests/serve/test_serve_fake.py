@@ -1,5 +1,6 @@
 """The gRPC server's own behaviour, over a test double of the engine (fake_engine.c): everything a real model does
 rarely or slowly. What a real engine answers is tested in test_serve_model.py."""
+import random
 import signal
 import threading
 import time
@@ -80,6 +81,34 @@ def test_malformed_bytes(server):
         for junk in (b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x05abc"):
             code, _ = code_of(lambda: raw(junk, timeout=10))
             assert code == grpc.StatusCode.INVALID_ARGUMENT, (method, junk)
+
+
+def test_random_bytes_never_hurt(server):
+    """Seeded; half of them real messages with bytes changed."""
+    chance = random.Random(20)
+    good = weft_pb2.GenerateRequest(prompt="hello", max_tokens=3, temperature=0.5, stop=["x", "yy"], seed=7,
+                                    prompt_token_ids=[1, 2, 3]).SerializeToString()
+    channel = server.channel()
+    allowed = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
+    for method in ("/weft.v1.Inference/Generate", "/weft.v1.Inference/Tokenize", "/weft.v1.Inference/Detokenize",
+                   "/weft.v1.Inference/GetModel", "/grpc.health.v1.Health/Check"):
+        call = channel.unary_stream(method, request_serializer=lambda b: b, response_deserializer=bytes)
+        for _ in range(100):
+            if chance.random() < 0.5:
+                message = bytearray(good)
+                for _ in range(chance.randrange(1, 4)):
+                    message[chance.randrange(len(message))] = chance.randrange(256)
+            else:
+                message = chance.randbytes(chance.randrange(40))
+            stream = call(bytes(message), timeout=20)
+            try:
+                next(stream)
+                stream.cancel()
+            except StopIteration:
+                pass
+            except grpc.RpcError as error:
+                assert error.code() in allowed, (method, bytes(message), error.details())
+    assert server.process.poll() is None
 
 
 def test_prompt_that_is_no_utf8(server):
