@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Writes a model folder of Llama-3.2-1B's shape with random bf16 weights: 2.5 GB, for timing only, never committed.
+
+usage: random_model.py FOLDER [--layers N]
+
+Needs numpy. Vocabulary ids have one token each ("t0", "t1", ...), so that any id the model picks has a text.
+"""
+import argparse
+import json
+import os
+import struct
+
+import numpy
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "intermediate_size": 8192,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def tensors(config):
+    """Names and shapes, in file order."""
+    width, ffn, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    yield "model.embed_tokens.weight", (config["vocab_size"], width)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        yield prefix + "input_layernorm.weight", (width,)
+        yield prefix + "self_attn.q_proj.weight", (queries, width)
+        yield prefix + "self_attn.k_proj.weight", (keys, width)
+        yield prefix + "self_attn.v_proj.weight", (keys, width)
+        yield prefix + "self_attn.o_proj.weight", (width, queries)
+        yield prefix + "post_attention_layernorm.weight", (width,)
+        yield prefix + "mlp.gate_proj.weight", (ffn, width)
+        yield prefix + "mlp.up_proj.weight", (ffn, width)
+        yield prefix + "mlp.down_proj.weight", (width, ffn)
+    yield "model.norm.weight", (width,)
+
+
+def write_weights(path, config):
+    shapes = list(tensors(config))
+    header, offset = {}, 0
+    for name, shape in shapes:
+        size = 2 * int(numpy.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    generator = numpy.random.default_rng(1)
+    # One block of random values, started at a different place for every tensor: as good for timing, made in seconds.
+    block = (generator.standard_normal(1 << 24, dtype=numpy.float32) * 0.02).view(numpy.uint32) >> 16
+    block = numpy.concatenate([block, block]).astype("<u2")
+    one = numpy.uint16(0x3F80)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, shape in shapes:
+            count = int(numpy.prod(shape))
+            if len(shape) == 1:
+                numpy.full(count, one).tofile(file)
+                continue
+            while count > 0:
+                start = int(generator.integers(1 << 24))
+                part = min(count, 1 << 24)
+                block[start : start + part].tofile(file)
+                count -= part
+
+
+def write_tokenizer(path, vocab_size):
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": {}, "merges": []},
+    }
+    vocab = {}
+    for byte in list(range(33, 127)) + list(range(161, 173)) + list(range(174, 256)):  # byte-level BPE's alphabet
+        vocab[chr(byte)] = len(vocab)
+    for extra in range(68):
+        vocab[chr(256 + extra)] = len(vocab)
+    while len(vocab) < vocab_size:
+        vocab[f"t{len(vocab)}"] = len(vocab)
+    tokenizer["model"]["vocab"] = vocab
+    with open(path, "w") as file:
+        json.dump(tokenizer, file)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder")
+    parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"])
+    arguments = parser.parse_args()
+    config = dict(CONFIG, num_hidden_layers=arguments.layers)
+    os.makedirs(arguments.folder, exist_ok=True)
+    with open(os.path.join(arguments.folder, "config.json"), "w") as file:
+        json.dump(config, file, indent=2)
+    write_tokenizer(os.path.join(arguments.folder, "tokenizer.json"), config["vocab_size"])
+    write_weights(os.path.join(arguments.folder, "model.safetensors"), config)
+
+
+if __name__ == "__main__":
+    main()
