@@ -44,8 +44,8 @@ static inline float weft_f32_from_bits(uint32_t bits)
 #define WEFT_EXP_Q4     0x1.6a23ccp-10f
 
 /*
- * e^x within 1.01 ulp: +inf from 88.73 up, denormal results correct, +0 below -103.98, NaN for NaN. The scaling by 2^n is
- * done in two exact halves and one rounding, so that neither 2^128 nor denormals need a special case.
+ * e^x within 1.01 ulp: +inf from 88.73 up, denormal results correct, +0 below -103.98, NaN for NaN. The scaling by 2^n
+ * is done in two exact halves and one rounding, so that neither 2^128 nor denormals need a special case.
  */
 static inline float weft_exp(float x)
 {

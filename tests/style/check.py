@@ -47,7 +47,8 @@ def compile_alone(job):
     language = "c++" if "++" in compiler else "c"
     flags = ["-std=gnu11"] if language == "c" else ["-std=c++17"]
     done = subprocess.run([compiler, "-x", language, *flags, "-Wall", "-Wextra", "-Werror", "-fsyntax-only",
-                           f"-I{ROOT}/include", f"-I{ROOT}/runtime", f"-I{header.parent}", "-"],
+                           f"-I{ROOT}/include", f"-I{ROOT}/runtime",
+                           f"-I{ROOT}/{relative(header).split('/')[0]}", f"-I{header.parent}", "-"],
                           input=text, capture_output=True, text=True)
     return [] if done.returncode == 0 else [f"{relative(header)}: {compiler}: {done.stderr.splitlines()[0]}"]
 
