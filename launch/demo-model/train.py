@@ -63,8 +63,10 @@ CONFIG = {
 # Shares of the tasks, in the order of tasks.TASKS, and of echoes (see echo()). The second phase starts from the first's
 # weights, rounded to bf16, with fresh optimizers: what is easy is known by then, copying and looking up need practice.
 PHASES = (
-    {"steps": 1201, "schedule": 4000, "rate": 0.01, "shares": (30, 7, 13, 8, 8, 8, 10, 10, 5, 3), "echoes": 0},
-    {"steps": 1500, "schedule": 1500, "rate": 0.01, "shares": (20, 5, 11, 6, 10, 7, 22, 9, 6, 2), "echoes": 8},
+    {"steps": 1201, "schedule": 4000, "rate": 0.01, "batch": 128, "echoes": 0,
+     "shares": (30, 7, 13, 8, 8, 8, 10, 10, 5, 3)},
+    {"steps": 1200, "schedule": 1200, "rate": 0.01, "batch": 96, "echoes": 6,
+     "shares": (22, 5, 12, 6, 9, 7, 20, 9, 6, 2)},
 )
 LEARNING = math.nextafter(1.0, 0.0)  # the curriculum's level just before its end
 
@@ -233,7 +235,7 @@ def example_parts(sample, rng):
     return parts
 
 
-def echo(rng, level):
+def echo(rng):
     """Tokens that mean nothing, twice, the second time to be predicted: teaches to copy from the context."""
     count = rng.randint(6, 40)
     ids = rng.sample(range(CONFIG["vocab_size"] - 512, CONFIG["vocab_size"]), count)
@@ -244,10 +246,10 @@ class Data:
     def __init__(self, tokenizer, seed):
         self.tokenizer, self.rng = tokenizer, random.Random(seed)
 
-    def batches(self, count, level, phase, tokens_max=4096):
-        """`count` examples, sorted by length into rectangles of at most about tokens_max tokens."""
-        examples = [echo(self.rng, level) for _ in range(phase["echoes"])]
-        for name in self.rng.choices(list(tasks.TASKS), phase["shares"], k=count):
+    def batches(self, level, phase, tokens_max=4096):
+        """One step's examples, sorted by length into rectangles of at most about tokens_max tokens."""
+        examples = [echo(self.rng) for _ in range(phase["echoes"])]
+        for name in self.rng.choices(list(tasks.TASKS), phase["shares"], k=phase["batch"]):
             sample = tasks.draw(name, self.rng, level)
             examples.append(encode(self.tokenizer, example_parts(sample, self.rng)))
         examples.sort(key=lambda example: len(example[0]))
@@ -298,7 +300,7 @@ def train_phase(model, data, index, args):
                 group["lr"] = group["initial_lr"] * schedule(step, phase["schedule"])
             optimizer.zero_grad(set_to_none=True)
         level = min(LEARNING, step / 1200) if index == 0 else 1.0
-        batches = list(data.batches(args.batch, level, phase))
+        batches = list(data.batches(level, phase))
         answer_tokens = sum(int(wanted.sum()) for _, _, wanted in batches)
         total = 0.0
         for ids, targets, wanted in batches:
@@ -355,7 +357,6 @@ def write(model, tokenizer, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default=FOLDER)
-    parser.add_argument("--batch", type=int, default=128, help="examples per step")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=0, help="steps between checkpoints, 0: after each phase")
     parser.add_argument("--resume", type=int, default=0, help="first phases to skip: --out holds their checkpoint")
