@@ -66,15 +66,18 @@ build()
     fi
 }
 
-# mpirun refuses root unless told, and counts cores, not threads, against the number of ranks.
+# mpirun refuses root unless told, and more ranks than cores unless told. It forwards standard output and error by
+# separate ways, on which the end of the answer can arrive after the figures that follow it: on a terminal, where that
+# would be seen, both take the same one.
 ask()
 {
-    local options=(-n "$ranks" --bind-to none)
+    local options=(-n "$ranks" --bind-to none) merge=()
     [ "$(id -u)" -ne 0 ] || options+=(--allow-run-as-root)
     [ "$(nproc)" -ge "$ranks" ] || options+=(--oversubscribe)
+    [ ! -t 1 ] || merge=(bash -c 'exec "$@" 2>&1' bash)
     echo
     printf '$ mpirun %s build/weft run --prompt "%s"\n' "${options[*]}" "$prompt"
-    mpirun "${options[@]}" build/weft run --prompt "$prompt"
+    mpirun "${options[@]}" "${merge[@]}" build/weft run --prompt "$prompt"
 }
 
 next_steps()
