@@ -183,6 +183,41 @@ static void test_a_rank_is_killed_while_steps_run(void **state)
     }
 }
 
+/* A rank that hangs: nothing closes, only deadlines help. */
+static void test_a_rank_hangs(void **state)
+{
+    struct weft_engine_options options;
+    struct weft_request request;
+    struct weft_event event;
+    uint32_t count = 0;
+    int pids[RANKS];
+    uint64_t id;
+
+    (void)state;
+    test_options(&options, golden_model("qwen2"), RANKS);
+    options.launch = WEFT_LAUNCH_LOCAL;
+    options.timeout_ms = 1000;
+    struct weft_engine *engine = open_engine(&options);
+    assert_int_equal(children_of(getpid(), pids, RANKS), RANKS - 1);
+    assert_int_equal(kill(pids[1], SIGSTOP), 0);
+    make_request(&request);
+    assert_int_equal(weft_engine_submit(engine, &request, &id), WEFT_OK);
+    time_t begin = time(NULL);
+    enum weft_status status = WEFT_OK;
+    bool has_last_event = false;
+    while (status == WEFT_OK) {
+        status = weft_engine_poll(engine, 200, &event, 1, &count);
+        has_last_event = has_last_event || (status == WEFT_OK && count == 1 && event.finish == WEFT_FINISH_ERROR);
+        assert_true(time(NULL) - begin <= END_SECONDS);
+    }
+    assert_true(has_last_event);
+    assert_true(status == WEFT_ERR_TIMEOUT || status == WEFT_ERR_PEER);
+    int rank = weft_engine_failed_rank(engine);
+    assert_int_equal(rank, 2); /* pids ascend with ranks */
+    weft_engine_close(&engine);
+    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+}
+
 /* Leader in a process of its own: opens, tells that it is ready, runs for ever. */
 static void lead_for_ever(int ready_fd)
 {
@@ -242,6 +277,7 @@ int main(void)
         cmocka_unit_test_setup(test_answers_are_those_of_one_rank, set_up),
         cmocka_unit_test_setup(test_a_rank_is_killed_while_idle, set_up),
         cmocka_unit_test_setup(test_a_rank_is_killed_while_steps_run, set_up),
+        cmocka_unit_test_setup(test_a_rank_hangs, set_up),
         cmocka_unit_test_setup(test_the_leader_is_killed, set_up),
     };
 
