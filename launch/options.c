@@ -197,7 +197,7 @@ static bool value_set(struct source source, const struct weft_option *option, co
 /* A name that is none: says which option was meant, or which command has it. */
 static bool unknown_option(const struct weft_command_text *command, const char *word, size_t name_size)
 {
-    const char *names[64];
+    const char *names[WEFT_OPTION_MAX];
     char name[64];
     size_t count = 0;
     const char *meant;
@@ -308,7 +308,7 @@ static bool environment_read(const struct weft_command_text *command, const bool
 bool weft_options_parse(const struct weft_command_text *command, int argument_count, char **arguments,
                         struct weft_settings *settings)
 {
-    bool is_given[64] = {false};
+    bool is_given[WEFT_OPTION_MAX] = {false};
     bool is_operands_only = false;
     int index = 0;
 

@@ -10,6 +10,8 @@
 
 #include "settings.h"
 
+enum { WEFT_OPTION_MAX = 64 };
+
 /* Exit codes: 0 done, 1 it failed, 2 it was asked wrongly; 128 + signal when a signal ended it. */
 enum { WEFT_EXIT_OK = 0, WEFT_EXIT_FAILURE = 1, WEFT_EXIT_USAGE = 2 };
 

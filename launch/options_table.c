@@ -120,6 +120,7 @@ const struct weft_option weft_options[] = {
     {"help", 'h', WEFT_OPTION_FLAG, ALL, output_group, NULL, "show this and exit", NULL, NULL, AT(is_help)},
 };
 /* clang-format on */
+_Static_assert(sizeof(weft_options) / sizeof(weft_options[0]) <= WEFT_OPTION_MAX, "options.c has room for this many");
 const size_t weft_option_count = sizeof(weft_options) / sizeof(weft_options[0]);
 
 const struct weft_command_text weft_commands[] = {

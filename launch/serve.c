@@ -61,7 +61,10 @@ static int serve(struct weft_engine *engine, const struct weft_settings *setting
                  weft_server_active_count(server));
         drain(server, settings->drain_ms);
     } else {
-        weft_log(WEFT_LOG_ERROR, "serve", "rank %d has failed: stopping", weft_engine_failed_rank(engine));
+        int rank = weft_engine_failed_rank(engine);
+
+        weft_log(WEFT_LOG_ERROR, "serve", rank >= 0 ? "rank %d has failed: stopping" : "the group has failed: stopping",
+                 rank);
         code = WEFT_EXIT_FAILURE;
     }
     weft_server_close(&server);

@@ -8,7 +8,7 @@
 
 #include "weft/log.h"
 
-enum { BAR_WIDTH = 30, PLAIN_INTERVAL_MS = 2000 };
+enum { BAR_WIDTH = 30, BAR_INTERVAL_MS = 50, PLAIN_INTERVAL_MS = 2000 };
 
 static void on_log(void *context, enum weft_log_level level, const char *line)
 {
@@ -32,7 +32,6 @@ void weft_terminal_init(struct weft_terminal *terminal, bool is_quiet, bool is_v
     memset(terminal, 0, sizeof(*terminal));
     terminal->is_quiet = is_quiet;
     terminal->is_tty = isatty(STDERR_FILENO) == 1;
-    terminal->percent = -1;
     weft_log_configure(level, on_log, terminal);
     /* One write per line: several ranks share the terminal. */
     setvbuf(stderr, NULL, _IOLBF, BUFSIZ);
@@ -90,35 +89,24 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Where lines stay for ever, few are better: one now and then, and one at the end. */
-static void plain_line(struct weft_terminal *terminal, const char *what, uint64_t done, uint64_t total)
-{
-    int64_t now = now_ms();
-    char size[16];
-
-    if (done < total && now - terminal->last_ms < PLAIN_INTERVAL_MS) {
-        return;
-    }
-    terminal->last_ms = now;
-    fprintf(stderr, "weft: %s: %d %% of %s\n", what, total > 0 ? (int)((double)done / (double)total * 100) : 100,
-            weft_terminal_size_text(total, size));
-}
-
 void weft_terminal_progress(void *context, const char *what, uint64_t done, uint64_t total)
 {
     struct weft_terminal *terminal = context;
     int percent = total > 0 ? (int)((double)done / (double)total * 100) : 100;
+    /* Where lines stay for ever, few are better: one now and then, and one at the end. */
+    int64_t interval_ms = terminal->is_tty ? BAR_INTERVAL_MS : PLAIN_INTERVAL_MS;
+    int64_t now = now_ms();
+    char size[16];
 
-    if (terminal->is_quiet || (percent == terminal->percent && total == terminal->total)) {
+    if (terminal->last_ms == 0) {
+        terminal->last_ms = now;
+    }
+    if (terminal->is_quiet || (done < total && now - terminal->last_ms < interval_ms)) {
         return;
     }
-    if (terminal->last_ms == 0) {
-        terminal->last_ms = now_ms();
-    }
-    terminal->percent = percent;
-    terminal->total = total;
+    terminal->last_ms = now;
     if (!terminal->is_tty) {
-        plain_line(terminal, what, done, total);
+        fprintf(stderr, "weft: %s: %d %% of %s\n", what, percent, weft_terminal_size_text(total, size));
         return;
     }
     bar_draw(terminal, what, total, percent);

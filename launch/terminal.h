@@ -8,10 +8,8 @@
 struct weft_terminal {
     bool is_quiet;
     bool is_tty;
-    bool has_bar; /* the bar is on the line: erase it before writing */
-    int percent;  /* last progress heard of, and of what total */
-    uint64_t total;
-    int64_t last_ms; /* when the last plain line was written; 0: not begun */
+    _Atomic bool has_bar; /* the bar is on the line: erase it before writing */
+    int64_t last_ms;      /* when progress was last shown; 0: not begun */
 };
 
 /* Also makes the log print through it: errors always, the rest unless quiet. */

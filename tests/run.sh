@@ -20,7 +20,7 @@ describe()
         ctest) echo "C tests and style checks (CTest)" ;;
         pytest) echo "tokenizer, gRPC and command line tests (pytest)" ;;
         clang) echo "build-clang/: everything compiles with clang too, warnings are errors" ;;
-        asan) echo "build-asan/: C tests under AddressSanitizer and UBSan" ;;
+        asan) echo "build-asan/: C, gRPC and command line tests under AddressSanitizer and UBSan" ;;
         tsan) echo "build-tsan/: threaded C tests under ThreadSanitizer" ;;
         fuzz) echo "fuzzers, some seconds each" ;;
     esac
@@ -78,7 +78,8 @@ step_clang()
 step_asan()
 {
     configure_and_build build-asan -DWEFT_SANITIZE=address,undefined &&
-        run_ctest build-asan -LE 'style|install|no-sanitize'
+        run_ctest build-asan -LE 'style|install|no-sanitize' &&
+        WEFT_BUILD=build-asan .venv/bin/python -m pytest tests/serve tests/e2e/test_cli.py -q -rs --timeout=600
 }
 
 step_tsan()

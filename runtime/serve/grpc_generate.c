@@ -156,8 +156,7 @@ static void finish_set(struct weft_rpc_call *call, const struct weft_event *even
             int rank = weft_engine_failed_rank(weft_service_engine(call->server->service));
             char details[64];
 
-            (void)snprintf(details, sizeof(details), "the group has failed: rank %d (%s)", rank,
-                           weft_status_name(event->status));
+            (void)snprintf(details, sizeof(details), rank >= 0 ? "rank %d has failed" : "the group has failed", rank);
             status_set(g, GRPC_STATUS_UNAVAILABLE, details);
         } else {
             status_set(g, weft_codec_status(event->status), weft_status_name(event->status));

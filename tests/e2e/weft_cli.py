@@ -6,7 +6,7 @@ import subprocess
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build"))
+BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build")).resolve()
 WEFT = BUILD / "weft"
 GOLDEN = ROOT / "tests" / "model" / "golden"
 PROMPT = "Once upon a time, a weaver crossed the river."

@@ -13,7 +13,7 @@ import time
 import grpc
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build"))
+BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build")).resolve()
 WEFT = BUILD / "weft"
 FAKE = BUILD / "weft_fake"
 
