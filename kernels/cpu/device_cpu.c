@@ -144,6 +144,7 @@ enum weft_status weft_device_open_cpu(const struct weft_device_options *options,
 {
     struct weft_cpu_device *cpu;
     enum weft_cpu_level level;
+    const char *reason;
     enum weft_status status;
 
     if (options->thread_count < 1 || options->thread_count > WEFT_CPU_THREAD_MAX) {
@@ -152,6 +153,7 @@ enum weft_status weft_device_open_cpu(const struct weft_device_options *options,
         return WEFT_ERR_ARGUMENT;
     }
     WEFT_TRY(weft_cpu_level_parse(options->cpu_level, &level));
+    (void)weft_cpu_level_detect(&reason);
     cpu = calloc(1, sizeof(*cpu));
     if (cpu == NULL ||
         posix_memalign((void **)&cpu->scratch, 64, options->thread_count * sizeof(float) * WEFT_CPU_SCRATCH_FLOATS)) {
@@ -170,6 +172,8 @@ enum weft_status weft_device_open_cpu(const struct weft_device_options *options,
         cpu_close(&cpu->base);
         return status;
     }
+    weft_log(WEFT_LOG_DEBUG, "kernels/cpu", "%s%s%s", cpu->base.name, *reason != '\0' ? "; no higher level: " : "",
+             reason);
     *out = &cpu->base;
     return WEFT_OK;
 }

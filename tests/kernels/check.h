@@ -71,8 +71,10 @@ bool check_near(struct check *check, float found, double exact, double bound, co
 WEFT_CPU_KERNEL_LIST(CHECK_DECLARE)
 #undef CHECK_DECLARE
 
-/* check_numeric.c: weft/numeric.h. check_device.c, check_attention.c, check_candidates.c: the device table. */
+/* check_numeric.c: weft/numeric.h. check_pool.c: the thread pool. check_device.c, check_attention.c,
+ * check_candidates.c: the device table. */
 void check_numeric(struct check *check);
+void check_pool(struct check *check);
 void check_device_options(struct check *check);
 void check_device_memory(struct check *check);
 void check_device_matmul(struct check *check);

@@ -31,7 +31,8 @@ static const struct part device_parts[] = {
     {"candidates", check_device_candidates},
 };
 
-static const struct part numeric_parts[] = {{"numeric", check_numeric}};
+/* What does not depend on the level. */
+static const struct part common_parts[] = {{"numeric", check_numeric}, {"pool", check_pool}};
 
 static uint32_t run_parts(struct check *check, const struct part *parts, size_t count, const char *only)
 {
@@ -104,7 +105,7 @@ static uint32_t check_level(const struct options *options, enum weft_cpu_level l
     weft_cpu_kernels_init(&kernels, level);
     check.kernels = level == WEFT_CPU_REF ? &ref : &kernels;
     if (level == WEFT_CPU_REF && options->group == NULL) {
-        failure_count += run_parts(&check, numeric_parts, 1, options->only);
+        failure_count += run_parts(&check, common_parts, 2, options->only);
     }
     if (options->group == NULL || strcmp(options->group, "kernels") == 0) {
         failure_count += run_parts(&check, kernel_parts, sizeof(kernel_parts) / sizeof(kernel_parts[0]), options->only);
