@@ -17,7 +17,7 @@
 enum {
     PIECE = 256, /* positions; part of the numerics contract */
     PIECE_PAGES = PIECE / WEFT_PAGE_POSITIONS,
-    TILE = WEFT_DOT_VECTORS_MAX, /* queries worked on together */
+    TILE = WEFT_DOT_VECTORS_MAX, /* queries worked on together, at most */
 };
 
 struct attention_job {
@@ -25,6 +25,7 @@ struct attention_job {
     const struct weft_kv_cache *cache;
     const struct weft_batch *batch;
     const struct weft_attention_args *args;
+    uint32_t tile_size; /* queries per tile, 1 .. TILE */
     weft_cpu_dot_fn *dot;
 };
 
@@ -39,11 +40,23 @@ static struct weft_range heads_of_group(const struct weft_heads *heads, uint32_t
 }
 
 /* Tiles of every KV head of a sequence: enough for the KV head with the most queries. */
-static uint32_t tile_count(const struct weft_heads *heads, const struct weft_batch_sequence *sequence)
+static uint32_t tile_count(const struct attention_job *job, const struct weft_batch_sequence *sequence)
 {
-    uint32_t group = weft_min_u32(heads->group_size, heads->head_count);
+    uint32_t group = weft_min_u32(job->args->heads.group_size, job->args->heads.head_count);
 
-    return weft_ceil_div(sequence->token_count * group, TILE);
+    return weft_ceil_div(sequence->token_count * group, job->tile_size);
+}
+
+/* Items of the whole step: for each sequence, for each KV head, its tiles. */
+static uint32_t item_count(const struct attention_job *job)
+{
+    uint64_t count = 0;
+
+    for (uint32_t s = 0; s < job->batch->sequence_count; s++) {
+        count += (uint64_t)tile_count(job, &job->batch->sequences[s]) * job->args->heads.kv_head_count;
+    }
+    assert(count < UINT32_MAX / 2);
+    return (uint32_t)count;
 }
 
 /* A tile: up to 8 queries of one sequence and KV head, in order of token, then head. */
@@ -70,12 +83,12 @@ static void tile_init(const struct attention_job *job, const struct weft_batch_s
     struct weft_range group = heads_of_group(heads, kv_head);
     uint32_t group_count = weft_range_count(group);
     uint32_t query_count = sequence->token_count * group_count;
-    uint32_t begin = index * TILE;
+    uint32_t begin = index * job->tile_size;
     size_t row_width = ((size_t)heads->head_count + 2 * (size_t)heads->kv_head_count) * heads->head_size;
 
     tile->sequence = sequence;
     tile->kv_head = kv_head;
-    tile->count = begin < query_count ? weft_min_u32(TILE, query_count - begin) : 0;
+    tile->count = begin < query_count ? weft_min_u32(job->tile_size, query_count - begin) : 0;
     for (uint32_t i = 0; i < tile->count; i++) {
         uint32_t token = (begin + i) / group_count;
         uint32_t head = group.begin + (begin + i) % group_count;
@@ -252,7 +265,7 @@ static void attend_tile(const struct attention_job *job, uint32_t worker, struct
     }
 }
 
-/* Items: for each sequence, for each KV head, its tiles, the last (longest) first. */
+/* Of one KV head's tiles the last comes first: it sees the most positions. */
 static void attention_task(void *context, uint32_t worker, uint32_t begin, uint32_t end)
 {
     const struct attention_job *job = context;
@@ -264,11 +277,11 @@ static void attention_task(void *context, uint32_t worker, uint32_t begin, uint3
         uint32_t tiles;
         struct tile tile;
 
-        while (rest >= tile_count(heads, sequence) * heads->kv_head_count) {
-            rest -= tile_count(heads, sequence) * heads->kv_head_count;
+        while (rest >= tile_count(job, sequence) * heads->kv_head_count) {
+            rest -= tile_count(job, sequence) * heads->kv_head_count;
             sequence++;
         }
-        tiles = tile_count(heads, sequence);
+        tiles = tile_count(job, sequence);
         tile_init(job, sequence, rest / tiles, tiles - 1 - rest % tiles, &tile);
         if (tile.count > 0) {
             attend_tile(job, worker, &tile);
@@ -285,8 +298,8 @@ void weft_cpu_attention(struct weft_device *device, const struct weft_kv_cache *
                                 .cache = cache,
                                 .batch = batch,
                                 .args = args,
+                                .tile_size = TILE,
                                 .dot = cache->desc.dtype == WEFT_F32 ? cpu->kernels.dot_f32 : cpu->kernels.dot_bf16};
-    uint64_t item_count = 0;
 
     assert(args->layer < cache->desc.layer_count && heads->kv_head_count == cache->desc.kv_head_count &&
            heads->head_size == cache->desc.head_size);
@@ -294,9 +307,9 @@ void weft_cpu_attention(struct weft_device *device, const struct weft_kv_cache *
         return;
     }
     assert((heads->group_first + heads->head_count - 1) / heads->group_size < heads->kv_head_count);
-    for (uint32_t s = 0; s < batch->sequence_count; s++) {
-        item_count += (uint64_t)tile_count(heads, &batch->sequences[s]) * heads->kv_head_count;
+    /* Fewer items than threads: smaller tiles read keys and values more often, but on more cores. */
+    while (job.tile_size > 1 && item_count(&job) < cpu->thread_count) {
+        job.tile_size /= 2;
     }
-    assert(item_count < UINT32_MAX / 2);
-    weft_pool_run(cpu->pool, WEFT_POOL_DYNAMIC, (uint32_t)item_count, attention_task, &job);
+    weft_pool_run(cpu->pool, WEFT_POOL_DYNAMIC, item_count(&job), attention_task, &job);
 }
