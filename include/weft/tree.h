@@ -46,7 +46,7 @@ struct weft_range weft_tree_units(uint32_t unit_count, uint32_t leaf_count, stru
 size_t weft_tree_nodes(uint32_t leaf_count, struct weft_range leaves, struct weft_range *nodes_out);
 
 /*
- * Additions that combine `inputs` (adjacent, ascending canonical nodes; leaves are nodes too) as far as the tree
+ * Additions that combine `inputs` (ascending canonical nodes, gaps allowed; leaves are nodes too) as far as the tree
  * allows, in an order that respects children before parents. Slot i starts as input i; a merged node stays in its
  * leftmost slot. adds_out has room for input_count - 1. Returns the number of additions. With the leaves of one rank as
  * inputs this yields its maximal nodes; with all ranks' nodes it yields the sum in slot 0.

@@ -222,6 +222,63 @@ static void test_random_splits_give_the_same_bits(void **state)
     }
 }
 
+/* Two hosts that own interleaved leaves: each adds what it can, then both together give the same bits. */
+static void check_interleaved(uint32_t v, uint64_t owners, uint32_t seed)
+{
+    struct weft_range nodes[WEFT_LEAF_COUNT_MAX], all[WEFT_LEAF_COUNT_MAX];
+    float slots[WEFT_LEAF_COUNT_MAX], values[WEFT_LEAF_COUNT_MAX] = {0};
+    bool is_merged[WEFT_LEAF_COUNT_MAX] = {false};
+    struct weft_tree_add adds[WEFT_LEAF_COUNT_MAX];
+    float expected = sum_by_definition(0, v, seed);
+    size_t total = 0;
+
+    for (uint64_t owner = 0; owner < 2; owner++) {
+        size_t count = 0, add_count;
+
+        for (uint32_t leaf = 0; leaf < v; leaf++) {
+            if (((owners >> leaf) & 1) == owner) {
+                slots[count] = leaf_value(leaf, seed);
+                nodes[count++] = (struct weft_range){leaf, leaf + 1};
+            }
+        }
+        memset(is_merged, 0, sizeof(is_merged));
+        add_count = weft_tree_adds(v, nodes, count, adds);
+        for (size_t a = 0; a < add_count; a++) {
+            assert_int_equal(nodes[adds[a].left].end, nodes[adds[a].right].begin);
+            slots[adds[a].left] += slots[adds[a].right];
+            nodes[adds[a].left].end = nodes[adds[a].right].end;
+            is_merged[adds[a].right] = true;
+        }
+        for (size_t i = 0; i < count; i++) {
+            if (!is_merged[i]) { /* ascending insertion */
+                size_t at = total++;
+
+                for (; at > 0 && all[at - 1].begin > nodes[i].begin; at--) {
+                    all[at] = all[at - 1];
+                    values[at] = values[at - 1];
+                }
+                all[at] = nodes[i];
+                values[at] = slots[i];
+            }
+        }
+    }
+    assert_int_equal(weft_tree_adds(v, all, total, adds), total - 1);
+    for (size_t a = 0; a + 1 < total; a++) {
+        values[adds[a].left] += values[adds[a].right];
+    }
+    assert_memory_equal(&values[0], &expected, sizeof(expected));
+}
+
+static void test_interleaved_owners_give_the_same_bits(void **state)
+{
+    (void)state;
+    for (uint32_t v = 1; v <= 10; v++) {
+        for (uint64_t owners = 0; owners < (uint64_t)1 << v; owners++) {
+            check_interleaved(v, owners, (uint32_t)owners);
+        }
+    }
+}
+
 static void test_plain_left_to_right_sum_differs(void **state)
 {
     uint32_t differing = 0;
@@ -383,6 +440,7 @@ int main(void)
         cmocka_unit_test(test_empty_range_has_no_nodes),
         cmocka_unit_test(test_every_small_split_gives_the_same_bits),
         cmocka_unit_test(test_random_splits_give_the_same_bits),
+        cmocka_unit_test(test_interleaved_owners_give_the_same_bits),
         cmocka_unit_test(test_plain_left_to_right_sum_differs),
         cmocka_unit_test(test_units_tile_evenly),
         cmocka_unit_test(test_units_of_a_range_are_those_of_its_leaves),
