@@ -5,7 +5,7 @@
 /* Spinning is fastest when every thread has a core; otherwise give the core away soon. */
 enum weft_wait_policy {
     WEFT_WAIT_SPIN = 0,  /* pause-spin about 50 us, then sleep on a futex or in poll() */
-    WEFT_WAIT_YIELD = 1, /* more threads than cores: sched_yield after about 200 pauses, then sleep */
+    WEFT_WAIT_YIELD = 1, /* more threads than cores: sched_yield after about 2 us, then sleep */
 };
 
 #endif
