@@ -20,7 +20,7 @@
 #include "weft/comm.h"
 #include "weft/log.h"
 
-enum { LEAF_COUNT = 8, PAGES = 16, RANK_MAX = 8, TIMEOUT_MS = 60000 };
+enum { LEAF_COUNT = 8, PAGES = 64, TOKEN_MAX = 300, RANK_MAX = 8, TIMEOUT_MS = 60000 };
 
 /* Two sequences at most: the golden one, and a second one that must not change its bits. */
 struct rank {
@@ -136,17 +136,19 @@ static int32_t best_of(const float *row, uint32_t count)
 /* Runs positions [position, position + count) of the golden sequence; its logits into the result, the next token. */
 static int step(struct rank *rank, uint32_t position, uint32_t count)
 {
-    /* Pages out of order, and interleaved between the two sequences. */
-    const uint32_t pages[2][PAGES / 2] = {{6, 1, 3, 9, 0, 15, 11, 13}, {2, 7, 4, 5, 8, 10, 12, 14}};
+    uint32_t pages[2][PAGES / 2];
     struct weft_batch_sequence sequences[2];
-    int32_t ids[256];
-    uint32_t rows[128];
+    int32_t ids[2 * TOKEN_MAX];
+    uint32_t rows[TOKEN_MAX];
     uint32_t sequence_count = rank->options->is_mixed ? 2 : 1;
     struct weft_forward_args args = {
         .comm = rank->comm, .token_ids = ids, .logit_rows = rows, .logit_row_count = count};
     float *logits = NULL;
     uint32_t vocab = rank->config.vocab_size, width = weft_range_count(rank->slices[rank->rank].vocab);
 
+    for (uint32_t i = 0; i < PAGES; i++) { /* out of order, and the two sequences' interleaved */
+        pages[i % 2][i / 2] = (i * 37 + 11) % PAGES;
+    }
     for (uint32_t s = 0; s < sequence_count; s++) {
         sequences[s] = (struct weft_batch_sequence){.token_begin = s * count,
                                                     .token_count = count,
@@ -221,7 +223,7 @@ void group_run(const struct group_options *options, const struct golden *golden,
     struct rank *ranks = calloc(options->rank_count, sizeof(*ranks));
 
     assert_non_null(ranks);
-    assert_true(options->rank_count <= RANK_MAX && options->chunk <= 128);
+    assert_true(options->rank_count <= RANK_MAX && options->chunk <= TOKEN_MAX);
     result->vocab_size = golden->vocab_size;
     result->position_count = golden->prompt_count + golden->token_count;
     result->logits = calloc((size_t)result->position_count * golden->vocab_size, sizeof(float));

@@ -23,6 +23,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 OUT = HERE / "golden"
 STORY = HERE.parents[2] / "shared" / "data" / "story-model"
 PROMPT_COUNT = 40
+LONG_COUNT = 290  # attention walks the cache in pieces of 256 positions: these prompts cross into the second
 TOKEN_COUNT = 64
 # Smallest allowed distance between the two best logits of a greedy step, relative to the row's largest magnitude: ten
 # times what the test tolerates, so that rounding cannot change a decision.
@@ -75,24 +76,24 @@ MODELS = {
                       num_attention_heads=14, intermediate_size=192, rope_theta=1000000.0, use_sliding_window=False,
                       sliding_window=32, max_window_layers=2),
         dtype=BF16, tied="head", vector_dtype=F32),
-    # Window in the second layer only, and the names without "model.".
+    # Window in the second layer only, a long prompt, and the names without "model.".
     "qwen2-window": dict(
         config=config("Qwen2ForCausalLM", dtype="float32", hidden_size=48, num_attention_heads=6,
                       num_key_value_heads=3, intermediate_size=96, tie_word_embeddings=True, use_sliding_window=True,
-                      sliding_window=9, max_window_layers=1),
-        dtype=F32, prefix=""),
+                      sliding_window=9, max_window_layers=1, max_position_embeddings=512),
+        dtype=F32, prefix="", prompt=LONG_COUNT),
     # q/k norm, head_dim that is not D / H, H E is not D; q, k, v of different types.
     "qwen3": dict(
         config=config("Qwen3ForCausalLM", torch_dtype="bfloat16", num_attention_heads=6, num_key_value_heads=3,
                       head_dim=24, rope_theta=1000000.0),
         dtype=BF16, odd={"k_proj.weight": F16, "gate_proj.weight": F32, "lm_head.weight": F16}),
-    # linear scaling (new form), every bias there is, tied flag with two different tensors stored.
+    # linear scaling (new form), a long prompt, every bias there is, tied flag with two different tensors stored.
     "linear": dict(
         config=config("LlamaForCausalLM", dtype="float32", attention_bias=True, mlp_bias=True, rope_theta=...,
                       num_key_value_heads=4, intermediate_size=96,
                       rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
-                      tie_word_embeddings=True),
-        dtype=F32, tied="different"),
+                      tie_word_embeddings=True, max_position_embeddings=512),
+        dtype=F32, tied="different", prompt=LONG_COUNT),
     # yarn (old form, "type"), tied with both tensors stored and equal.
     "yarn": dict(
         config=config("Qwen2ForCausalLM", torch_dtype="float16", tie_word_embeddings=True, intermediate_size=128,
@@ -186,8 +187,10 @@ def make_model(name):
         generator = torch.Generator().manual_seed(seed)
         settings = transformers.AutoConfig.for_model(**spec["config"])
         write_folder(folder, spec, stored(random_weights(settings, spec, generator), spec))
-        prompt = torch.randint(0, spec["config"]["vocab_size"], (PROMPT_COUNT,), generator=generator).tolist()
-        values, gap = golden(load(folder), prompt, list(range(0, PROMPT_COUNT, 3)))
+        count = spec.get("prompt", PROMPT_COUNT)
+        prompt = torch.randint(0, spec["config"]["vocab_size"], (count,), generator=generator).tolist()
+        rows = [*range(0, count, count // 10), count - 1]
+        values, gap = golden(load(folder), prompt, rows)
         distinct = len(set(values["tokens"].tolist()))
         if gap > GAP_MIN and distinct > 12:
             save_file(values, folder / "golden.safetensors")
