@@ -271,8 +271,8 @@ static void *run(void *context)
 
 static enum weft_status start(struct weft_controller *controller)
 {
-    const struct weft_engine_options *options = controller->options.options;
-    const struct weft_scheduler_limits limits = {options->sequence_count_max, options->prefill_chunk};
+    const struct weft_scheduler_limits limits =
+        weft_scheduler_limits_of(controller->options.options, controller->group->config->context_length);
     pthread_condattr_t attributes;
 
     pthread_mutex_init(&controller->mutex, NULL);

@@ -137,7 +137,7 @@ static void fill_slices(struct weft_group *group)
 /* Limits that follow from the options alone; pages and context come from the memory. */
 static void fill_limits(const struct weft_engine_options *options, struct weft_group *group)
 {
-    const struct weft_scheduler_limits limits = {options->sequence_count_max, options->prefill_chunk};
+    const struct weft_scheduler_limits limits = weft_scheduler_limits_of(options, group->config->context_length);
 
     group->limits = (struct weft_plan_limits){.token_count_max = weft_scheduler_token_max(&limits),
                                               .sequence_count_max = options->sequence_count_max,

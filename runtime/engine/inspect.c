@@ -53,7 +53,7 @@ static void fill_rank(const struct weft_device *device, const struct weft_model_
                       const struct weft_engine_options *options, struct weft_range leaves,
                       struct weft_rank_summary *rank)
 {
-    const struct weft_scheduler_limits scheduler_limits = {options->sequence_count_max, options->prefill_chunk};
+    const struct weft_scheduler_limits scheduler_limits = weft_scheduler_limits_of(options, config->context_length);
     const struct weft_model_limits limits = {.token_count_max = weft_scheduler_token_max(&scheduler_limits),
                                              .logit_row_max = options->sequence_count_max,
                                              .page_count = inspected_pages(config, options),

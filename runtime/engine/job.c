@@ -203,7 +203,12 @@ static enum weft_status job_alloc(struct weft_job *job, const struct weft_reques
         REFUSE(WEFT_ERR_MEMORY, "out of memory for a request of %u tokens", job->prompt_count + job->output_max);
     }
     if (limits->tokenizer != NULL) {
+        const char *text;
+        size_t size;
+        /* One token now, so that its buffers exist before the first step. */
         WEFT_TRY(weft_detokenizer_open(limits->tokenizer, true, &job->detokenizer));
+        WEFT_TRY(weft_detokenizer_push(job->detokenizer, job->token_ids[0], &text, &size));
+        weft_detokenizer_reset(job->detokenizer);
     }
     if (request->has_logits_digest) {
         job->digest = EVP_MD_CTX_new();

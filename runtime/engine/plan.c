@@ -27,7 +27,7 @@ struct weft_plan {
     struct weft_arena arena;
 
     /* packing */
-    uint8_t *packed; /* [packed_capacity] */
+    uint8_t *packed; /* [packed_capacity], owned */
     size_t packed_capacity;
     Weft__Wire__SequencePlan *sequence_messages; /* [sequence_count_max] */
     Weft__Wire__SequencePlan **sequence_pointers;
@@ -65,22 +65,19 @@ static void bump_free(void *context, void *memory)
 
 /*
  * Largest StepPlan of our own making: varints of 32 bits take at most 5 bytes, floats 4, and every message or field
- * head less than 64 together. Prompt and output have at most context_length different tokens.
+ * head less than 64 together. A prompt and its output have no more different tokens than cached positions (and one that
+ * is never cached), and no more than the vocabulary. In 64 bits: at most 2^17 tokens, 2^12 rows, 2^32 pages of 2^4.
  */
-static bool packed_size_max(const struct weft_plan_limits *limits, size_t *out)
+static uint64_t packed_size_max(const struct weft_plan_limits *limits)
 {
-    size_t pages = limits->context_length / WEFT_PAGE_POSITIONS + 1;
-    size_t penalties = limits->vocab_size < limits->context_length ? limits->vocab_size : limits->context_length;
-    size_t size;
-    size_t part;
+    uint64_t pages = (uint64_t)limits->context_length / WEFT_PAGE_POSITIONS + 1;
+    uint64_t different = limits->vocab_size < limits->context_length ? limits->vocab_size : limits->context_length;
+    uint64_t penalties = different * limits->row_count_max;
+    uint64_t positions = (uint64_t)limits->page_count * WEFT_PAGE_POSITIONS + limits->row_count_max;
 
-    if (!weft_size_mul(limits->token_count_max, 5, &size) || !weft_size_mul(pages, 5, &part) ||
-        !weft_size_add(part, 64, &part) || !weft_size_mul(part, limits->sequence_count_max, &part) ||
-        !weft_size_add(size, part, &size) || !weft_size_mul(penalties, 9, &part) || !weft_size_add(part, 64, &part) ||
-        !weft_size_mul(part, limits->row_count_max, &part) || !weft_size_add(size, part, &size)) {
-        return false;
-    }
-    return weft_size_add(size, (size_t)limits->row_count_max * 5 + 128, out);
+    penalties = positions < penalties ? positions : penalties;
+    return (uint64_t)limits->token_count_max * 5 + limits->sequence_count_max * (pages * 5 + 64) + penalties * 9 +
+           (uint64_t)limits->row_count_max * (5 + 64) + 128;
 }
 
 /* Everything in one arena; NULLs are found at the end. */
@@ -89,16 +86,19 @@ static bool plan_alloc(struct weft_plan *plan)
     const struct weft_plan_limits *limits = &plan->limits;
     struct weft_arena *arena = &plan->arena;
 
-    if (!packed_size_max(limits, &plan->packed_capacity) ||
-        /* Unpacked: 4 bytes for at least one byte each, twice over for the scanner, some for every message. */
-        !weft_size_mul(plan->packed_capacity, 6, &plan->bump.capacity) ||
-        !weft_size_add(plan->bump.capacity,
-                       ((size_t)limits->sequence_count_max + limits->row_count_max) * 512 + (size_t)64 * 1024,
-                       &plan->bump.capacity)) {
+    uint64_t packed_size = packed_size_max(limits);
+    /* Unpacked: 4 bytes for at least one byte each, again for the scanner, some for every message. */
+    uint64_t unpacked_size =
+        packed_size * 6 + ((uint64_t)limits->sequence_count_max + limits->row_count_max) * 512 + (uint64_t)64 * 1024;
+
+    if (unpacked_size > SIZE_MAX / 2) {
         return false;
     }
-    plan->packed = weft_arena_alloc(arena, plan->packed_capacity, 1);
-    plan->bump.memory = weft_arena_alloc(arena, plan->bump.capacity, 1);
+    plan->packed_capacity = (size_t)packed_size;
+    plan->bump.capacity = (size_t)unpacked_size;
+    /* calloc, not the arena: hundreds of MiB for long contexts, of which a step touches a few pages. */
+    plan->packed = calloc(plan->packed_capacity, 1);
+    plan->bump.memory = calloc(plan->bump.capacity, 1);
     plan->sequence_messages = weft_arena_alloc(arena, limits->sequence_count_max, sizeof(*plan->sequence_messages));
     plan->sequence_pointers = weft_arena_alloc(arena, limits->sequence_count_max, sizeof(*plan->sequence_pointers));
     plan->row_messages = weft_arena_alloc(arena, limits->row_count_max, sizeof(*plan->row_messages));
@@ -133,6 +133,8 @@ enum weft_status weft_plan_open(const struct weft_plan_limits *limits, struct we
 void weft_plan_close(struct weft_plan **plan)
 {
     if (*plan != NULL) {
+        free((*plan)->packed);
+        free((*plan)->bump.memory);
         weft_arena_fini(&(*plan)->arena);
         free(*plan);
         *plan = NULL;

@@ -15,6 +15,7 @@
 
 #include "engine/pages.h"
 #include "weft/status.h"
+#include "weft/weft.h"
 
 enum weft_sequence_state { WEFT_SEQUENCE_NEW = 0, WEFT_SEQUENCE_WAITING, WEFT_SEQUENCE_RUNNING };
 
@@ -49,6 +50,15 @@ struct weft_schedule_entry {
     uint32_t token_count;
     bool is_sampled; /* they include the last known token: its logits are wanted */
 };
+
+/* From resolved options. A chunk longer than the model's context would only take memory: "the whole prompt". */
+static inline struct weft_scheduler_limits weft_scheduler_limits_of(const struct weft_engine_options *options,
+                                                                    uint32_t context_length)
+{
+    return (struct weft_scheduler_limits){
+        .sequence_count_max = options->sequence_count_max,
+        .prefill_chunk = options->prefill_chunk < context_length ? options->prefill_chunk : context_length};
+}
 
 /* Tokens of the largest step that weft_scheduler_next() can ask for. */
 uint32_t weft_scheduler_token_max(const struct weft_scheduler_limits *limits);
