@@ -293,8 +293,9 @@ enum weft_status weft_comm_open(struct weft_bootstrap *bootstrap, const struct w
         return status;
     }
     if (comm->rank == 0) {
-        weft_log(WEFT_LOG_INFO, "comm", "%s for %u ranks on %u hosts: %s", comm->name, comm->rank_count,
-                 choice.machine_count, choice.reason);
+        weft_log(WEFT_LOG_INFO, "comm", "%s for %u rank%s on %u host%s: %s", comm->name, comm->rank_count,
+                 comm->rank_count == 1 ? "" : "s", choice.machine_count, choice.machine_count == 1 ? "" : "s",
+                 choice.reason);
     }
     *out = comm;
     return WEFT_OK;

@@ -93,7 +93,7 @@ static const char *refusal(const struct card *cards, uint32_t rank_count, const 
             }
         }
         if (!is_usable) {
-            snprintf(text, size, "%s: %s on rank %u", name, why, r);
+            snprintf(text, size, "%s on rank %u", why, r);
             return text;
         }
     }
@@ -176,7 +176,8 @@ static const struct weft_backend *choose_outer(const struct card *cards, uint32_
         if (refusal(cards, rank_count, BACKENDS[b]->name, text, sizeof(text)) == NULL) {
             return BACKENDS[b];
         }
-        used += (size_t)snprintf(reason + used, size - used, "%s%s", used == 0 ? "" : "; ", text);
+        used +=
+            (size_t)snprintf(reason + used, size - used, "%s%s: %s", used == 0 ? "" : "; ", BACKENDS[b]->name, text);
         used = used < size ? used : size - 1;
     }
     return NULL;

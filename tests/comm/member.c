@@ -26,6 +26,11 @@ uint64_t __wrap_weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap)
     return real;
 }
 
+const char *member_backend(void)
+{
+    return backend_name;
+}
+
 bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member)
 {
     struct weft_comm_options options = {

@@ -34,6 +34,9 @@ struct member {
  */
 enum ranks_mode member_configure(int argument_count, char **arguments);
 
+/* BACKEND. */
+const char *member_backend(void);
+
 bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member);
 void member_close(struct member *member);
 

@@ -155,6 +155,49 @@ static void test_killed_while_idle(void **state)
     run_fault(HOW_KILLED_IDLE, 8, 5, 1000, LONG_MS);
 }
 
+/* Opens and closes again and again until somebody dies, which may be at any point of opening. */
+static bool reopen_body(struct weft_bootstrap *bootstrap, const void *context)
+{
+    const struct fault_case *fault = context;
+    uint32_t rank = weft_bootstrap_rank(bootstrap);
+    uint64_t begin = now_ms();
+    struct weft_range ranges[WEFT_LEAF_COUNT_MAX];
+    struct weft_comm *comm;
+    pthread_t thread;
+    enum weft_status status;
+
+    CHECK(weft_tree_deal(8, fault->group.rank_count, NULL, ranges) == 0);
+    if (rank == fault->victim) {
+        CHECK(pthread_create(&thread, NULL, kill_soon, NULL) == 0);
+    }
+    do {
+        const struct weft_comm_options options = {
+            .backend = member_backend(), .timeout_ms = LONG_MS, .leaf_count = 8, .leaves = ranges, .sum_count_max = 99};
+
+        status = weft_comm_open(bootstrap, &options, &comm);
+        if (status == WEFT_OK) {
+            weft_comm_close(&comm);
+        }
+    } while (status == WEFT_OK);
+    CHECK(status == WEFT_ERR_PEER);
+    CHECK(weft_bootstrap_failed_rank(bootstrap) == (int)fault->victim);
+    CHECK(now_ms() - begin < SOON_MS);
+    return true;
+}
+
+static void test_killed_while_opening(void **state)
+{
+    (void)state;
+    if (mode != RANKS_PROCESSES) {
+        skip();
+    }
+    for (uint32_t victim = 1; victim < 5; victim++) {
+        const struct fault_case fault = {.group = {.rank_count = 5}, .victim = victim};
+
+        assert_true(ranks_run(mode, 5, reopen_body, &fault, (int)victim));
+    }
+}
+
 static void test_stopped_process_is_a_timeout(void **state)
 {
     (void)state;
@@ -279,6 +322,7 @@ static void test_different_sizes_are_noticed(void **state)
 
 struct refusal_case {
     const char *backend;
+    const char *interface;
     uint32_t leaf_count;
     size_t odd_count_max; /* of rank 1 */
     enum weft_status expected;
@@ -290,6 +334,7 @@ static bool refusal_body(struct weft_bootstrap *bootstrap, const void *context)
     struct weft_range ranges[3] = {{0, 1}, {1, 2}, {2, refusal->leaf_count}};
     const struct weft_comm_options options = {
         .backend = refusal->backend,
+        .interface = refusal->interface,
         .timeout_ms = SOON_MS,
         .leaf_count = refusal->leaf_count,
         .leaves = ranges,
@@ -306,11 +351,13 @@ static bool refusal_body(struct weft_bootstrap *bootstrap, const void *context)
 static void test_open_refuses(void **state)
 {
     static const struct refusal_case cases[] = {
-        {"carrier-pigeon", 8, 100, WEFT_ERR_ARGUMENT},
-        {"self", 8, 100, WEFT_ERR_UNSUPPORTED},
-        {NULL, 8, 101, WEFT_ERR_ARGUMENT},
-        {NULL, 2, 100, WEFT_ERR_ARGUMENT},
-        {NULL, 65, 100, WEFT_ERR_ARGUMENT},
+        {"carrier-pigeon", NULL, 8, 100, WEFT_ERR_ARGUMENT},
+        {"self", NULL, 8, 100, WEFT_ERR_UNSUPPORTED},
+        {"tcp", "no-such-interface", 8, 100, WEFT_ERR_UNSUPPORTED},
+        {"tcp", "240.0.0.0/24", 8, 100, WEFT_ERR_UNSUPPORTED},
+        {NULL, NULL, 8, 101, WEFT_ERR_ARGUMENT},
+        {NULL, NULL, 2, 100, WEFT_ERR_ARGUMENT},
+        {NULL, NULL, 65, 100, WEFT_ERR_ARGUMENT},
     };
 
     (void)state;
@@ -324,6 +371,7 @@ int main(int argument_count, char **arguments)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_killed_inside_a_collective),
         cmocka_unit_test(test_killed_while_idle),
+        cmocka_unit_test(test_killed_while_opening),
         cmocka_unit_test(test_stopped_process_is_a_timeout),
         cmocka_unit_test(test_rank_that_never_calls_is_a_timeout),
         cmocka_unit_test(test_each_call_may_fail),
