@@ -121,6 +121,46 @@ static void test_eos_ends_and_can_be_ignored(void **state)
     weft_engine_close(&engine);
 }
 
+static void test_penalties_do_what_they_say(void **state)
+{
+    struct weft_engine_options options;
+    struct weft_request request;
+    struct answer answer;
+
+    (void)state;
+    test_options(&options, golden_model("qwen2"), 2);
+    struct weft_engine *engine = open_engine(&options);
+    make_request(&request, 100);
+    request.presence_penalty = 100.0f; /* nothing is said twice */
+    run_requests(engine, &request, 1, &answer);
+    for (uint32_t i = 0; i < answer.token_count; i++) {
+        for (uint32_t j = 0; j < i; j++) {
+            assert_int_not_equal(answer.token_ids[i], answer.token_ids[j]);
+        }
+    }
+    make_request(&request, 20);
+    request.frequency_penalty = -100.0f; /* only the first token, again and again */
+    run_requests(engine, &request, 1, &answer);
+    for (uint32_t i = 1; i < answer.token_count; i++) {
+        assert_int_equal(answer.token_ids[i], answer.token_ids[0]);
+    }
+    /* Almost zero: whatever was seen with a positive logit wins, prompt included; its logits are 1000 times larger. */
+    make_request(&request, 20);
+    request.repetition_penalty = 0.001f;
+    run_requests(engine, &request, 1, &answer);
+    for (uint32_t i = 0; i < answer.token_count; i++) {
+        bool is_seen = false;
+        for (uint32_t j = 0; j < TEST_COUNT(prompt); j++) {
+            is_seen = is_seen || answer.token_ids[i] == prompt[j];
+        }
+        for (uint32_t j = 0; j < i; j++) {
+            is_seen = is_seen || answer.token_ids[i] == answer.token_ids[j];
+        }
+        assert_true(is_seen || i == 0);
+    }
+    weft_engine_close(&engine);
+}
+
 /* ---- limits ---- */
 
 static void test_bad_requests_are_refused_with_a_reason(void **state)
@@ -431,6 +471,7 @@ int main(void)
         cmocka_unit_test_setup(test_text_and_stop_strings, set_up),
         cmocka_unit_test_setup(test_tokenize, set_up),
         cmocka_unit_test_setup(test_eos_ends_and_can_be_ignored, set_up),
+        cmocka_unit_test_setup(test_penalties_do_what_they_say, set_up),
         cmocka_unit_test_setup(test_bad_requests_are_refused_with_a_reason, set_up),
         cmocka_unit_test_setup(test_full_queue, set_up),
         cmocka_unit_test_setup(test_cancel_running_and_waiting, set_up),
