@@ -15,8 +15,8 @@
 enum {
     PROMPT_SIZE_MAX = 64 << 20,
     POLL_MS = 50,
-    CANCEL_GRACE_MS = 500,
-    STOP_LIMIT_MS = 3000,
+    CANCEL_GRACE_MS = 300,
+    STOP_LIMIT_MS = 800, /* one second is promised from signal to end */
     EVENT_COUNT = 16,
     COLLECTIVE_COUNT = 16,
 };

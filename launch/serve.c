@@ -11,7 +11,8 @@
 #include "signals.h"
 #include "weft/log.h"
 
-enum { STOP_LIMIT_MS = 3000, DRAIN_LOOK_MS = 20 };
+/* One second is promised from signal to end. */
+enum { STOP_LIMIT_MS = 800, DRAIN_LOOK_MS = 20 };
 
 /* Sleeps until a signal or a failure; true for a signal. */
 static bool stop_wait(struct weft_server *server)
@@ -60,6 +61,7 @@ static int serve(struct weft_engine *engine, const struct weft_settings *setting
         weft_log(WEFT_LOG_INFO, "serve", "%s: stopping, %u requests open", strsignal(weft_signals_caught()),
                  weft_server_active_count(server));
         drain(server, settings->drain_ms);
+        weft_signals_stopping(STOP_LIMIT_MS, code);
     } else {
         int rank = weft_engine_failed_rank(engine);
 

@@ -16,7 +16,8 @@ static struct {
     _Atomic int caught;
     _Atomic bool is_running;
     _Atomic bool is_worker;
-    pid_t pid; /* ranks that were forked from here have another */
+    _Atomic int exit_code; /* of a leader that did not close in time; -1: 128 + signal */
+    pid_t pid;             /* ranks that were forked from here have another */
     uint32_t limit_ms;
     int fd;
 } signal_state;
@@ -62,7 +63,10 @@ static void on_alarm(int number)
 {
     (void)number;
     if (!atomic_load(&signal_state.is_worker) && getpid() == signal_state.pid) {
-        say("weft: could not stop cleanly in time, leaving at once\n");
+        say("weft: stopped in the middle of a step\n");
+        if (atomic_load(&signal_state.exit_code) >= 0) {
+            _exit(atomic_load(&signal_state.exit_code));
+        }
     }
     _exit(128 + atomic_load(&signal_state.caught));
 }
@@ -74,6 +78,7 @@ bool weft_signals_open(uint32_t limit_ms)
 
     signal_state.pid = getpid();
     signal_state.limit_ms = limit_ms;
+    atomic_store(&signal_state.exit_code, -1);
     signal_state.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (signal_state.fd < 0) {
         fprintf(stderr, "weft: eventfd: %s\n", strerror(errno));
@@ -96,6 +101,12 @@ void weft_signals_running(bool is_leader)
 {
     atomic_store(&signal_state.is_worker, !is_leader);
     atomic_store(&signal_state.is_running, true);
+}
+
+void weft_signals_stopping(uint32_t limit_ms, int exit_code)
+{
+    atomic_store(&signal_state.exit_code, exit_code);
+    leave_after(limit_ms);
 }
 
 int weft_signals_fd(void)

@@ -17,6 +17,12 @@ bool weft_signals_open(uint32_t limit_ms);
 /* Loading is over: this process is the leader, or it works. */
 void weft_signals_running(bool is_leader);
 
+/*
+ * A signal has come and this process (the leader) has begun to stop: it leaves by itself after limit_ms with exit_code,
+ * should closing take longer. A step in the middle of a long prompt cannot be cut short, and nothing is lost with it.
+ */
+void weft_signals_stopping(uint32_t limit_ms, int exit_code);
+
 /* Readable once a signal has come. */
 int weft_signals_fd(void);
 /* The first signal that came, 0 while none has. */

@@ -26,7 +26,7 @@ enum {
     POSTED_CALL_COUNT = 32,
     /* What a client is given to read its last status before its connection is closed. */
     CLOSE_GRACE_MS = 200,
-    CANCEL_GRACE_MS = 500,
+    CANCEL_GRACE_MS = 300,
     CLOSE_LIMIT_MS = 5000,
 };
 

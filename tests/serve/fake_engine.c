@@ -2,10 +2,10 @@
  * weft.h without a model: a test double that lets the server and the commands be tested for what a real engine does
  * rarely or slowly. Tokens are bytes; token k of an answer depends on the prompt's bytes and k alone.
  *
- * The model's name sets it up: "fake:token_us=1000,context=4096". Words in a prompt make it misbehave:
- *   <fail>   the group fails (rank 1) after the fifth token of this request
- *   <wide>   1000 bytes of text per token
- * Every event's text and ids are scribbled over by the next poll: what the server keeps it must have copied.
+ * The model's name sets it up: "fake:token_us=1000,context=4096,close_ms=60000" (close takes as long as a long step).
+ * Words in a prompt make it misbehave: <fail>   the group fails (rank 1) after the fifth token of this request <wide>
+ * 1000 bytes of text per token Every event's text and ids are scribbled over by the next poll: what the server keeps it
+ * must have copied.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -39,6 +39,7 @@ struct weft_engine {
     uint32_t queue_count;
     uint32_t context;
     uint32_t token_us;
+    uint32_t close_ms;
     uint64_t last_id;
     int failed_rank;
     char *text; /* of the last poll's events, one slot each */
@@ -89,6 +90,7 @@ enum weft_status weft_engine_open(const struct weft_engine_options *options, str
     engine->queue_count = options->queue_count_max != 0 ? options->queue_count_max : 1024;
     engine->context = setting(options->model, "context=", 4096);
     engine->token_us = setting(options->model, "token_us=", 0);
+    engine->close_ms = setting(options->model, "close_ms=", 0);
     (void)snprintf(engine->model, sizeof(engine->model), "%s", options->model);
     *out = engine;
     return WEFT_OK;
@@ -109,6 +111,9 @@ enum weft_status weft_engine_work(struct weft_engine *engine)
 void weft_engine_close(struct weft_engine **engine)
 {
     if (*engine != NULL) {
+        struct timespec pause = {.tv_sec = (*engine)->close_ms / 1000};
+
+        (void)nanosleep(&pause, NULL);
         pthread_cond_destroy(&(*engine)->changed);
         pthread_mutex_destroy(&(*engine)->mutex);
         free((*engine)->text);

@@ -332,6 +332,19 @@ def test_second_signal_ends_at_once():
         assert server.wait() == 128 + signal.SIGTERM
 
 
+def test_a_long_step_does_not_hold_up_the_end():
+    """SIGTERM while the engine cannot stop: everybody is told, and the process leaves all the same."""
+    with fake("fake:token_us=5000,close_ms=60000") as server:
+        call = server.stub().Generate(request(max_tokens=4000))
+        next(call)
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert code_of(lambda: call)[0] == grpc.StatusCode.UNAVAILABLE
+        assert server.wait() == 0
+        assert time.monotonic() - begin < 10
+        assert "weft: stopped in the middle of a step\n" in server.log
+
+
 def test_port_in_use(server):
     with pytest.raises(AssertionError) as caught:
         Server("--model", "fake:", "--grpc", server.address, binary=FAKE)
