@@ -20,7 +20,7 @@ struct matrix_plan {
 static void plan_leaves(const struct weft_model_config *config, const struct weft_slice *slice, bool is_attention,
                         struct matrix_plan *plan)
 {
-    struct weft_range inputs[WEFT_LEAF_COUNT_MAX];
+    struct weft_range inputs[WEFT_LEAF_COUNT_MAX] = {{0, 0}};
     uint32_t count = weft_range_count(slice->leaves);
     uint32_t first = is_attention ? slice->heads.begin : slice->ffn.begin;
     uint32_t factor = is_attention ? config->head_size : 1;
