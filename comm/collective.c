@@ -14,8 +14,8 @@
 /* Between these deadlines; several times what a report takes to reach everybody. */
 #define STEP_MS 100u
 /*
- * From here on, with three members or more, each adds its part of the elements and the parts are exchanged (two-shot)
- * instead of everyone adding everything (one-shot): less memory traffic against one more synchronisation.
+ * From here on, among three or more, each adds its part of the elements and the parts are exchanged (two-shot) instead
+ * of everyone adding everything (one-shot): less traffic against one more synchronisation.
  */
 #define TWO_SHOT_SIZE 65536u
 /* Slices of a two-shot begin on cache lines. */
@@ -72,18 +72,19 @@ static enum weft_status transfer_outer(struct weft_comm *comm, uint32_t count)
 
 /* ---- tree_sum ---- */
 
-static struct weft_range slice_of(const struct weft_comm *comm, size_t count, uint32_t member)
+/* Part `index` of `parts` nearly equal ones. */
+static struct weft_range slice_of(size_t count, uint32_t parts, uint32_t index)
 {
-    size_t step = (count + comm->member_count - 1) / comm->member_count;
+    size_t step = (count + parts - 1) / parts;
 
     step = (step + SLICE_COUNT - 1) / SLICE_COUNT * SLICE_COUNT;
-    return (struct weft_range){(uint32_t)smaller(count, step * member), (uint32_t)smaller(count, step * (member + 1))};
+    return (struct weft_range){(uint32_t)smaller(count, step * index), (uint32_t)smaller(count, step * (index + 1))};
 }
 
 /* Every member adds its slice of all elements, then the slices are exchanged. */
 static enum weft_status finish_two_shot(struct weft_comm *comm, const float **inputs, size_t count, float *out)
 {
-    struct weft_range own = slice_of(comm, count, comm->own_member);
+    struct weft_range own = slice_of(count, comm->member_count, comm->own_member);
     float *part = scratch(comm);
     size_t sizes[COMM_RANK_MAX];
     const void *views[COMM_RANK_MAX];
@@ -93,32 +94,69 @@ static enum weft_status finish_two_shot(struct weft_comm *comm, const float **in
     }
     weft_sum_plan_run(&comm->host_plan, inputs, &part, weft_range_count(own), comm->temporaries);
     for (uint32_t m = 0; m < comm->member_count; m++) {
-        sizes[m] = weft_range_count(slice_of(comm, count, m)) * sizeof(float);
+        sizes[m] = weft_range_count(slice_of(count, comm->member_count, m)) * sizeof(float);
     }
     WEFT_TRY(exchange(comm, WEFT_AREA_SCRATCH, part, sizes, views));
     for (uint32_t m = 0; m < comm->member_count; m++) {
-        memcpy(out + slice_of(comm, count, m).begin, views[m], sizes[m]);
+        memcpy(out + slice_of(count, comm->member_count, m).begin, views[m], sizes[m]);
     }
     return WEFT_OK;
 }
 
-/* The leader's entries for one round: own host's nodes to every leader, theirs into staging. */
+/*
+ * The elements that the leader of `host` adds up in a round. Two hosts: everything, each for itself. More, and enough
+ * elements: its slice, which the others then get from it; with H hosts 2 (H - 1) / H of the elements come in, not H
+ * - 1.
+ */
+static struct weft_range share_of(const struct weft_comm *comm, size_t count, uint32_t host)
+{
+    if (comm->host_count == 2 || count * sizeof(float) < TWO_SHOT_SIZE) {
+        return (struct weft_range){0, (uint32_t)count};
+    }
+    return slice_of(count, comm->host_count, host);
+}
+
+/* The leader's entries: of own host's nodes each leader's share, of theirs our share, into staging. */
 static uint32_t fill_node_transfers(struct weft_comm *comm, const float *const *own_nodes, size_t count)
 {
     uint32_t own_count = comm->host_node_counts[comm->own_host];
+    size_t recv_size = weft_range_count(share_of(comm, count, comm->own_host)) * sizeof(float);
     uint32_t used = 0;
 
     for (uint32_t h = 0; h < comm->host_count; h++) {
+        struct weft_range share = share_of(comm, count, h);
         uint32_t their_count = comm->host_node_counts[h];
 
         for (uint32_t k = 0; h != comm->own_host && (k < own_count || k < their_count); k++) {
             assert(used < comm->transfer_count_max);
             comm->transfers[used++] = (struct weft_transfer){
                 .peer = comm->host_leaders[h],
-                .send = k < own_count ? own_nodes[k] : NULL,
-                .send_size = k < own_count ? count * sizeof(float) : 0,
+                .send = k < own_count ? own_nodes[k] + share.begin : NULL,
+                .send_size = k < own_count ? weft_range_count(share) * sizeof(float) : 0,
                 .recv = comm->staging + comm->staging_offsets[h] + k * comm->chunk_count,
-                .recv_size = k < their_count ? count * sizeof(float) : 0,
+                .recv_size = k < their_count ? recv_size : 0,
+            };
+        }
+    }
+    return used;
+}
+
+/* The second half of a sliced round: every leader's finished share to every other. */
+static uint32_t fill_share_transfers(struct weft_comm *comm, size_t count, float *to)
+{
+    struct weft_range own = share_of(comm, count, comm->own_host);
+    uint32_t used = 0;
+
+    for (uint32_t h = 0; h < comm->host_count; h++) {
+        struct weft_range share = share_of(comm, count, h);
+
+        if (h != comm->own_host) {
+            comm->transfers[used++] = (struct weft_transfer){
+                .peer = comm->host_leaders[h],
+                .send = to + own.begin,
+                .send_size = weft_range_count(own) * sizeof(float),
+                .recv = to + share.begin,
+                .recv_size = weft_range_count(share) * sizeof(float),
             };
         }
     }
@@ -142,8 +180,10 @@ static void add_own_host(struct weft_comm *comm, const float *const *inputs, siz
 /* Leaders, one round: inputs[i][0..count) of the members to to[0..count), over all hosts. */
 static enum weft_status sum_between_hosts(struct weft_comm *comm, const float *const *inputs, size_t count, float *to)
 {
+    struct weft_range share = share_of(comm, count, comm->own_host);
     const float *own_nodes[WEFT_LEAF_COUNT_MAX];
     const float *top[WEFT_LEAF_COUNT_MAX];
+    float *to_share = to + share.begin;
 
     add_own_host(comm, inputs, count, own_nodes);
     WEFT_TRY(transfer_outer(comm, fill_node_transfers(comm, own_nodes, count)));
@@ -151,11 +191,14 @@ static enum weft_status sum_between_hosts(struct weft_comm *comm, const float *c
         struct comm_node node = comm->top_inputs[i];
 
         top[i] = node.owner == comm->own_host
-                     ? own_nodes[node.index]
+                     ? own_nodes[node.index] + share.begin
                      : comm->staging + comm->staging_offsets[node.owner] + node.index * comm->chunk_count;
     }
-    weft_sum_plan_run(&comm->top_plan, top, &to, count, comm->temporaries);
-    return WEFT_OK;
+    weft_sum_plan_run(&comm->top_plan, top, &to_share, weft_range_count(share), comm->temporaries);
+    if (weft_range_count(share_of(comm, count, 0)) == count) {
+        return WEFT_OK;
+    }
+    return transfer_outer(comm, fill_share_transfers(comm, count, to));
 }
 
 static enum weft_status finish_between_hosts(struct weft_comm *comm, const float **inputs, size_t count, float *out)

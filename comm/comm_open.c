@@ -12,8 +12,8 @@
 #include "select.h"
 #include "weft/log.h"
 
-/* Cached rounds between hosts: a round's nodes of both sides stay in L2, and adding overlaps the wire. */
-#define CHUNK_COUNT 65536u
+/* Rounds between hosts: 512 KiB per node stays in L2, and adding one round overlaps the wire's next. */
+#define CHUNK_COUNT 131072u
 /* Scratch for gathers; larger ones go in rounds that stay in L2. */
 #define SCRATCH_SIZE 262144u
 

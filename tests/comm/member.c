@@ -35,6 +35,7 @@ bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, st
 {
     struct weft_comm_options options = {
         .backend = backend_name,
+        .interface = group->interface,
         .timeout_ms = group->timeout_ms,
         .leaf_count = group->leaf_count,
         .leaves = member->ranges,

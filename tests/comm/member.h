@@ -12,6 +12,7 @@ struct group {
     const uint32_t *shares; /* NULL: equal */
     size_t count_max;
     uint32_t timeout_ms;
+    const char *interface;
 };
 
 struct member {

@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "member.h"
+#include "netif.h"
 #include "ranks.h"
 
 static enum ranks_mode mode;
@@ -219,7 +220,7 @@ static void run_for_all_sizes(ranks_body *body, uint32_t leaf_count, const uint3
     static const uint32_t rank_counts[] = {1, 2, 3, 4, 5, 8};
 
     for (size_t i = 0; i < sizeof(rank_counts) / sizeof(rank_counts[0]); i++) {
-        const struct group group = {rank_counts[i], leaf_count, shares, 20000, 60000};
+        const struct group group = {rank_counts[i], leaf_count, shares, 20000, 60000, NULL};
 
         assert_true(ranks_run(mode, group.rank_count, body, &group, -1));
     }
@@ -245,7 +246,7 @@ static void test_mixture(void **state)
 
 static void test_large(void **state)
 {
-    const struct group two = {2, 8, NULL, 1 << 20, 60000}, five = {5, 8, UNEVEN, 1 << 20, 60000};
+    const struct group two = {2, 8, NULL, 1 << 20, 60000, NULL}, five = {5, 8, UNEVEN, 1 << 20, 60000, NULL};
 
     (void)state;
     assert_true(ranks_run(mode, 2, large_body, &two, -1));
@@ -254,10 +255,31 @@ static void test_large(void **state)
 
 static void test_buffer_survives_other_calls(void **state)
 {
-    const struct group group = {4, 8, UNEVEN, 1000, 60000};
+    const struct group group = {4, 8, UNEVEN, 1000, 60000, NULL};
 
     (void)state;
     assert_true(ranks_run(mode, 4, survival_body, &group, -1));
+}
+
+/* tcp over one named interface, an IPv4 and an IPv6 address. */
+static void test_interfaces(void **state)
+{
+    static const char *const interfaces[] = {"lo", "127.0.0.0/8", "::1"};
+    struct weft_netif_address address;
+
+    (void)state;
+    if (strcmp(member_backend(), "tcp") != 0) {
+        skip();
+    }
+    for (size_t i = 0; i < sizeof(interfaces) / sizeof(interfaces[0]); i++) {
+        const struct group group = {3, 8, NULL, 20000, 60000, interfaces[i]};
+
+        if (weft_netif_list(interfaces[i], &address, 1) == 1) {
+            assert_true(ranks_run(mode, 3, large_body, &group, -1));
+        } else {
+            print_message("no %s here\n", interfaces[i]);
+        }
+    }
 }
 
 int main(int argument_count, char **arguments)
@@ -268,6 +290,7 @@ int main(int argument_count, char **arguments)
         cmocka_unit_test(test_mixture),
         cmocka_unit_test(test_large),
         cmocka_unit_test(test_buffer_survives_other_calls),
+        cmocka_unit_test(test_interfaces),
     };
 
     int failed;

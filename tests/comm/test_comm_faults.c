@@ -127,7 +127,7 @@ static bool fault_body(struct weft_bootstrap *bootstrap, const void *context)
 
 static void run_fault(enum how how, uint32_t rank_count, uint32_t victim, size_t count, uint32_t timeout_ms)
 {
-    const struct fault_case fault = {{rank_count, 8, NULL, count, timeout_ms}, how, victim, count};
+    const struct fault_case fault = {{rank_count, 8, NULL, count, timeout_ms, NULL}, how, victim, count};
     bool is_gone = how != HOW_SLEEPING;
 
     assert_true(ranks_run(mode, rank_count, fault_body, &fault, is_gone ? (int)victim : -1));
@@ -269,7 +269,7 @@ static bool injected_body(struct weft_bootstrap *bootstrap, const void *context)
 
 static void run_injected(uint32_t victim, struct weft_fault fault, uint32_t timeout_ms)
 {
-    const struct injected_case injected = {{4, 8, NULL, 20000, timeout_ms}, fault, victim};
+    const struct injected_case injected = {{4, 8, NULL, 20000, timeout_ms, NULL}, fault, victim};
 
     assert_true(ranks_run(mode, 4, injected_body, &injected, -1));
 }
@@ -313,7 +313,7 @@ static bool mismatch_body(struct weft_bootstrap *bootstrap, const void *context)
 
 static void test_different_sizes_are_noticed(void **state)
 {
-    const struct group two = {2, 8, NULL, 1000, SOON_MS}, three = {3, 8, NULL, 1000, SOON_MS};
+    const struct group two = {2, 8, NULL, 1000, SOON_MS, NULL}, three = {3, 8, NULL, 1000, SOON_MS, NULL};
 
     (void)state;
     assert_true(ranks_run(mode, 2, mismatch_body, &two, -1));
