@@ -323,11 +323,9 @@ void weft_server_close(struct weft_server **server)
     if (s->server != NULL) {
         weft_service_drain(s->service);
         weft_service_cancel_all(s->service, CANCEL_GRACE_MS);
+        weft_service_stop(s->service);
         weft_health_close(s);
         core_stop(s);
-    }
-    weft_service_close(&s->service);
-    if (s->server != NULL) {
         if (s->queues[0].is_started && !shutdown_wait(s, CLOSE_LIMIT_MS)) {
             weft_log(WEFT_LOG_WARN, "serve/grpc", "shutdown: %u calls never ended", s->call_count);
         }
@@ -344,6 +342,7 @@ void weft_server_close(struct weft_server **server)
             grpc_completion_queue_destroy(s->queues[i].queue);
         }
     }
+    weft_service_close(&s->service); /* last: calls use it until their queues are empty */
     grpc_shutdown_blocking();
     if (s->failure_fd >= 0) {
         close(s->failure_fd);

@@ -176,6 +176,15 @@ enum weft_status weft_service_open(struct weft_engine *engine, weft_service_stat
     return WEFT_OK;
 }
 
+void weft_service_stop(struct weft_service *service)
+{
+    weft_service_drain(service);
+    if (!atomic_exchange(&service->is_stopping, true)) {
+        pthread_join(service->thread, NULL);
+    }
+    finish_all(service, WEFT_ERR_CANCELLED);
+}
+
 void weft_service_close(struct weft_service **service)
 {
     struct weft_service *s = *service;
@@ -184,9 +193,7 @@ void weft_service_close(struct weft_service **service)
         return;
     }
     *service = NULL;
-    atomic_store(&s->is_stopping, true);
-    pthread_join(s->thread, NULL);
-    finish_all(s, WEFT_ERR_CANCELLED);
+    weft_service_stop(s);
     pthread_cond_destroy(&s->is_empty);
     pthread_mutex_destroy(&s->mutex);
     free(s);

@@ -38,7 +38,9 @@ typedef void weft_service_state_callback(void *context, enum weft_service_state 
 
 WEFT_MUST_CHECK enum weft_status weft_service_open(struct weft_engine *engine, weft_service_state_callback *on_state,
                                                    void *context, struct weft_service **out);
-/* Call when no job is left or none matters any more: jobs still running get their last event here. */
+/* Polls no more: jobs still running get their last event here. The service refuses everything new but stays valid. */
+void weft_service_stop(struct weft_service *service);
+/* Stops it, too. */
 void weft_service_close(struct weft_service **service);
 
 /*

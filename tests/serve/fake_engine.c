@@ -28,6 +28,7 @@ struct request {
     bool is_cancelled;
     bool is_failing;
     bool is_wide;
+    bool is_stuck;
 };
 
 struct weft_engine {
@@ -206,6 +207,7 @@ static enum weft_status submit_ids(struct weft_engine *engine, const struct weft
     }
     own->is_failing = has_word(ids, count, "<fail>");
     own->is_wide = has_word(ids, count, "<wide>");
+    own->is_stuck = has_word(ids, count, "<stuck>");
     engine->request_count++;
     *id_out = own->id;
     return WEFT_OK;
@@ -334,6 +336,10 @@ enum weft_status weft_engine_poll(struct weft_engine *engine, uint32_t timeout_m
         bool is_running = i < engine->sequence_count;
         bool is_last = false;
 
+        if (request->is_stuck && request->made > 0) {
+            engine->requests[kept++] = *request;
+            continue;
+        }
         if (count < capacity && (is_running || request->is_cancelled || engine->failed_rank >= 0)) {
             is_last = step(engine, request, count, is_running, &events_out[count]);
             count++;
@@ -344,7 +350,10 @@ enum weft_status weft_engine_poll(struct weft_engine *engine, uint32_t timeout_m
     }
     engine->request_count = kept;
     pthread_mutex_unlock(&engine->mutex);
-    if (count > 0 && pause.tv_nsec > 0) {
+    if (count == 0) {
+        pause.tv_nsec = 1000000;
+    }
+    if (pause.tv_nsec > 0) {
         (void)nanosleep(&pause, NULL);
     }
     *count_out = count;
