@@ -21,7 +21,10 @@
 enum { PROTOCOL = 1 };
 
 /* Between two signs of life while loading. */
-enum { PROGRESS_INTERVAL_NS = 1000000000 };
+enum { PROGRESS_INTERVAL_NS = 250000000 };
+
+/* How long the leader listens to one rank before it turns to the next. */
+enum { READY_WAIT_MS = 20 };
 
 /* State of one open, on the caller's stack. */
 struct opening {
@@ -31,6 +34,7 @@ struct opening {
     uint32_t timeout_ms; /* for other ranks to start or to show a sign of life */
     int64_t progress_time;
     struct weft_ready ready[WEFT_RANK_COUNT_MAX]; /* leader: the last word of every rank */
+    int64_t sign_ns[WEFT_RANK_COUNT_MAX];         /* leader: when it came */
 };
 
 static int64_t now_ns(void)
@@ -272,14 +276,21 @@ static enum weft_status open_comm(struct opening *opening, const struct weft_mod
     return weft_comm_open(group->bootstrap, &comm_options, &group->comm);
 }
 
-/* Leader: takes what rank r has said so far, without waiting. */
-static void drain_ready(struct opening *opening, uint32_t rank)
+/* Leader: takes what rank r has said so far, waiting at most timeout_ms for the first of it. */
+static enum weft_status hear_ready(struct opening *opening, uint32_t rank, uint32_t timeout_ms)
 {
     struct weft_ready *ready = &opening->ready[rank];
 
-    while (!ready->is_final && weft_ready_recv(opening->group->bootstrap, rank, 0, ready) == WEFT_OK) {
-        continue;
+    while (!ready->is_final) {
+        enum weft_status status = weft_ready_recv(opening->group->bootstrap, rank, timeout_ms, ready);
+        if (status == WEFT_ERR_TIMEOUT) {
+            return WEFT_OK;
+        }
+        WEFT_TRY(status);
+        opening->sign_ns[rank] = now_ns();
+        timeout_ms = 0;
     }
+    return WEFT_OK;
 }
 
 static void report_progress(struct opening *opening)
@@ -299,7 +310,8 @@ static void report_progress(struct opening *opening)
     }
 }
 
-static void load_progress(void *context, uint64_t byte_count, uint64_t byte_total)
+/* Shows a sign of life, and stops reading when the group is lost. */
+static enum weft_status load_progress(void *context, uint64_t byte_count, uint64_t byte_total)
 {
     struct opening *opening = context;
     struct weft_group *group = opening->group;
@@ -312,17 +324,16 @@ static void load_progress(void *context, uint64_t byte_count, uint64_t byte_tota
     bool is_due = now - opening->progress_time >= PROGRESS_INTERVAL_NS;
     if (is_due) {
         opening->progress_time = now;
+        WEFT_TRY(weft_bootstrap_check(group->bootstrap));
     }
     if (group->rank != 0) {
-        if (is_due && weft_ready_send(group->bootstrap, own, group->timeout_ms) != WEFT_OK) {
-            return; /* the final report finds out */
-        }
-        return;
+        return is_due ? weft_ready_send(group->bootstrap, own, group->timeout_ms) : WEFT_OK;
     }
     for (uint32_t r = 1; r < group->rank_count && is_due; r++) {
-        drain_ready(opening, r);
+        WEFT_TRY(hear_ready(opening, r, 0));
     }
     report_progress(opening);
+    return WEFT_OK;
 }
 
 static enum weft_status load(struct opening *opening)
@@ -348,27 +359,40 @@ static enum weft_status load(struct opening *opening)
 
 /* ---- and reports ---- */
 
+/* One look at rank r: what it said, whether it failed, whether it has been silent for too long. */
+static enum weft_status watch_rank(struct opening *opening, uint32_t rank, uint32_t timeout_ms)
+{
+    struct weft_group *group = opening->group;
+    const struct weft_ready *ready = &opening->ready[rank];
+
+    WEFT_TRY(hear_ready(opening, rank, timeout_ms));
+    if (ready->is_final && ready->status != WEFT_OK) {
+        weft_bootstrap_abort(group->bootstrap, rank, ready->reason);
+        return ready->status;
+    }
+    if (!ready->is_final && now_ns() - opening->sign_ns[rank] > (int64_t)opening->timeout_ms * 1000000) {
+        weft_bootstrap_abort(group->bootstrap, rank, "no sign of life while loading the model");
+        return WEFT_ERR_TIMEOUT;
+    }
+    return WEFT_OK;
+}
+
 /* Waits for the last word of every rank; a slow disk is fine as long as it shows progress. */
 static enum weft_status collect_ready(struct opening *opening)
 {
     struct weft_group *group = opening->group;
+    uint32_t final_count = 0;
 
     for (uint32_t r = 1; r < group->rank_count; r++) {
-        struct weft_ready *ready = &opening->ready[r];
-        while (!ready->is_final) {
-            enum weft_status status = weft_ready_recv(group->bootstrap, r, opening->timeout_ms, ready);
-            if (status == WEFT_ERR_TIMEOUT) {
-                weft_bootstrap_abort(group->bootstrap, r, "no sign of life while loading the model");
-            }
-            if (status != WEFT_OK) {
-                return status;
-            }
-            report_progress(opening);
+        opening->sign_ns[r] = now_ns();
+    }
+    while (final_count + 1 < group->rank_count) {
+        final_count = 0;
+        for (uint32_t r = 1; r < group->rank_count; r++) {
+            WEFT_TRY(watch_rank(opening, r, READY_WAIT_MS));
+            final_count += opening->ready[r].is_final;
         }
-        if (ready->status != WEFT_OK) {
-            weft_bootstrap_abort(group->bootstrap, r, ready->reason);
-            return ready->status;
-        }
+        report_progress(opening);
     }
     return WEFT_OK;
 }

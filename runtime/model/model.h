@@ -52,8 +52,9 @@ void weft_model_memory(const struct weft_device *device, const struct weft_model
                        const struct weft_slice *slice, const struct weft_model_limits *limits,
                        struct weft_model_memory *memory_out);
 
-/* Called now and then while loading, on this rank: bytes read so far of all this rank will read. */
-typedef void weft_model_progress(void *context, uint64_t byte_count, uint64_t byte_total);
+/* Called now and then while loading, on this rank: bytes read so far of all this rank will read. Anything but OK ends
+ * the loading with that status: there is no point in reading on when another rank has died. */
+typedef enum weft_status weft_model_progress(void *context, uint64_t byte_count, uint64_t byte_total);
 
 struct weft_model_options {
     const char *folder;

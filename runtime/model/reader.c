@@ -110,11 +110,12 @@ static enum weft_status read_bytes(struct reader *reader, uint32_t file, uint64_
     return WEFT_OK;
 }
 
-static void report(const struct reader *reader)
+static enum weft_status report(const struct reader *reader)
 {
-    if (reader->args->progress != NULL) {
-        reader->args->progress(reader->args->progress_context, reader->stats.byte_count, reader->byte_total);
+    if (reader->args->progress == NULL) {
+        return WEFT_OK;
     }
+    return reader->args->progress(reader->args->progress_context, reader->stats.byte_count, reader->byte_total);
 }
 
 /* Asks the kernel to fetch what comes next while this part is being packed. */
@@ -149,8 +150,7 @@ static enum weft_status slide(struct reader *reader, uint32_t file, uint64_t off
     reader->end = offset + wanted;
     uint64_t rest = run_end - reader->end;
     read_ahead(reader, file, reader->end, rest < reader->staging_size ? rest : reader->staging_size);
-    report(reader);
-    return WEFT_OK;
+    return report(reader);
 }
 
 static float element(const unsigned char *bytes, enum weft_dtype dtype)
@@ -231,7 +231,7 @@ static enum weft_status run_strided(struct reader *reader, const struct weft_rea
         for (uint32_t i = 0; i < count; i++) {
             WEFT_TRY(read_bytes(reader, read->file, offset + i * stride, reader->staging + i * width, width));
         }
-        report(reader);
+        WEFT_TRY(report(reader));
         WEFT_TRY(deliver(reader, read, row, count, reader->staging, width));
         row += count;
     }
@@ -294,8 +294,10 @@ enum weft_status weft_reader_run(const struct weft_reader_args *args, struct wef
     reader.converted = malloc(reader.staging_size);
     enum weft_status status = WEFT_ERR_MEMORY;
     if (reader.staging != NULL && reader.converted != NULL) {
-        report(&reader);
-        status = run_all(&reader);
+        status = report(&reader);
+        if (status == WEFT_OK) {
+            status = run_all(&reader);
+        }
     } else {
         weft_log(WEFT_LOG_ERROR, where, "out of memory for 2 x %zu bytes of staging", reader.staging_size);
     }

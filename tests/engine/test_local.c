@@ -183,6 +183,41 @@ static void test_a_rank_is_killed_while_steps_run(void **state)
     }
 }
 
+static void kill_while_loading(void *context, const char *what, uint64_t done, uint64_t total)
+{
+    bool *is_killed = context;
+
+    assert_string_equal(what, "weights");
+    assert_true(done <= total);
+    if (!*is_killed) {
+        *is_killed = true;
+        kill_one(1);
+    }
+}
+
+static void test_a_rank_is_killed_while_loading(void **state)
+{
+    struct weft_engine_options options;
+    struct weft_engine *engine = NULL;
+    bool is_killed = false;
+
+    (void)state;
+    test_options(&options, golden_model("qwen2"), RANKS);
+    options.launch = WEFT_LAUNCH_LOCAL;
+    options.progress = kill_while_loading;
+    options.callback_context = &is_killed;
+    enum weft_status status = weft_engine_open(&options, &engine);
+    assert_true(is_killed);
+    if (status == WEFT_OK) { /* it had loaded already */
+        expect_failure(engine, 0);
+        weft_engine_close(&engine);
+    } else {
+        assert_int_equal(status, WEFT_ERR_PEER);
+        assert_non_null(strstr(weft_engine_error(), "rank 2 failed"));
+    }
+    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+}
+
 /* A rank that hangs: nothing closes, only deadlines help. */
 static void test_a_rank_hangs(void **state)
 {
@@ -277,6 +312,7 @@ int main(void)
         cmocka_unit_test_setup(test_answers_are_those_of_one_rank, set_up),
         cmocka_unit_test_setup(test_a_rank_is_killed_while_idle, set_up),
         cmocka_unit_test_setup(test_a_rank_is_killed_while_steps_run, set_up),
+        cmocka_unit_test_setup(test_a_rank_is_killed_while_loading, set_up),
         cmocka_unit_test_setup(test_a_rank_hangs, set_up),
         cmocka_unit_test_setup(test_the_leader_is_killed, set_up),
     };

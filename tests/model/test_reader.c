@@ -81,13 +81,14 @@ static int fixture_end(void **state)
     return 0;
 }
 
-static void progress(void *context, uint64_t done, uint64_t total)
+static enum weft_status progress(void *context, uint64_t done, uint64_t total)
 {
     struct fixture *fixture = context;
 
     assert_true(done >= fixture->progress_done && done <= total);
     fixture->progress_done = done;
     fixture->progress_total = total;
+    return WEFT_OK;
 }
 
 /* Reads rows and columns of a tensor into a new matrix of type `to`. */
