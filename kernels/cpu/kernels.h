@@ -38,6 +38,12 @@ struct weft_cpu_dot {
     bool is_continued;
     float *out;        /* [vector_count], rows of 16 * panel_count */
     size_t out_stride; /* elements from one vector to the next */
+    /*
+     * A hint, free to ignore: memory that the caller will need next, [ahead_count] blocks of the size of one panel's
+     * part in this sum. Prefetched where multiplying leaves time for it. Need not be readable.
+     */
+    const void *const *ahead;
+    uint32_t ahead_count; /* at most WEFT_DOT_PANELS_MAX */
 };
 typedef void weft_cpu_dot_fn(const struct weft_cpu_dot *args);
 

@@ -11,7 +11,7 @@ enum {
     TILE_PANELS = 4,
     TILE_VECTORS = 4,
     LINE_SIZE = 64,
-    PREFETCH_SIZE = 1024, /* bytes ahead in each panel's stream; past the end of a panel it is harmless */
+    STREAM_AHEAD = 1024, /* bytes ahead in each panel's stream; past the end of a panel it is harmless */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -73,10 +73,49 @@ INLINE void add_column(const __m512 *weights, const float *const *x, size_t k, u
     }
 }
 
+/*
+ * What one tile prefetches: with several tiles per call, panels come from memory in the first and from L2 in the
+ * others, which would leave memory idle; so each tile fetches a part of what comes next.
+ */
+struct ahead {
+    const char *first;
+    const char *second;
+    size_t step; /* bytes per column or pair; 0: both stay where they are, in L1 */
+};
+
+/* Of the call's blocks, tile number i of n takes numbers i and i + n. */
+INLINE struct ahead ahead_of_tile(const struct weft_cpu_dot *args, uint32_t vector, size_t step)
+{
+    uint32_t tile_count = (args->vector_count + TILE_VECTORS - 1) / TILE_VECTORS;
+    uint32_t i = vector / TILE_VECTORS;
+    struct ahead ahead = {(const char *)args->x[vector], (const char *)args->x[vector], 0};
+
+    if (i < args->ahead_count) {
+        ahead.first = args->ahead[i];
+        ahead.second = i + tile_count < args->ahead_count ? args->ahead[i + tile_count] : ahead.first;
+        ahead.step = step;
+    }
+    return ahead;
+}
+
+/* One vector is a stream from memory; more have time to fetch ahead. */
+INLINE void prefetch(struct ahead *ahead, const char *column, uint32_t vectors, uint32_t panel)
+{
+    if (vectors == 1) {
+        _mm_prefetch(column + STREAM_AHEAD, _MM_HINT_T0);
+    } else if (panel == 0) {
+        _mm_prefetch(ahead->first, _MM_HINT_T1);
+        _mm_prefetch(ahead->second, _MM_HINT_T1);
+        ahead->first += ahead->step;
+        ahead->second += ahead->step;
+    }
+}
+
 INLINE void tile_columns(const struct weft_cpu_dot *args, uint32_t panel, uint32_t vector, uint32_t panels,
                          uint32_t vectors, enum format format)
 {
     const size_t column_size = format == FORMAT_F32 ? LINE_SIZE : LINE_SIZE / 2;
+    struct ahead ahead = ahead_of_tile(args, vector, column_size);
     __m512 sums[TILE_PANELS][TILE_VECTORS];
     __m512 weights[TILE_PANELS];
 
@@ -86,7 +125,7 @@ INLINE void tile_columns(const struct weft_cpu_dot *args, uint32_t panel, uint32
         for (uint32_t p = 0; p < panels; p++) {
             const char *column = (const char *)args->panels[panel + p] + k * column_size;
 
-            _mm_prefetch(column + PREFETCH_SIZE, _MM_HINT_T0);
+            prefetch(&ahead, column, vectors, p);
             weights[p] = load_column(column, format);
         }
         add_column(weights, args->x + vector, k, panels, vectors, sums);
@@ -100,6 +139,7 @@ INLINE void tile_pairs(const struct weft_cpu_dot *args, uint32_t panel, uint32_t
 {
     const __m512i upper = _mm512_set1_epi32((int)0xffff0000U);
     size_t pair_count = args->col_count / 2;
+    struct ahead ahead = ahead_of_tile(args, vector, LINE_SIZE);
     __m512 sums[TILE_PANELS][TILE_VECTORS];
     __m512 even[TILE_PANELS];
     __m512 odd[TILE_PANELS];
@@ -111,7 +151,7 @@ INLINE void tile_pairs(const struct weft_cpu_dot *args, uint32_t panel, uint32_t
             const char *pair = (const char *)args->panels[panel + p] + i * LINE_SIZE;
             __m512i bits = _mm512_loadu_si512(pair);
 
-            _mm_prefetch(pair + PREFETCH_SIZE, _MM_HINT_T0);
+            prefetch(&ahead, pair, vectors, p);
             even[p] = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
             odd[p] = _mm512_castsi512_ps(_mm512_and_si512(bits, upper));
         }

@@ -17,6 +17,7 @@ enum {
     GROUP_PANELS = WEFT_DOT_PANELS_MAX,
     GROUP_ROWS = GROUP_PANELS * WEFT_LANES,
     GROUPS_PER_THREAD = 4, /* at least, before groups are made smaller: keeps the shares about equal */
+    STREAM_TOKENS_MAX = 4, /* up to here one pass over the panels waits for memory alone: nothing to fetch ahead */
     STATIC_TOKENS_MAX = 8, /* up to here a step is bound by memory: equal shares; beyond, free workers take more */
 };
 
@@ -280,12 +281,39 @@ static weft_cpu_dot_fn *dot_of(const struct weft_cpu_kernels *kernels, enum weft
     abort();
 }
 
-/* sums [token_count][stride] <- one leaf of `panels` panels from `panel_first` on, for tokens from token_first on. */
-static void multiply_leaf(const struct matmul_job *job, struct weft_range leaf, uint32_t panel_first, uint32_t panels,
-                          uint32_t token_first, uint32_t token_count, float *sums, size_t stride)
+/*
+ * starts[panels] <- where leaf `index` begins in each panel of a group; ahead[] <- where what is read after it begins:
+ * the next leaf, or the next group's first. Returns how many of these exist.
+ */
+static uint32_t find_leaf(const struct matmul_job *job, uint32_t index, uint32_t panel_first, uint32_t panels,
+                          const void **starts, const void **ahead)
 {
     const struct weft_matrix *matrix = job->matrix;
+    bool is_last = index + 1 == matrix->leaf_count;
+    uint32_t next_first = is_last ? panel_first + panels : panel_first;
+    uint32_t next_column = is_last ? 0 : matrix->leaves[index + 1].begin;
+    uint32_t next_count = weft_min_u32(panels, panel_count(matrix->row_count) - next_first);
+
+    for (uint32_t p = 0; p < panels; p++) {
+        starts[p] = matrix->panels + (panel_first + p) * matrix->panel_size +
+                    column_offset(matrix->dtype, matrix->leaves[index].begin);
+    }
+    for (uint32_t p = 0; p < next_count; p++) {
+        ahead[p] = matrix->panels + (next_first + p) * matrix->panel_size + column_offset(matrix->dtype, next_column);
+    }
+    return next_count;
+}
+
+/* sums [token_count][stride] <- one leaf of `panels` panels from `panel_first` on, for tokens from token_first on. */
+static void multiply_leaf(const struct matmul_job *job, uint32_t index, uint32_t panel_first, uint32_t panels,
+                          uint32_t token_first, uint32_t token_count, float *sums, size_t stride)
+{
+    struct weft_range leaf = job->matrix->leaves[index];
+    uint32_t call_count = weft_ceil_div(token_count, WEFT_DOT_VECTORS_MAX);
     const void *starts[GROUP_PANELS];
+    const void *ahead[GROUP_PANELS];
+    uint32_t next_count = find_leaf(job, index, panel_first, panels, starts, ahead);
+    uint32_t ahead_count = token_count > STREAM_TOKENS_MAX ? next_count : 0;
     const float *vectors[WEFT_DOT_VECTORS_MAX];
     struct weft_cpu_dot args = {.panels = starts,
                                 .panel_count = panels,
@@ -293,16 +321,17 @@ static void multiply_leaf(const struct matmul_job *job, struct weft_range leaf, 
                                 .col_count = weft_range_count(leaf),
                                 .out_stride = stride};
 
-    for (uint32_t p = 0; p < panels; p++) {
-        starts[p] =
-            matrix->panels + (size_t)(panel_first + p) * matrix->panel_size + column_offset(matrix->dtype, leaf.begin);
-    }
-    for (uint32_t t = 0; t < token_count; t += WEFT_DOT_VECTORS_MAX) {
-        args.vector_count = weft_min_u32(token_count - t, WEFT_DOT_VECTORS_MAX);
+    for (uint32_t call = 0; call < call_count; call++) { /* each fetches its share of what comes next */
+        uint32_t token = call * WEFT_DOT_VECTORS_MAX;
+        uint32_t ahead_begin = ahead_count * call / call_count;
+
+        args.ahead = ahead + ahead_begin;
+        args.ahead_count = ahead_count * (call + 1) / call_count - ahead_begin;
+        args.vector_count = weft_min_u32(token_count - token, WEFT_DOT_VECTORS_MAX);
         for (uint32_t v = 0; v < args.vector_count; v++) {
-            vectors[v] = job->x + (size_t)(token_first + t + v) * matrix->col_count + leaf.begin;
+            vectors[v] = job->x + (size_t)(token_first + token + v) * job->matrix->col_count + leaf.begin;
         }
-        args.out = sums + t * stride;
+        args.out = sums + token * stride;
         job->dot(&args);
     }
 }
@@ -320,8 +349,7 @@ static void multiply_by_leaves(const struct matmul_job *job, uint32_t worker, ui
     size_t slot_size = token_count * width;
 
     for (uint32_t i = 0; i < matrix->leaf_count; i++) {
-        multiply_leaf(job, matrix->leaves[i], panel_first, panels, token_first, token_count, scratch + i * slot_size,
-                      width);
+        multiply_leaf(job, i, panel_first, panels, token_first, token_count, scratch + i * slot_size, width);
     }
     for (uint32_t i = 0; i < matrix->add_count; i++) {
         kernels->add(scratch + matrix->adds[i].left * slot_size, scratch + matrix->adds[i].right * slot_size, NULL,
@@ -352,8 +380,7 @@ static void multiply_group(const struct matmul_job *job, uint32_t worker, uint32
     uint32_t rows = weft_min_u32(panels * WEFT_LANES, matrix->row_count - row_first);
 
     if (matrix->leaf_count == 1 && rows == panels * WEFT_LANES) { /* straight into the output */
-        multiply_leaf(job, matrix->leaves[0], panel_first, panels, 0, job->token_count, job->out + row_first,
-                      matrix->row_count);
+        multiply_leaf(job, 0, panel_first, panels, 0, job->token_count, job->out + row_first, matrix->row_count);
     } else {
         uint32_t block = WEFT_CPU_SCRATCH_FLOATS / (matrix->leaf_count * GROUP_ROWS);
 
