@@ -4,11 +4,13 @@ Reference: one rank, one thread, the whole prompt in one step, reference kernels
 of values meets; WEFT_MATRIX=full runs every combination (336 per family).
 """
 import itertools
+import json
 import os
 import pathlib
+import shutil
 
 import pytest
-from weft_cli import answer, families, model_folder
+from weft_cli import MPIRUN, answer, families, model_folder, weft
 
 pytestmark = pytest.mark.timeout(600 if os.environ.get("WEFT_MATRIX") != "full" else 36000)
 
@@ -110,3 +112,21 @@ def test_bf16_cache_is_exact_among_itself(tmp_path):
     wanted = result(model, 1, 1, 1024, "ref", 0, "--kv-dtype", "bf16")
     for case in ((2, 1, 7, "ref", 1), (4, 2, 1, machine_levels()[-1], 0), (8, 1, 64, machine_levels()[-1], 0)):
         assert result(model, *case, "--kv-dtype", "bf16") == wanted, case
+
+
+@pytest.mark.parametrize("comm, is_mpirun", [("shm", False), ("tcp", False), ("ucx", False), ("shm", True),
+                                             ("tcp", True), ("ucx", True), ("mpi", True)])
+def test_every_transport(comm, is_mpirun, tmp_path):
+    model = model_folder("qwen3", tmp_path)
+    common = ["--model", model, "--prompt", PROMPT, "--max-tokens", 20, "--ignore-eos", "--threads", 1]
+    wanted = answer(*common)
+    if is_mpirun and shutil.which("mpirun") is None:
+        pytest.skip("no mpirun here")
+    wrapper = [*MPIRUN, "-n", "3"] if is_mpirun else []
+    ranks = [] if is_mpirun else ["--ranks", 3]
+    done = weft("run", "--quiet", "--output", "json", *common, *ranks, "--comm", comm, wrapper=wrapper)
+    if done.returncode != 0 and "in this build" in done.stderr:
+        pytest.skip(f"{comm} is not in this build")
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    assert (got["token_ids"], got["logits_sha256"]) == (wanted["token_ids"], wanted["logits_sha256"])
