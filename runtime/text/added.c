@@ -156,7 +156,7 @@ static enum weft_status cut_piece(struct weft_text_work *work, const void *conte
             continue;
         }
         if (token->is_left_stripped) {
-            begin = strip_left(text, begin, done);
+            begin = begin < done ? done : strip_left(text, begin, done);
         }
         if (token->is_right_stripped) {
             end = strip_right(text, size, end);
@@ -164,7 +164,9 @@ static enum weft_status cut_piece(struct weft_text_work *work, const void *conte
         if (begin > done) {
             WEFT_TRY(emit_text(work, piece, done, begin));
         }
-        WEFT_TRY(weft_text_work_add(work, (struct weft_piece){.id = token->id}));
+        if (begin < end) { /* else the match before has taken its white space, and with it all there was */
+            WEFT_TRY(weft_text_work_add(work, (struct weft_piece){.id = token->id}));
+        }
         done = end;
     }
     return done < size ? emit_text(work, piece, done, size) : WEFT_OK;

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "buffer.h"
+#include "model_json.h"
 #include "vocab.h"
 
 /* Characters below this are looked up in a table instead of the hash: byte-level alphabet, Latin to Arabic. */
@@ -34,10 +35,10 @@ struct weft_bpe {
     size_t suffix_size;
 };
 
-/* `model` is the member of a tokenizer.json; `name` appears in errors. Strings go to `arena`. On error *bpe is empty.
- */
+/* `model` is the member of a tokenizer.json without its `large` parts; `name` appears in errors. Strings go to `arena`.
+ * On error *bpe is empty. */
 WEFT_MUST_CHECK enum weft_status weft_bpe_init(struct weft_bpe *bpe, const char *name, const json_t *model,
-                                               struct weft_arena *arena);
+                                               const struct weft_model_json *large, struct weft_arena *arena);
 void weft_bpe_fini(struct weft_bpe *bpe);
 
 /* Memory of one encode, reused from word to word. Zero-initialise. */

@@ -5,138 +5,195 @@
 #include "base/json.h"
 #include "bpe.h"
 #include "json_text.h"
+#include "model_json.h"
 #include "utf8.h"
 #include "weft/log.h"
 
 static const char where[] = "text/bpe";
 
-static enum weft_status read_vocab(struct weft_bpe *bpe, const char *path, const json_t *model,
+/* Far above any vocabulary, far below what would overflow a 32-bit index. */
+enum { TOKEN_SIZE_MAX = 1 << 20, MERGE_COUNT_MAX = 1 << 26 };
+
+/* Error lines show so much of a token. */
+enum { SHOWN_SIZE = 64 };
+
+static int shown(size_t size)
+{
+    return (int)(size < SHOWN_SIZE ? size : SHOWN_SIZE);
+}
+
+static enum weft_status add_token(struct weft_bpe *bpe, const char *path, const struct weft_bytes *token, uint32_t id)
+{
+    if (token->size > TOKEN_SIZE_MAX) {
+        weft_log(WEFT_LOG_ERROR, where, "%s: a token of %zu bytes, at most %d", path, token->size, TOKEN_SIZE_MAX);
+        return WEFT_ERR_LIMIT;
+    }
+    if ((id < bpe->vocab.count && bpe->vocab.tokens[id].text != NULL) ||
+        weft_vocab_find(&bpe->vocab, token->data, token->size) >= 0) {
+        weft_log(WEFT_LOG_ERROR, where, "%s: \"%.*s\" with id %u: the token or the id is there already", path,
+                 shown(token->size), token->data, id);
+        return WEFT_ERR_FORMAT;
+    }
+    return weft_vocab_add(&bpe->vocab, token->data, token->size, id);
+}
+
+static enum weft_status read_vocab_items(struct weft_bpe *bpe, struct weft_json_reader *reader,
+                                         struct weft_bytes *token)
+{
+    bool more = true;
+    uint32_t id;
+
+    WEFT_TRY(weft_json_reader_expect(reader, '{'));
+    if (weft_json_reader_peek(reader) == '}') {
+        return WEFT_OK;
+    }
+    while (more) {
+        token->size = 0;
+        WEFT_TRY(weft_json_reader_string(reader, token));
+        WEFT_TRY(weft_json_reader_expect(reader, ':'));
+        WEFT_TRY(weft_json_reader_uint(reader, WEFT_VOCAB_ID_MAX, &id));
+        WEFT_TRY(add_token(bpe, reader->path, token, id));
+        WEFT_TRY(weft_json_reader_next(reader, '}', &more));
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status read_vocab(struct weft_bpe *bpe, const char *path, struct weft_json_span span,
                                    struct weft_arena *arena)
 {
-    json_t *vocab = json_object_get(model, "vocab");
-    const char *text;
-    json_t *value;
+    char member[320];
+    struct weft_json_reader reader = {.path = member, .span = span};
+    struct weft_bytes token = {0};
 
-    if (!json_is_object(vocab)) {
+    if (span.data == NULL) {
         return weft_text_mismatch(path, "vocab", "an object of token: id");
     }
-    WEFT_TRY(weft_vocab_init(&bpe->vocab, arena, json_object_size(vocab)));
-    json_object_foreach(vocab, text, value)
-    {
-        json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
-        if (id < 0 || id > WEFT_VOCAB_ID_MAX) {
-            weft_log(WEFT_LOG_ERROR, where, "%s: vocab: \"%.64s\": expected an id in [0, %d]", path, text,
-                     WEFT_VOCAB_ID_MAX);
-            return WEFT_ERR_FORMAT;
-        }
-        if ((size_t)id < bpe->vocab.count && bpe->vocab.tokens[id].text != NULL) {
-            weft_log(WEFT_LOG_ERROR, where, "%s: vocab: id %lld is given to \"%.64s\" and to \"%.64s\"", path,
-                     (long long)id, bpe->vocab.tokens[id].text, text);
-            return WEFT_ERR_FORMAT;
-        }
-        WEFT_TRY(weft_vocab_add(&bpe->vocab, text, strlen(text), (uint32_t)id));
-    }
-    return WEFT_OK;
-}
-
-/* The two halves of one merge: "left right" or ["left", "right"]. */
-struct halves {
-    const char *left;
-    size_t left_size;
-    const char *right;
-    size_t right_size;
-};
-
-static bool read_halves(const json_t *item, struct halves *out)
-{
-    if (json_is_string(item)) {
-        const char *text = json_string_value(item);
-        size_t size = json_string_length(item);
-        const char *space = memchr(text, ' ', size);
-        if (space == NULL || memchr(space + 1, ' ', size - (size_t)(space + 1 - text)) != NULL) {
-            return false;
-        }
-        *out = (struct halves){text, (size_t)(space - text), space + 1, size - (size_t)(space + 1 - text)};
-        return true;
-    }
-    const json_t *left = json_array_get(item, 0), *right = json_array_get(item, 1);
-    if (json_array_size(item) != 2 || !json_is_string(left) || !json_is_string(right)) {
-        return false;
-    }
-    *out = (struct halves){json_string_value(left), json_string_length(left), json_string_value(right),
-                           json_string_length(right)};
-    return true;
-}
-
-static enum weft_status find_part(const struct weft_bpe *bpe, const char *path, size_t index, const char *text,
-                                  size_t size, uint32_t *id_out)
-{
-    int32_t id = weft_vocab_find(&bpe->vocab, text, size);
-
-    if (id < 0) {
-        weft_log(WEFT_LOG_ERROR, where, "%s: merges: entry %zu needs \"%.*s\", which is not in the vocabulary", path,
-                 index, (int)(size > 64 ? 64 : size), text);
-        return WEFT_ERR_FORMAT;
-    }
-    *id_out = (uint32_t)id;
-    return WEFT_OK;
-}
-
-static enum weft_status add_merge(struct weft_bpe *bpe, const char *path, size_t index, uint32_t rank,
-                                  const struct halves *halves, struct weft_bytes *whole)
-{
-    struct weft_merge merge = {.rank = rank};
-    uint32_t left, right;
-
-    if (halves->right_size < bpe->prefix_size) {
-        weft_log(WEFT_LOG_ERROR, where, "%s: merges: entry %zu: right part is shorter than continuing_subword_prefix",
-                 path, index);
-        return WEFT_ERR_FORMAT;
-    }
-    whole->size = 0;
-    WEFT_TRY(weft_bytes_append(whole, halves->left, halves->left_size));
-    WEFT_TRY(weft_bytes_append(whole, halves->right + bpe->prefix_size, halves->right_size - bpe->prefix_size));
-    WEFT_TRY(find_part(bpe, path, index, halves->left, halves->left_size, &left));
-    WEFT_TRY(find_part(bpe, path, index, halves->right, halves->right_size, &right));
-    WEFT_TRY(find_part(bpe, path, index, whole->data, whole->size, &merge.id));
-    weft_merges_add(&bpe->merges, left, right, merge);
-    return WEFT_OK;
-}
-
-static enum weft_status read_merges(struct weft_bpe *bpe, const char *path, const json_t *model)
-{
-    const json_t *merges = json_object_get(model, "merges"), *item;
-    struct weft_bytes whole = {0};
-    enum weft_status status = WEFT_OK;
-    struct halves halves;
-    uint32_t rank = 0;
-    size_t index;
-
-    if (!json_is_array(merges)) {
-        return weft_text_mismatch(path, "merges", "a list of merges");
-    }
-    WEFT_TRY(weft_merges_init(&bpe->merges, json_array_size(merges)));
-    /* Room first, so that the key is never a NULL pointer, even for two empty halves. */
-    WEFT_TRY(weft_bytes_reserve(&whole, 1));
-    json_array_foreach(merges, index, item)
-    {
-        if (json_is_string(item) && strncmp(json_string_value(item), "#version", 8) == 0) {
-            continue; /* the first line of a merges.txt, carried along */
-        }
-        if (!read_halves(item, &halves)) {
-            weft_log(WEFT_LOG_ERROR, where, "%s: merges: entry %zu: expected \"left right\" or [\"left\", \"right\"]",
-                     path, index);
-            status = WEFT_ERR_FORMAT;
-            break;
-        }
-        status = add_merge(bpe, path, index, rank++, &halves, &whole);
-        if (status != WEFT_OK) {
-            break;
-        }
-    }
-    weft_bytes_fini(&whole);
+    snprintf(member, sizeof(member), "%s: vocab", path);
+    /* An entry takes some 16 bytes in a file; a wrong guess only costs growing. */
+    WEFT_TRY(weft_vocab_init(&bpe->vocab, arena, span.size / 16));
+    enum weft_status status = read_vocab_items(bpe, &reader, &token);
+    weft_bytes_fini(&token);
     return status;
 }
+
+/* ---- merges ---- */
+
+struct merge_reader {
+    struct weft_bpe *bpe;
+    struct weft_json_reader json;
+    struct weft_bytes left, right; /* of the present entry */
+    struct weft_words entries;     /* left, right and merged id of each */
+};
+
+static enum weft_status refuse_merge(const struct merge_reader *reader, const char *what)
+{
+    weft_log(WEFT_LOG_ERROR, where, "%s: entry %zu: %s", reader->json.path, reader->entries.count / 3, what);
+    return WEFT_ERR_FORMAT;
+}
+
+static enum weft_status push_part(struct merge_reader *reader, const char *text, size_t size)
+{
+    int32_t id = weft_vocab_find(&reader->bpe->vocab, text, size);
+
+    if (id < 0) {
+        weft_log(WEFT_LOG_ERROR, where, "%s: entry %zu needs \"%.*s\", which is not in the vocabulary",
+                 reader->json.path, reader->entries.count / 3, shown(size), text);
+        return WEFT_ERR_FORMAT;
+    }
+    return weft_words_push(&reader->entries, (uint32_t)id);
+}
+
+/* ["left", "right"] or "left right"; *is_comment_out: the first line of a merges.txt, carried along. */
+static enum weft_status read_halves(struct merge_reader *reader, bool *is_comment_out)
+{
+    struct weft_bytes *left = &reader->left, *right = &reader->right;
+
+    left->size = right->size = 0;
+    *is_comment_out = false;
+    if (weft_json_reader_peek(&reader->json) == '[') {
+        WEFT_TRY(weft_json_reader_expect(&reader->json, '['));
+        WEFT_TRY(weft_json_reader_string(&reader->json, left));
+        WEFT_TRY(weft_json_reader_expect(&reader->json, ','));
+        WEFT_TRY(weft_json_reader_string(&reader->json, right));
+        return weft_json_reader_expect(&reader->json, ']');
+    }
+    WEFT_TRY(weft_json_reader_string(&reader->json, left));
+    *is_comment_out = left->size >= 8 && memcmp(left->data, "#version", 8) == 0;
+    if (*is_comment_out) {
+        return WEFT_OK;
+    }
+    const char *space = memchr(left->data, ' ', left->size);
+    size_t left_size = space == NULL ? 0 : (size_t)(space - left->data);
+    if (space == NULL || memchr(space + 1, ' ', left->size - left_size - 1) != NULL) {
+        return refuse_merge(reader, "expected \"left right\" or [\"left\", \"right\"]");
+    }
+    WEFT_TRY(weft_bytes_append(right, space + 1, left->size - left_size - 1));
+    left->size = left_size;
+    return WEFT_OK;
+}
+
+static enum weft_status read_merge(struct merge_reader *reader)
+{
+    struct weft_bytes *left = &reader->left, *right = &reader->right;
+    size_t prefix_size = reader->bpe->prefix_size;
+    bool is_comment;
+
+    WEFT_TRY(read_halves(reader, &is_comment));
+    if (is_comment) {
+        return WEFT_OK;
+    }
+    if (right->size < prefix_size) {
+        return refuse_merge(reader, "the right part is shorter than continuing_subword_prefix");
+    }
+    if (reader->entries.count / 3 >= MERGE_COUNT_MAX) {
+        return refuse_merge(reader, "too many merges");
+    }
+    size_t count = reader->entries.count;
+    WEFT_TRY(push_part(reader, left->data, left->size));
+    WEFT_TRY(push_part(reader, right->data, right->size));
+    WEFT_TRY(weft_bytes_append(left, right->data + prefix_size, right->size - prefix_size));
+    enum weft_status status = push_part(reader, left->data, left->size);
+    reader->entries.count = status == WEFT_OK ? reader->entries.count : count;
+    return status;
+}
+
+static enum weft_status read_merge_items(struct merge_reader *reader)
+{
+    bool more = true;
+
+    WEFT_TRY(weft_json_reader_expect(&reader->json, '['));
+    if (weft_json_reader_peek(&reader->json) != ']') {
+        while (more) {
+            WEFT_TRY(read_merge(reader));
+            WEFT_TRY(weft_json_reader_next(&reader->json, ']', &more));
+        }
+    }
+    size_t count = reader->entries.count / 3;
+    WEFT_TRY(weft_merges_init(&reader->bpe->merges, count));
+    for (uint32_t rank = 0; rank < count; rank++) {
+        const uint32_t *entry = reader->entries.data + 3 * (size_t)rank;
+        weft_merges_add(&reader->bpe->merges, entry[0], entry[1], (struct weft_merge){.rank = rank, .id = entry[2]});
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status read_merges(struct weft_bpe *bpe, const char *path, struct weft_json_span span)
+{
+    char member[320];
+    struct merge_reader reader = {.bpe = bpe, .json = {.path = member, .span = span}};
+
+    if (span.data == NULL) {
+        return weft_text_mismatch(path, "merges", "a list of merges");
+    }
+    snprintf(member, sizeof(member), "%s: merges", path);
+    enum weft_status status = read_merge_items(&reader);
+    weft_bytes_fini(&reader.left);
+    weft_bytes_fini(&reader.right);
+    weft_words_fini(&reader.entries);
+    return status;
+}
+
+/* ---- the rest of the model ---- */
 
 /* Optional string member, "" when absent, copied to the arena. */
 static enum weft_status read_text(const json_t *model, const char *path, const char *key, struct weft_arena *arena,
@@ -188,7 +245,7 @@ static void fill_tables(struct weft_bpe *bpe)
 }
 
 static enum weft_status read_model(struct weft_bpe *bpe, const char *path, const json_t *model,
-                                   struct weft_arena *arena)
+                                   const struct weft_model_json *large, struct weft_arena *arena)
 {
     const char *type;
     size_t size;
@@ -202,20 +259,21 @@ static enum weft_status read_model(struct weft_bpe *bpe, const char *path, const
     if (type != NULL && strcmp(type, "BPE") != 0) {
         return weft_text_refuse(path, type, "BPE");
     }
-    WEFT_TRY(read_vocab(bpe, path, model, arena));
+    WEFT_TRY(read_vocab(bpe, path, large->vocab, arena));
     WEFT_TRY(read_options(bpe, path, model, arena));
-    WEFT_TRY(read_merges(bpe, path, model));
+    WEFT_TRY(read_merges(bpe, path, large->merges));
     fill_tables(bpe);
     return WEFT_OK;
 }
 
-enum weft_status weft_bpe_init(struct weft_bpe *bpe, const char *name, const json_t *model, struct weft_arena *arena)
+enum weft_status weft_bpe_init(struct weft_bpe *bpe, const char *name, const json_t *model,
+                               const struct weft_model_json *large, struct weft_arena *arena)
 {
     char path[256];
 
     *bpe = (struct weft_bpe){0};
     snprintf(path, sizeof(path), "%.200s: model", name);
-    enum weft_status status = read_model(bpe, path, model, arena);
+    enum weft_status status = read_model(bpe, path, model, large, arena);
     if (status != WEFT_OK) {
         weft_bpe_fini(bpe);
     }

@@ -444,28 +444,30 @@ static enum weft_status bytes_of_step(const struct weft_decoder *step, struct we
     return WEFT_ERR_UNSUPPORTED;
 }
 
-enum weft_status weft_decoders_bytes(const struct weft_decoders *decoders, struct weft_regex_scratch *scratch,
-                                     const char *text, size_t size, struct weft_bytes *out)
+void weft_decoders_scratch_fini(struct weft_decoders_scratch *scratch)
 {
-    struct weft_bytes in = {0}, room = {0};
-    enum weft_status status = weft_bytes_append(&in, text, size);
+    weft_regex_scratch_fini(&scratch->regex);
+    weft_bytes_fini(&scratch->in);
+    weft_bytes_fini(&scratch->out);
+}
 
-    for (size_t i = 0; i < decoders->count && status == WEFT_OK; i++) {
+enum weft_status weft_decoders_bytes(const struct weft_decoders *decoders, struct weft_decoders_scratch *scratch,
+                                     const char *text, size_t size)
+{
+    struct weft_bytes *in = &scratch->in, *out = &scratch->out;
+
+    in->size = 0;
+    WEFT_TRY(weft_bytes_append(in, text, size));
+    for (size_t i = 0; i < decoders->count; i++) {
         /* Bytes are the end of it: later stages want text, and one byte may be none. */
-        bool is_text = weft_utf8_valid_size(in.data, in.size) == in.size;
-        if (!is_text) {
+        if (weft_utf8_valid_size(in->data, in->size) != in->size) {
             break;
         }
-        room.size = 0;
-        status = bytes_of_step(&decoders->steps[i], scratch, &in, &room);
-        struct weft_bytes swap = in;
-        in = room;
-        room = swap;
+        out->size = 0;
+        WEFT_TRY(bytes_of_step(&decoders->steps[i], &scratch->regex, in, out));
+        struct weft_bytes swap = *in;
+        *in = *out;
+        *out = swap;
     }
-    if (status == WEFT_OK) {
-        status = weft_bytes_append(out, in.data, in.size);
-    }
-    weft_bytes_fini(&in);
-    weft_bytes_fini(&room);
-    return status;
+    return WEFT_OK;
 }

@@ -71,9 +71,17 @@ WEFT_MUST_CHECK enum weft_status weft_decoding_push(struct weft_decoding *decodi
 WEFT_MUST_CHECK enum weft_status weft_decoding_finish(struct weft_decoding *decoding);
 void weft_decoding_reset(struct weft_decoding *decoding);
 
-/* Appends the bytes that one token string stands for in the middle of a text; they may be no valid UTF-8. */
+/* Zero-initialise. */
+struct weft_decoders_scratch {
+    struct weft_regex_scratch regex;
+    struct weft_bytes in;
+    struct weft_bytes out;
+};
+void weft_decoders_scratch_fini(struct weft_decoders_scratch *scratch);
+
+/* scratch->in <- the bytes that one token string stands for in the middle of a text; they may be no valid UTF-8. */
 WEFT_MUST_CHECK enum weft_status weft_decoders_bytes(const struct weft_decoders *decoders,
-                                                     struct weft_regex_scratch *scratch, const char *text, size_t size,
-                                                     struct weft_bytes *out);
+                                                     struct weft_decoders_scratch *scratch, const char *text,
+                                                     size_t size);
 
 #endif

@@ -119,14 +119,15 @@ static enum weft_status decompose(const struct weft_normalizer *step, struct wef
     codes->count = 0;
     for (size_t at = 0, length; at < size; at += length) {
         utf8proc_int32_t code = (utf8proc_int32_t)weft_utf8_read(text + at, &length);
-        utf8proc_ssize_t count = utf8proc_decompose_char(code, parts, 32, options, NULL);
-        if (count < 0 || count > 32) {
+        bool is_inert = !weft_char_is_normalizable((uint32_t)code);
+        utf8proc_ssize_t count = is_inert ? 0 : utf8proc_decompose_char(code, parts, 32, options, NULL);
+        if (count <= 0 || count > 32) {
             parts[0] = code;
             count = 1;
         }
         WEFT_TRY(weft_words_reserve(codes, (size_t)count));
         for (utf8proc_ssize_t i = 0; i < count; i++) {
-            uint32_t class = (uint32_t)utf8proc_get_property(parts[i])->combining_class;
+            uint32_t class = is_inert ? 0 : (uint32_t)utf8proc_get_property(parts[i])->combining_class;
             codes->data[codes->count++] = (uint32_t)parts[i] | class << 24;
         }
     }
@@ -174,7 +175,7 @@ static enum weft_status lowercase(struct weft_bytes *out, const char *text, size
         if (code == 0x130) { /* the one character whose lower case is two: i and a dot above */
             WEFT_TRY(weft_bytes_append(out, "i\xCC\x87", 3));
         } else {
-            WEFT_TRY(append_code(out, (uint32_t)utf8proc_tolower((utf8proc_int32_t)code)));
+            WEFT_TRY(append_code(out, weft_char_lower(code)));
         }
     }
     return WEFT_OK;

@@ -25,7 +25,10 @@ enum { GROUP_DEPTH_MAX = 200 };
 #define WORD_SET                                                                                                       \
     "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}"                   \
     "\\x{1f170}-\\x{1f189}"
-#define HEX_SET "0-9a-fA-F"
+/* \w outside of brackets takes Latin-1's superscripts and fractions for word characters too. */
+#define WORD_LATIN      "\\xb2\\xb3\\xb9\\xbc-\\xbe"
+#define WORD_CATEGORIES "L M Nd Nl Pc"
+#define HEX_SET         "0-9a-fA-F"
 
 struct translator {
     const char *path;
@@ -118,45 +121,94 @@ static enum weft_status translate_hex(struct translator *t)
     return emit_code(t, code);
 }
 
-/* Names of sets in [:name:] and \p{name}, as bracket contents. "punct" has Oniguruma's nine symbols. */
-static const struct {
+static bool is_wanted(const char *category, const char *wanted)
+{
+    char first[2] = {category[0], '\0'}; /* "N" wants Nd, Nl, No */
+
+    for (const char *word = wanted; word != NULL && *word != '\0'; word = strchr(word, ' ')) {
+        word += *word == ' ';
+        size_t length = strcspn(word, " ");
+        if (strncmp(word, length == 1 ? first : category, length) == 0 && length > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The characters that PCRE2 is too old to know: bracket contents, all ranges of the categories in `wanted` ("L Nd"). */
+static enum weft_status emit_new(struct translator *t, const char *wanted)
+{
+    struct weft_char_range range, run = {0};
+    char text[48];
+
+    for (size_t i = 0;; i++) {
+        bool has_range = weft_char_new_range(i, &range);
+        if (has_range && !is_wanted(range.category, wanted)) {
+            continue;
+        }
+        if (has_range && run.last + 1 == range.first) {
+            run.last = range.last;
+            continue;
+        }
+        if (run.last != 0) {
+            snprintf(text, sizeof(text), "\\x{%x}-\\x{%x}", (unsigned)run.first, (unsigned)run.last);
+            WEFT_TRY(emit(t, text));
+        }
+        if (!has_range) {
+            return WEFT_OK;
+        }
+        run = range;
+    }
+}
+
+/* Named sets, as bracket contents: in [:name:], \p{name} and behind the letter escapes. */
+struct named_set {
     const char *name;
     const char *set;
-} named_sets[] = {
-    {"alnum", "\\p{Alphabetic}\\p{Nd}"},
-    {"alpha", "\\p{Alphabetic}"},
-    {"ascii", "\\x{0}-\\x{7f}"},
-    {"blank", "\\p{Zs}\\x{9}"},
-    {"cntrl", "\\p{Cc}"},
-    {"digit", "\\p{Nd}"},
-    {"lower", "\\p{Lowercase}"},
-    {"punct", "\\p{P}$+<=>\\^`|~"},
-    {"space", SPACE_SET},
-    {"upper", "\\p{Uppercase}"},
-    {"xdigit", HEX_SET},
-    {"word", WORD_SET},
-    {"whitespace", SPACE_SET},
-    {"letter", "\\p{L}"},
-    {"mark", "\\p{M}"},
-    {"number", "\\p{N}"},
-    {"punctuation", "\\p{P}"},
-    {"symbol", "\\p{S}"},
-    {"separator", "\\p{Z}"},
-    {"other", "\\p{C}"},
-    {"alphabetic", "\\p{Alphabetic}"},
-    {"uppercase", "\\p{Uppercase}"},
-    {"lowercase", "\\p{Lowercase}"},
-    {"any", "\\x{0}-\\x{10ffff}"},
+    const char *categories; /* whose new characters belong to it */
 };
 
-static const char *find_set(const char *name)
+static const struct named_set named_sets[] = {
+    {"alnum", "\\p{Alphabetic}\\p{Nd}", "L Nl Nd"},
+    {"alpha", "\\p{Alphabetic}", "L Nl"},
+    {"ascii", "\\x{0}-\\x{7f}", ""},
+    {"blank", "\\p{Zs}\\x{9}", ""},
+    {"cntrl", "\\p{Cc}", ""},
+    {"digit", "\\p{Nd}", "Nd"},
+    {"lower", "\\p{Lowercase}", "Ll"},
+    {"punct", "\\p{P}\\p{S}", "P S"},
+    {"space", SPACE_SET, ""},
+    {"upper", "\\p{Uppercase}", "Lu"},
+    {"xdigit", HEX_SET, ""},
+    {"word", WORD_SET, WORD_CATEGORIES},
+    {"whitespace", SPACE_SET, ""},
+    {"letter", "\\p{L}", "L"},
+    {"mark", "\\p{M}", "M"},
+    {"number", "\\p{N}", "N"},
+    {"punctuation", "\\p{P}", "P"},
+    {"symbol", "\\p{S}", "S"},
+    {"separator", "\\p{Z}", "Z"},
+    {"alphabetic", "\\p{Alphabetic}", "L Nl"},
+    {"uppercase", "\\p{Uppercase}", "Lu"},
+    {"lowercase", "\\p{Lowercase}", "Ll"},
+    {"any", "\\x{0}-\\x{10ffff}", ""},
+    {"han", "\\p{sc:Han}\\x{2b739}\\x{2ebf0}-\\x{2ee5d}\\x{31350}-\\x{323af}", ""},
+};
+
+static const struct named_set *find_set(const char *name)
 {
     for (size_t i = 0; i < sizeof(named_sets) / sizeof(named_sets[0]); i++) {
         if (strcasecmp(named_sets[i].name, name) == 0) {
-            return named_sets[i].set;
+            return &named_sets[i];
         }
     }
     return NULL;
+}
+
+static enum weft_status emit_set(struct translator *t, const struct named_set *set)
+{
+    WEFT_TRY(emit(t, set->set));
+    return emit_new(t, set->categories);
 }
 
 /* \p{Name}, \P{Name}, \p{^Name}; `at` stands on the letter. */
@@ -183,17 +235,21 @@ static enum weft_status translate_property(struct translator *t, bool is_in_clas
         return refuse(t, "this property");
     }
     t->at++;
-    const char *set = find_set(name);
-    if (set == NULL) {
+    const struct named_set *named = find_set(name);
+    struct named_set set = named != NULL ? *named : (struct named_set){name, text, count > 2 ? "" : name};
+    if (named == NULL) {
         /* One or two letters are a general category; a longer name is a script (PCRE2 alone would take extensions). */
-        snprintf(text, sizeof(text), "\\%c{%s%s}", is_negated ? 'P' : 'p', count > 2 ? "sc:" : "", name);
-        return emit(t, text);
+        snprintf(text, sizeof(text), "\\p{%s%s}", count > 2 ? "sc:" : "", name);
     }
     if (is_in_class && is_negated) {
-        return refuse(t, "a negated property set inside [...]");
+        if (named != NULL) {
+            return refuse(t, "a negated property set inside [...]");
+        }
+        text[1] = 'P'; /* without the new characters: a bracket cannot take some away again */
+        return emit(t, text);
     }
     WEFT_TRY(emit(t, is_in_class ? "" : is_negated ? "[^" : "["));
-    WEFT_TRY(emit(t, set));
+    WEFT_TRY(emit_set(t, &set));
     return emit(t, is_in_class ? "" : "]");
 }
 
@@ -232,12 +288,12 @@ static enum weft_status translate_posix(struct translator *t)
         name[count++] = t->in[t->at++];
     }
     name[count] = '\0';
-    const char *set = find_set(name);
+    const struct named_set *set = find_set(name);
     if (set == NULL || peek(t, 0) != ':' || peek(t, 1) != ']') {
         return refuse(t, "this POSIX bracket");
     }
     t->at += 2;
-    return emit(t, set);
+    return emit_set(t, set);
 }
 
 /* An escape inside [...]; *is_set_out true for more than one character. `at` stands behind the backslash. */
@@ -248,12 +304,12 @@ static enum weft_status translate_class_escape(struct translator *t, bool *is_se
 
     *is_set_out = true;
     switch (c) {
-    case 's': t->at++; return emit(t, SPACE_SET);
+    case 's': t->at++; return emit_set(t, find_set("space"));
     case 'S': t->at++; return emit(t, NOT_SPACE_SET);
-    case 'w': t->at++; return emit(t, WORD_SET);
-    case 'd': t->at++; return emit(t, "\\p{Nd}");
+    case 'w': t->at++; return emit_set(t, find_set("word"));
+    case 'd': t->at++; return emit_set(t, find_set("digit"));
     case 'D': t->at++; return emit(t, "\\P{Nd}");
-    case 'h': t->at++; return emit(t, HEX_SET);
+    case 'h': t->at++; return emit_set(t, find_set("xdigit"));
     case 'p':
     case 'P': return translate_property(t, true);
     default: break;
@@ -328,29 +384,36 @@ static enum weft_status translate_class(struct translator *t)
 
 /* ---- outside of brackets ---- */
 
+/* Sets by letter, negated by its capital. */
+static enum weft_status translate_set_escape(struct translator *t, char c)
+{
+    const char *name = c == 's' || c == 'S' ? "space" : c == 'd' || c == 'D' ? "digit" : "xdigit";
+    bool is_word = c == 'w' || c == 'W';
+
+    WEFT_TRY(emit(t, c >= 'a' ? "[" : "[^"));
+    WEFT_TRY(emit(t, is_word ? WORD_LATIN : ""));
+    WEFT_TRY(emit_set(t, find_set(is_word ? "word" : name)));
+    return emit(t, "]");
+}
+
+/* \b and \B: word characters are Oniguruma's. */
+static enum weft_status translate_boundary(struct translator *t, bool is_negated)
+{
+    static const char *const looks[2][4] = {{"(?<=", "(?!", "(?<!", "(?="}, {"(?<=", "(?=", "(?<!", "(?!"}};
+
+    WEFT_TRY(emit(t, "(?:"));
+    for (int i = 0; i < 4; i++) {
+        WEFT_TRY(emit(t, i == 2 ? "|" : ""));
+        WEFT_TRY(emit(t, looks[is_negated][i]));
+        WEFT_TRY(translate_set_escape(t, 'w'));
+        WEFT_TRY(emit(t, ")"));
+    }
+    return emit(t, ")");
+}
+
 static enum weft_status translate_escape(struct translator *t)
 {
-    static const struct {
-        char letter;
-        const char *text;
-    } escapes[] = {
-        {'s', "[" SPACE_SET "]"},
-        {'S', "[^" SPACE_SET "]"},
-        {'w', "[" WORD_SET "]"},
-        {'W', "[^" WORD_SET "]"},
-        {'d', "\\p{Nd}"},
-        {'D', "\\P{Nd}"},
-        {'h', "[" HEX_SET "]"},
-        {'H', "[^" HEX_SET "]"},
-        {'b', "(?:(?<=[" WORD_SET "])(?![" WORD_SET "])|(?<![" WORD_SET "])(?=[" WORD_SET "]))"},
-        {'B', "(?:(?<=[" WORD_SET "])(?=[" WORD_SET "])|(?<![" WORD_SET "])(?![" WORD_SET "]))"},
-        {'A', "\\A"},
-        {'z', "\\z"},
-        {'Z', "\\Z"},
-        {'R', "\\R"},
-        {'N', "\\N"},
-    };
-    char c;
+    char c, text[8];
     bool is_done;
 
     WEFT_TRY(begin_atom(t));
@@ -359,17 +422,24 @@ static enum weft_status translate_escape(struct translator *t)
         return refuse(t, "a backslash at the end");
     }
     c = t->in[t->at];
-    for (size_t i = 0; i < sizeof(escapes) / sizeof(escapes[0]); i++) {
-        if (escapes[i].letter == c) {
-            t->at++;
-            return emit(t, escapes[i].text);
-        }
+    if (c != '\0' && strchr("sSwWdDhH", c) != NULL) {
+        t->at++;
+        return translate_set_escape(t, c);
+    }
+    if (c == 'b' || c == 'B') {
+        t->at++;
+        return translate_boundary(t, c == 'B');
+    }
+    if (c != '\0' && strchr("AzZRN", c) != NULL) {
+        snprintf(text, sizeof(text), "\\%c", c);
+        t->at++;
+        return emit(t, text);
     }
     if (c == 'p' || c == 'P') {
         return translate_property(t, false);
     }
     if (c >= '1' && c <= '9' && !(peek(t, 1) >= '0' && peek(t, 1) <= '9')) {
-        char text[8] = {'\\', 'g', '{', c, '}', '\0'};
+        snprintf(text, sizeof(text), "\\g{%c}", c);
         t->at++;
         return emit(t, text);
     }

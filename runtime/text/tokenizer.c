@@ -33,24 +33,29 @@ static void mark_skipped(struct weft_tokenizer *tokenizer)
     }
 }
 
+/* Appends the bytes of every token and a NUL to `all`. */
+static enum weft_status collect_bytes(struct weft_tokenizer *tokenizer, struct weft_decoders_scratch *scratch,
+                                      struct weft_bytes *all)
+{
+    for (uint32_t id = 0; id < tokenizer->token_count; id++) {
+        struct weft_token *token = &tokenizer->tokens[id];
+        if (token->text != NULL) {
+            WEFT_TRY(weft_decoders_bytes(&tokenizer->decoders, scratch, token->string, token->string_size));
+            token->bytes_size = (uint32_t)scratch->in.size;
+            WEFT_TRY(weft_bytes_append(all, scratch->in.data, scratch->in.size));
+            WEFT_TRY(weft_bytes_append(all, "", 1));
+        }
+    }
+    return WEFT_OK;
+}
+
 /* tokens[].bytes, one after the other in one block. */
 static enum weft_status fill_bytes(struct weft_tokenizer *tokenizer)
 {
-    struct weft_regex_scratch scratch = {0};
+    struct weft_decoders_scratch scratch = {0};
     struct weft_bytes all = {0};
-    enum weft_status status = WEFT_OK;
+    enum weft_status status = collect_bytes(tokenizer, &scratch, &all);
 
-    for (uint32_t id = 0; id < tokenizer->token_count && status == WEFT_OK; id++) {
-        struct weft_token *token = &tokenizer->tokens[id];
-        size_t begin = all.size;
-        if (token->text != NULL) {
-            status = weft_decoders_bytes(&tokenizer->decoders, &scratch, token->string, token->string_size, &all);
-            token->bytes_size = (uint32_t)(all.size - begin);
-            if (status == WEFT_OK) {
-                status = weft_bytes_append(&all, "", 1);
-            }
-        }
-    }
     const char *copy = status == WEFT_OK ? weft_arena_text(&tokenizer->arena, all.data, all.size) : NULL;
     for (uint32_t id = 0; id < tokenizer->token_count && copy != NULL; id++) {
         struct weft_token *token = &tokenizer->tokens[id];
@@ -60,7 +65,7 @@ static enum weft_status fill_bytes(struct weft_tokenizer *tokenizer)
         }
     }
     weft_bytes_fini(&all);
-    weft_regex_scratch_fini(&scratch);
+    weft_decoders_scratch_fini(&scratch);
     return status == WEFT_OK && copy == NULL ? WEFT_ERR_MEMORY : status;
 }
 
@@ -109,12 +114,13 @@ static enum weft_status check_version(const char *name, const json_t *root)
     return WEFT_OK;
 }
 
-static enum weft_status read_root(struct weft_tokenizer *tokenizer, const char *name, const json_t *root)
+static enum weft_status read_root(struct weft_tokenizer *tokenizer, const char *name, const json_t *root,
+                                  const struct weft_model_json *large)
 {
     struct weft_arena *arena = &tokenizer->arena;
 
     WEFT_TRY(check_version(name, root));
-    WEFT_TRY(weft_bpe_init(&tokenizer->bpe, name, json_object_get(root, "model"), arena));
+    WEFT_TRY(weft_bpe_init(&tokenizer->bpe, name, json_object_get(root, "model"), large, arena));
     WEFT_TRY(weft_normalizers_init(&tokenizer->normalizers, name, json_object_get(root, "normalizer"), arena));
     WEFT_TRY(weft_pretokenizers_init(&tokenizer->pretokenizers, name, json_object_get(root, "pre_tokenizer"), arena));
     WEFT_TRY(weft_template_init(&tokenizer->template, name, json_object_get(root, "post_processor")));
@@ -130,14 +136,21 @@ static enum weft_status read_root(struct weft_tokenizer *tokenizer, const char *
 
 static enum weft_status parse(struct weft_tokenizer *tokenizer, const char *name, const char *text, size_t size)
 {
+    struct weft_model_json large;
+    struct weft_bytes rest = {0};
     json_t *root;
 
     if (size > FILE_SIZE_MAX) {
         weft_log(WEFT_LOG_ERROR, where, "%s: %zu bytes, at most %d are read", name, size, FILE_SIZE_MAX);
         return WEFT_ERR_LIMIT;
     }
-    WEFT_TRY(weft_json_parse(name, text, size, &root));
-    enum weft_status status = read_root(tokenizer, name, root);
+    enum weft_status status = weft_model_json_cut(text, size, &large, &rest);
+    if (status == WEFT_OK) {
+        status = weft_json_parse(name, rest.data, rest.size, &root);
+    }
+    weft_bytes_fini(&rest);
+    WEFT_TRY(status);
+    status = read_root(tokenizer, name, root, &large);
     json_decref(root);
     return status;
 }

@@ -114,11 +114,41 @@ bool weft_char_is_space(uint32_t code)
            code == 0x3000;
 }
 
+/* Made by make_unicode_tables.py: ascending ranges. */
+#include "unicode_tables.inc"
+
+#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+
+static const struct weft_char_range *find_range(const struct weft_char_range *ranges, size_t count, uint32_t code)
+{
+    size_t begin = 0, end = count;
+
+    while (begin < end) {
+        size_t middle = begin + (end - begin) / 2;
+        if (code < ranges[middle].first) {
+            end = middle;
+        } else if (code > ranges[middle].last) {
+            begin = middle + 1;
+        } else {
+            return &ranges[middle];
+        }
+    }
+    return NULL;
+}
+
+bool weft_char_new_range(size_t index, struct weft_char_range *out)
+{
+    if (index >= COUNT_OF(new_ranges)) {
+        return false;
+    }
+    *out = new_ranges[index];
+    return true;
+}
+
 bool weft_char_is_numeric(uint32_t code)
 {
-    utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)code);
-
-    return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL || category == UTF8PROC_CATEGORY_NO;
+    return code < 0x80 ? code >= '0' && code <= '9'
+                       : find_range(numeric_ranges, COUNT_OF(numeric_ranges), code) != NULL;
 }
 
 bool weft_char_is_punctuation(uint32_t code)
@@ -127,32 +157,45 @@ bool weft_char_is_punctuation(uint32_t code)
         return (code >= 0x21 && code <= 0x2F) || (code >= 0x3A && code <= 0x40) || (code >= 0x5B && code <= 0x60) ||
                (code >= 0x7B && code <= 0x7E);
     }
-    utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)code);
-    return category >= UTF8PROC_CATEGORY_PC && category <= UTF8PROC_CATEGORY_PO;
+    return find_range(punctuation_ranges, COUNT_OF(punctuation_ranges), code) != NULL;
 }
 
 bool weft_char_is_mark(uint32_t code)
 {
-    utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)code);
+    return code >= 0x80 && find_range(mark_ranges, COUNT_OF(mark_ranges), code) != NULL;
+}
 
-    return category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_MC || category == UTF8PROC_CATEGORY_ME;
+bool weft_char_is_normalizable(uint32_t code)
+{
+    return code >= 0x80 && find_range(normalizable_ranges, COUNT_OF(normalizable_ranges), code) != NULL;
+}
+
+uint32_t weft_char_lower(uint32_t code)
+{
+    for (size_t i = 0; i < COUNT_OF(new_lower) && code >= new_lower[0][0]; i++) {
+        if (new_lower[i][0] == code) {
+            return new_lower[i][1];
+        }
+    }
+    return (uint32_t)utf8proc_tolower((utf8proc_int32_t)code);
+}
+
+/* General category, two letters. */
+static const char *category_of(uint32_t code)
+{
+    const char *known = utf8proc_category_string((utf8proc_int32_t)code);
+    const struct weft_char_range *range = find_range(new_ranges, COUNT_OF(new_ranges), code);
+
+    return range != NULL ? range->category : known;
 }
 
 bool weft_char_is_word(uint32_t code)
 {
-    switch (utf8proc_category((utf8proc_int32_t)code)) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC: return true;
-    default: break;
+    const char *category = category_of(code);
+
+    if (category[0] == 'L' || category[0] == 'M' || strcmp(category, "Nd") == 0 || strcmp(category, "Nl") == 0 ||
+        strcmp(category, "Pc") == 0) {
+        return true;
     }
     /* Other_Alphabetic outside M: circled, squared and parenthesized Latin letters; then the two joiners. */
     return (code >= 0x24B6 && code <= 0x24E9) || (code >= 0x1F130 && code <= 0x1F149) ||

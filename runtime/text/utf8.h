@@ -51,14 +51,27 @@ WEFT_MUST_CHECK enum weft_status weft_utf8_append_lossy(struct weft_bytes *out, 
 
 /* Unicode White_Space. */
 bool weft_char_is_space(uint32_t code);
-/* General category N. */
+/* Numbers, punctuation and marks as the package's Digits, Punctuation and StripAccents see them: about N, P and M. */
 bool weft_char_is_numeric(uint32_t code);
-/* ASCII punctuation or general category P. */
 bool weft_char_is_punctuation(uint32_t code);
-/* General category M. */
 bool weft_char_is_mark(uint32_t code);
+/* False: the normalization forms leave it alone, whatever utf8proc knows of it. */
+bool weft_char_is_normalizable(uint32_t code);
+/* Lower case, for the one exception see Lowercase. */
+uint32_t weft_char_lower(uint32_t code);
 /* \w of Unicode regular expressions (UTS 18): Alphabetic, M, Nd, Pc and the joiners. */
 bool weft_char_is_word(uint32_t code);
+
+/*
+ * Characters newer than the Unicode of PCRE2 10.42 (14) but known to the package's Oniguruma (16): range number `index`
+ * in ascending order and its general category ("Lo"); false behind the last.
+ */
+struct weft_char_range {
+    uint32_t first;
+    uint32_t last;
+    char category[3];
+};
+bool weft_char_new_range(size_t index, struct weft_char_range *out);
 
 /*
  * The byte-level alphabet of GPT-2: every byte as one printable character. Code point of `byte`, at most U+0143; and
