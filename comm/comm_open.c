@@ -172,8 +172,12 @@ static enum weft_status size_buffers(struct weft_comm *comm)
 static enum weft_status agree(struct weft_comm *comm, const char *what, enum weft_status own)
 {
     int32_t mine = own, all[COMM_RANK_MAX];
+    enum weft_status status =
+        weft_bootstrap_all_gather(comm->bootstrap, &mine, sizeof(mine), all, comm->timeout_ms + 1000);
 
-    WEFT_TRY(weft_bootstrap_all_gather(comm->bootstrap, &mine, sizeof(mine), all, comm->timeout_ms + 1000));
+    if (status != WEFT_OK) {
+        return own != WEFT_OK ? own : status;
+    }
     for (uint32_t r = 0; r < comm->rank_count; r++) {
         if (all[r] != WEFT_OK) {
             if (own == WEFT_OK) {
@@ -214,6 +218,9 @@ static enum weft_status open_channel(struct weft_comm *comm, const struct weft_b
     WEFT_TRY(gather_addresses(comm, address, &all));
     status = backend->connect(*channel, all);
     free(all);
+    if (status != WEFT_OK && (*channel)->failed_rank < 0) { /* no peer's fault: the others may be waiting for us */
+        weft_bootstrap_abort(comm->bootstrap, comm->rank, "cannot connect its channel");
+    }
     return agree(comm, "connect its channel", status);
 }
 

@@ -18,6 +18,7 @@ static_assert(sizeof(struct weft_hello) == 24, "the hello is a wire format");
 void weft_door_init(struct weft_door *door, int listen_fd)
 {
     door->listen_fd = listen_fd;
+    door->fault = 0;
     door->guest_count = 0;
 }
 
@@ -44,6 +45,9 @@ static void let_in(struct weft_door *door, const struct weft_channel *channel)
             refuse_guest(door, 0, channel, "too many silent connections");
         }
         door->guests[door->guest_count++] = (struct weft_guest){.fd = fd, .since_ns = weft_comm_clock_ns()};
+    }
+    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+        door->fault = errno;
     }
 }
 

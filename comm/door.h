@@ -25,6 +25,7 @@ struct weft_hello {
 
 struct weft_door {
     int listen_fd; /* owned, nonblocking */
+    int fault;     /* errno of this process's own making (no descriptors left): nobody can come in; else 0 */
     uint32_t guest_count;
     struct weft_guest {
         int fd;

@@ -174,7 +174,7 @@ static int send_descriptor(int socket_fd, int fd)
     return sendmsg(socket_fd, &message, MSG_NOSIGNAL) == 1 ? 0 : -1;
 }
 
-/* -1 with errno; ECONNRESET when the other side closed. */
+/* -1 with errno; ECONNRESET when the other side closed, EMFILE when there is no room for one more here. */
 static int receive_descriptor(int socket_fd)
 {
     char byte;
@@ -194,6 +194,10 @@ static int receive_descriptor(int socket_fd)
         return -1;
     }
     header = CMSG_FIRSTHDR(&message);
+    if ((message.msg_flags & MSG_CTRUNC) != 0) {
+        errno = EMFILE;
+        return -1;
+    }
     if (header == NULL || header->cmsg_type != SCM_RIGHTS || header->cmsg_len != CMSG_LEN(sizeof(int))) {
         errno = EPROTO;
         return -1;
@@ -234,6 +238,10 @@ static enum weft_status serve_members(struct shm_region *region, struct weft_cha
             close(fd);
             continue;
         }
+        if (region->door.fault != 0) {
+            weft_log(WEFT_LOG_ERROR, "comm/shm", "accept: %s", strerror(region->door.fault));
+            return WEFT_ERR_IO;
+        }
         while (missing + 1 < options->member_count && is_served[missing]) {
             missing++;
         }
@@ -243,36 +251,61 @@ static enum weft_status serve_members(struct shm_region *region, struct weft_cha
     return WEFT_OK;
 }
 
+/* A connection on which the first member has been greeted. */
+static enum weft_status knock_at_first(struct weft_channel *channel, const struct shm_address *address, int *fd_out)
+{
+    uint32_t first = channel->options.members[0];
+    struct sockaddr_un name;
+    socklen_t name_size = abstract_name(&name, address->socket_name);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int error;
+
+    if (fd < 0) {
+        weft_log(WEFT_LOG_ERROR, "comm/shm", "socket: %s", strerror(errno));
+        return WEFT_ERR_IO;
+    }
+    if (connect(fd, (struct sockaddr *)&name, name_size) != 0 || weft_door_knock(fd, channel, first) != 0) {
+        error = errno;
+        close(fd);
+        return weft_channel_lost(channel, first, strerror(error));
+    }
+    *fd_out = fd;
+    return WEFT_OK;
+}
+
+static enum weft_status wait_for_descriptor(struct weft_channel *channel, int fd, int *memfd_out)
+{
+    uint32_t first = channel->options.members[0];
+    struct weft_wait wait;
+
+    weft_wait_begin(&wait, channel, channel->options.timeout_ms);
+    while ((*memfd_out = receive_descriptor(fd)) < 0) {
+        if (errno == EMFILE) {
+            weft_log(WEFT_LOG_ERROR, "comm/shm", "receive the memory of rank %u: %s", first, strerror(errno));
+            return WEFT_ERR_IO;
+        }
+        if (errno != EAGAIN && errno != EINTR) {
+            return weft_channel_lost(channel, first, strerror(errno));
+        }
+        WEFT_TRY(weft_wait_check(&wait, first));
+        sleep_on(fd);
+    }
+    return WEFT_OK;
+}
+
 static enum weft_status fetch_memory(struct shm_region *region, struct weft_channel *channel,
                                      const struct shm_address *address)
 {
-    uint32_t first = channel->options.members[0];
-    enum weft_status status = WEFT_OK;
-    struct sockaddr_un name;
-    socklen_t name_size = abstract_name(&name, address->socket_name);
-    struct weft_wait wait;
-    int memfd = -1;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    enum weft_status status;
+    int fd = -1, memfd = -1;
 
-    if (fd < 0 || connect(fd, (struct sockaddr *)&name, name_size) != 0 || weft_door_knock(fd, channel, first) != 0) {
-        status = weft_channel_lost(channel, first, strerror(errno));
-    }
-    weft_wait_begin(&wait, channel, channel->options.timeout_ms);
-    while (status == WEFT_OK && (memfd = receive_descriptor(fd)) < 0) {
-        if (errno == EAGAIN || errno == EINTR) {
-            status = weft_wait_check(&wait, first);
-            sleep_on(fd);
-        } else {
-            status = weft_channel_lost(channel, first, strerror(errno));
-        }
-    }
+    WEFT_TRY(knock_at_first(channel, address, &fd));
+    status = wait_for_descriptor(channel, fd, &memfd);
     if (status == WEFT_OK) {
         status = map_memfd(region, memfd, channel->options.member_count);
         close(memfd);
     }
-    if (fd >= 0) {
-        close(fd);
-    }
+    close(fd);
     return status;
 }
 

@@ -106,7 +106,8 @@ struct attempt {
     int fd;         /* under way, or -1 */
     bool is_greeted;
     uint64_t since_ns;
-    int error; /* of the last try */
+    int error;       /* of the last try */
+    bool is_starved; /* this process has no descriptor or memory left: no use in trying on */
 };
 
 static const struct tcp_address *address_of(const void *addresses, uint32_t rank)
@@ -192,6 +193,7 @@ static void attempt_start(struct attempt *attempt, const struct weft_channel *ch
     attempt->is_greeted = false;
     attempt->since_ns = weft_comm_clock_ns();
     attempt->fd = socket(name.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    attempt->is_starved = attempt->fd < 0 && errno != EAFNOSUPPORT;
     if (attempt->fd < 0 || bind_to_interface(attempt->fd, channel, own, address->family) != 0 ||
         (connect(attempt->fd, (struct sockaddr *)&name, size) != 0 && errno != EINPROGRESS)) {
         attempt_fail(attempt, errno);
@@ -289,6 +291,21 @@ static int64_t look_at_all(struct weft_channel *channel, const struct tcp_addres
     return missing;
 }
 
+/* Not the peers' fault: say so at once instead of waiting for the deadline. */
+static enum weft_status check_own_means(const struct weft_door *door, const struct attempt *attempts, uint32_t count)
+{
+    int error = door->fault;
+
+    for (uint32_t i = 0; i < count; i++) {
+        error = attempts[i].is_starved ? attempts[i].error : error;
+    }
+    if (error == 0) {
+        return WEFT_OK;
+    }
+    weft_log(WEFT_LOG_ERROR, "comm/tcp", "cannot open one more socket: %s", strerror(error));
+    return WEFT_ERR_IO;
+}
+
 static void log_missing(const struct attempt *attempts, uint32_t count, uint32_t rank)
 {
     char text[64];
@@ -333,7 +350,10 @@ enum weft_status tcp_connect_members(struct weft_channel *channel, struct weft_d
         if (missing < 0) {
             break;
         }
-        status = weft_wait_check(&wait, (uint32_t)missing);
+        status = check_own_means(door, attempts, count);
+        if (status == WEFT_OK) {
+            status = weft_wait_check(&wait, (uint32_t)missing);
+        }
         if (status == WEFT_ERR_TIMEOUT) {
             log_missing(attempts, count, (uint32_t)missing);
         }

@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -366,6 +367,42 @@ static void test_open_refuses(void **state)
     }
 }
 
+/* No descriptor is left on one rank: it fails by itself, and nobody waits for it. */
+static bool starved_body(struct weft_bootstrap *bootstrap, const void *context)
+{
+    const struct fault_case *fault = context;
+    struct weft_range ranges[WEFT_LEAF_COUNT_MAX];
+    const struct weft_comm_options options = {
+        .backend = member_backend(), .timeout_ms = LONG_MS, .leaf_count = 8, .leaves = ranges, .sum_count_max = 99};
+    struct rlimit limit = {0};
+    struct weft_comm *comm = NULL;
+    uint64_t begin = now_ms();
+
+    CHECK(weft_tree_deal(8, fault->group.rank_count, NULL, ranges) == 0);
+    if (weft_bootstrap_rank(bootstrap) == fault->victim) {
+        CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+        limit.rlim_cur = (rlim_t)dup(0) + 1; /* what probing takes and gives back */
+        CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0 && close((int)limit.rlim_cur - 1) == 0);
+    }
+    CHECK(weft_comm_open(bootstrap, &options, &comm) != WEFT_OK);
+    CHECK(comm == NULL);
+    CHECK(now_ms() - begin < SOON_MS);
+    return true;
+}
+
+static void test_rank_without_descriptors(void **state)
+{
+    (void)state;
+    if (mode != RANKS_PROCESSES) {
+        skip(); /* threads share their descriptors */
+    }
+    for (uint32_t victim = 0; victim < 4; victim++) {
+        const struct fault_case fault = {.group = {.rank_count = 4}, .victim = victim};
+
+        assert_true(ranks_run(mode, 4, starved_body, &fault, -1));
+    }
+}
+
 int main(int argument_count, char **arguments)
 {
     const struct CMUnitTest tests[] = {
@@ -379,6 +416,7 @@ int main(int argument_count, char **arguments)
         cmocka_unit_test(test_delay_changes_nothing),
         cmocka_unit_test(test_different_sizes_are_noticed),
         cmocka_unit_test(test_open_refuses),
+        cmocka_unit_test(test_rank_without_descriptors),
     };
 
     mode = member_configure(argument_count, arguments);
