@@ -42,8 +42,8 @@ const char *weft_dtype_name(enum weft_dtype dtype);
 struct weft_device_options {
     const char *kind;      /* NULL or "auto", "cpu" */
     uint32_t thread_count; /* CPU threads, the calling one included; at least 1 */
-    const char
-        *cpu_level; /* NULL: best of this machine; "ref", "avx2", "avx512" force one; ERR_UNSUPPORTED when absent */
+    /* NULL or "auto": best of this machine; "ref", "avx2", "avx512" force one; ERR_UNSUPPORTED when it lacks that. */
+    const char *cpu_level;
     const uint32_t *cores;      /* [thread_count] cores to pin to, or NULL: not pinned */
     enum weft_wait_policy wait; /* between the device's own threads */
 };
@@ -231,8 +231,10 @@ struct weft_candidate {
     int32_t token_id;
 };
 
-/* Log-sum-exp in two parts: sum over i of exp((logit[i] - max) * inv_temperature) with max the largest; NaN counts as
- * largest. */
+/*
+ * Log-sum-exp in two parts: sum over i of exp((logit[i] - max) * inv_temperature) with max the largest; NaN counts as
+ * largest and makes both NaN. An empty leaf, or one of -infinity alone, has max -infinity and sum +0.0.
+ */
 struct weft_lse {
     float max;
     float sum;
@@ -241,7 +243,7 @@ struct weft_lse {
 /*
  * Per row b the `count` best entries of logits[b, :], by descending logit, ties by ascending id (NaN first, so that it
  * cannot hide), and one partial log-sum-exp per vocabulary leaf of this rank. Fewer entries than count: the rest has
- * token_id -1.
+ * token_id -1 and logit -infinity.
  */
 struct weft_candidates_args {
     const float *logits;             /* [B, N] */
