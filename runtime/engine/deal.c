@@ -245,6 +245,11 @@ static enum weft_status refuse(const struct weft_deal_memory_args *args, const s
 enum weft_status weft_deal_memory(const struct weft_deal_memory_args *args, uint32_t *page_count_out,
                                   uint32_t *context_length_out)
 {
+    if (args->context_length > args->context_max) {
+        weft_log(WEFT_LOG_ERROR, "engine", "a context of %u positions was asked for: the model has %u",
+                 args->context_length, args->context_max);
+        return WEFT_ERR_ARGUMENT;
+    }
     struct fit fit = find_fit(args);
     uint32_t context = args->context_length > 0 ? args->context_length : args->context_max;
     uint64_t wanted = (uint64_t)weft_pages_for(context) * args->sequence_count_max;

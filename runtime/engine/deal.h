@@ -53,7 +53,8 @@ struct weft_deal_memory_args {
 /*
  * Pages of KV cache and positions per request. Every rank needs its weights and activations, plus pages; the ranks of
  * one host together have 90 % of what is available there, and each at most its memory_limit. ERR_LIMIT, logged, with
- * the rank and the numbers, when what is asked for does not fit. The table goes out in both cases.
+ * the rank and the numbers, when what is asked for does not fit. The table goes out in both cases. ERR_ARGUMENT,
+ * logged, for a longer context than the model's.
  */
 WEFT_MUST_CHECK enum weft_status weft_deal_memory(const struct weft_deal_memory_args *args, uint32_t *page_count_out,
                                                   uint32_t *context_length_out);

@@ -173,6 +173,9 @@ static void test_memory_by_default_and_by_limits(void **state)
     assert_int_equal(weft_deal_memory(&args, &pages, &context), WEFT_OK);
     assert_int_equal(pages, 40);
     assert_int_equal(context, 512);
+    args.context_length = 4097;
+    assert_int_equal(weft_deal_memory(&args, &pages, &context), WEFT_ERR_ARGUMENT);
+    assert_non_null(strstr(last_line, "4096"));
 }
 
 static void test_impossible_memory_is_refused_with_numbers(void **state)

@@ -6,6 +6,7 @@
 
 #include <string.h>
 
+#include "weft/device.h"
 #include "weft/log.h"
 
 enum { REQUESTS = 9, PROMPT_MAX = 40 };
@@ -62,6 +63,18 @@ static void answer_alone(const char *model)
         assert_int_equal(expected[i].prompt_token_count, requests[i].token_count);
         assert_int_equal(strlen(expected[i].logits_sha256), requests[i].has_logits_digest ? 64 : 0);
     }
+}
+
+static bool has_level(const char *level)
+{
+    const struct weft_device_options options = {.thread_count = 1, .cpu_level = level};
+    struct weft_device *device = NULL;
+
+    if (weft_device_open(&options, &device) != WEFT_OK) {
+        return false;
+    }
+    weft_device_close(&device);
+    return true;
 }
 
 static void check(const struct weft_engine_options *options)
@@ -128,6 +141,28 @@ static void test_uneven_shares_and_little_cache(void **state)
     check(&options);
 }
 
+static void test_levels_and_threads(void **state)
+{
+    static const char *const levels[] = {"ref", "avx2", "avx512"};
+    struct weft_engine_options options;
+
+    (void)state;
+    answer_alone(golden_model("mistral")); /* at the best level of this machine */
+    for (size_t i = 0; i < TEST_COUNT(levels); i++) {
+        for (uint32_t threads = 1; threads <= 2; threads++) {
+            test_options(&options, golden_model("mistral"), threads == 1 ? 8 : 2);
+            options.cpu_level = levels[i];
+            options.thread_count = threads;
+            options.prefill_chunk = 11;
+            if (i > 0 && !has_level(levels[i])) {
+                print_message("SKIPPED: this CPU has no %s\n", levels[i]);
+                continue;
+            }
+            check(&options);
+        }
+    }
+}
+
 static void test_seeds_differ(void **state)
 {
     struct weft_engine_options options;
@@ -150,6 +185,7 @@ int main(void)
         cmocka_unit_test(test_any_ranks_company_and_chunk),
         cmocka_unit_test(test_candidates_or_whole_rows),
         cmocka_unit_test(test_uneven_shares_and_little_cache),
+        cmocka_unit_test(test_levels_and_threads),
         cmocka_unit_test(test_seeds_differ),
     };
 
