@@ -84,7 +84,8 @@ static enum weft_status matmul_sum(struct weft_model *model, struct weft_comm *c
     return weft_comm_tree_sum(comm, nodes, count, model->activations.sum); /* [T, D] */
 }
 
-static enum weft_status attention(struct weft_model *model, const struct weft_forward_args *args, uint32_t layer)
+/* heads [T, H, E] <- attention of one layer; keys and values of every token are in the cache afterwards. */
+static void attention(struct weft_model *model, const struct weft_forward_args *args, uint32_t layer)
 {
     const struct weft_model_config *config = &model->config;
     const struct weft_activations *a = &model->activations;
@@ -118,59 +119,85 @@ static enum weft_status attention(struct weft_model *model, const struct weft_fo
     weft_device_rope(device, &rope);                                               /* q, k */
     weft_device_kv_append(device, model->kv, layer, &args->batch, &heads, a->qkv); /* k, v */
     weft_device_attention(device, model->kv, &args->batch, &attend);               /* [T, H, E] */
-    WEFT_TRY(matmul_sum(model, args->comm, w->matrices[WEFT_ATTENTION_OUT], a->heads, token_count)); /* [T, D] */
-    weft_device_add(device, a->x, a->sum, w->vectors[WEFT_OUTPUT_BIAS], token_count, config->width); /* [T, D] */
+}
+
+/* x [T, D] <- x + attention output of this rank's and all other heads. */
+static enum weft_status attention_out(struct weft_model *model, struct weft_comm *comm, uint32_t layer,
+                                      uint32_t token_count)
+{
+    const struct weft_activations *a = &model->activations;
+    const struct weft_layer *w = &model->weights.layers[layer];
+
+    WEFT_TRY(matmul_sum(model, comm, w->matrices[WEFT_ATTENTION_OUT], a->heads, token_count)); /* [T, D] */
+    weft_device_add(model->device, a->x, a->sum, w->vectors[WEFT_OUTPUT_BIAS], token_count,
+                    model->config.width); /* [T, D] */
     return WEFT_OK;
 }
 
-static enum weft_status ffn(struct weft_model *model, const struct weft_forward_args *args, uint32_t layer)
+/* x [T, D] <- x + FFN(x). */
+static enum weft_status ffn(struct weft_model *model, struct weft_comm *comm, uint32_t layer, uint32_t token_count)
 {
     const struct weft_model_config *config = &model->config;
     const struct weft_activations *a = &model->activations;
     const struct weft_layer *w = &model->weights.layers[layer];
     struct weft_device *device = model->device;
-    uint32_t token_count = args->batch.token_count;
 
     weft_device_rms_norm(device, a->x, w->vectors[WEFT_FFN_NORM], token_count, config->width, config->norm_eps,
                          a->norm); /* [T, D] */
     weft_device_matmul(device, w->matrices[WEFT_GATE_UP], a->norm, token_count, w->vectors[WEFT_GATE_UP_BIAS],
                        a->gate_up);                                                                    /* [T, 2F] */
     weft_device_silu_mul(device, a->gate_up, token_count, weft_range_count(model->slice.ffn), a->ffn); /* [T, F] */
-    WEFT_TRY(matmul_sum(model, args->comm, w->matrices[WEFT_DOWN], a->ffn, token_count));              /* [T, D] */
+    WEFT_TRY(matmul_sum(model, comm, w->matrices[WEFT_DOWN], a->ffn, token_count));                    /* [T, D] */
     weft_device_add(device, a->x, a->sum, w->vectors[WEFT_DOWN_BIAS], token_count, config->width);     /* [T, D] */
     return WEFT_OK;
 }
 
-/* Logits of the wanted rows only, over this rank's share of the vocabulary. */
-static void logits(struct weft_model *model, const struct weft_forward_args *args)
+/*
+ * After the last attention nothing but the wanted rows matters: x [R, D] <- x [T, D], heads [R, H, E] <- heads [T, H,
+ * E]. A row's bits do not depend on the other rows, so this only saves work: about 1 / L of a prompt's.
+ */
+static void keep_wanted(struct weft_model *model, const struct weft_forward_args *args)
 {
-    const struct weft_model_config *config = &model->config;
     const struct weft_activations *a = &model->activations;
-    struct weft_device *device = model->device;
-    uint32_t row_count = args->logit_row_count;
+    uint32_t count = args->logit_row_count, width = model->config.width;
+    uint32_t heads_width = weft_range_count(model->slice.heads) * model->config.head_size;
 
-    weft_device_select_rows(device, a->x, args->logit_rows, row_count, config->width, a->sum); /* [R, D] */
-    weft_device_rms_norm(device, a->sum, model->weights.norm, row_count, config->width, config->norm_eps,
-                         a->norm);                                                        /* [R, D] */
-    weft_device_matmul(device, model->weights.head, a->norm, row_count, NULL, a->logits); /* [R, N] */
+    weft_device_select_rows(model->device, a->x, args->logit_rows, count, width, a->sum);
+    weft_device_select_rows(model->device, a->heads, args->logit_rows, count, heads_width, a->qkv);
+    for (uint32_t i = 0; i < count; i++) {
+        model->rows[i] = i;
+    }
+    weft_device_select_rows(model->device, a->sum, model->rows, count, width, a->x);
+    weft_device_select_rows(model->device, a->qkv, model->rows, count, heads_width, a->heads);
 }
 
 enum weft_status weft_model_forward(struct weft_model *model, const struct weft_forward_args *args, float **logits_out)
 {
     const struct weft_model_config *config = &model->config;
+    const struct weft_activations *a = &model->activations;
+    struct weft_device *device = model->device;
+    uint32_t token_count = args->batch.token_count;
 
-    assert(args->batch.token_count <= model->limits.token_count_max);
-    assert(args->logit_row_count <= model->limits.logit_row_max);
+    assert(token_count <= model->limits.token_count_max);
+    assert(args->logit_row_count <= model->limits.logit_row_max && args->logit_row_count <= token_count);
     WEFT_TRY(embed(model, args)); /* [T, D] */
-    weft_device_rope_angles(model->device, &args->batch, config->inv_freq, config->head_size, config->rope_scale,
-                            model->activations.angles); /* [T, E/2, 2] */
+    weft_device_rope_angles(device, &args->batch, config->inv_freq, config->head_size, config->rope_scale,
+                            a->angles); /* [T, E/2, 2] */
     for (uint32_t layer = 0; layer < config->layer_count; layer++) {
-        WEFT_TRY(attention(model, args, layer));
-        WEFT_TRY(ffn(model, args, layer));
+        attention(model, args, layer); /* [T, H, E] */
+        if (layer + 1 == config->layer_count && args->logit_row_count < token_count) {
+            keep_wanted(model, args);
+            token_count = args->logit_row_count;
+        }
+        if (token_count == 0) {
+            return WEFT_OK; /* a part of a prompt: its keys and values were all that was wanted */
+        }
+        WEFT_TRY(attention_out(model, args->comm, layer, token_count)); /* [T, D] */
+        WEFT_TRY(ffn(model, args->comm, layer, token_count));           /* [T, D] */
     }
-    if (args->logit_row_count > 0) {
-        logits(model, args);
-        *logits_out = model->activations.logits;
-    }
+    weft_device_rms_norm(device, a->x, model->weights.norm, token_count, config->width, config->norm_eps,
+                         a->norm);                                                          /* [R, D] */
+    weft_device_matmul(device, model->weights.head, a->norm, token_count, NULL, a->logits); /* [R, N] */
+    *logits_out = a->logits;
     return WEFT_OK;
 }

@@ -80,7 +80,7 @@ struct weft_forward_args {
     struct weft_comm *comm; /* all ranks of the group run the same step */
     struct weft_batch batch;
     const int32_t *token_ids;   /* [T], each in [0, vocabulary) */
-    const uint32_t *logit_rows; /* [logit_row_count] token rows whose logits are wanted, ascending */
+    const uint32_t *logit_rows; /* [logit_row_count] token rows whose logits are wanted, ascending, each once */
     uint32_t logit_row_count;
 };
 

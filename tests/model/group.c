@@ -38,7 +38,7 @@ struct rank {
     struct weft_device *device;
     struct weft_comm *comm;
     struct weft_model *model;
-    float *local;    /* [chunk rows][N of this rank] host */
+    float *local;    /* [N of this rank] one row, host */
     float *gathered; /* one row, host */
     int32_t *tokens; /* [prompt + tokens] of the golden sequence */
 };
@@ -87,7 +87,7 @@ static int open_rank(struct rank *rank)
     model.device = rank->device;
     RANK_CHECK(rank, weft_comm_open(rank->bootstrap, &comm, &rank->comm) == WEFT_OK);
     RANK_CHECK(rank, weft_model_open(&model, &rank->model) == WEFT_OK);
-    rank->local = calloc((size_t)token_count_max(rank) * rank->config.vocab_size, sizeof(float));
+    rank->local = calloc(rank->config.vocab_size, sizeof(float));
     rank->gathered = calloc(rank->config.vocab_size, sizeof(float));
     rank->tokens = calloc(rank->golden->prompt_count + rank->golden->token_count + 1, sizeof(int32_t));
     RANK_CHECK(rank, rank->local != NULL && rank->gathered != NULL && rank->tokens != NULL);
@@ -109,17 +109,15 @@ static void close_rank(struct rank *rank)
     }
 }
 
-/* The whole row of `row`, on every rank. */
-static int gather_row(struct rank *rank, uint32_t row)
+/* gathered <- every rank's part of one row, on every rank. */
+static int gather_row(struct rank *rank)
 {
     size_t sizes[RANK_MAX];
-    uint32_t width = weft_range_count(rank->slices[rank->rank].vocab);
 
     for (uint32_t i = 0; i < rank->options->rank_count; i++) {
         sizes[i] = weft_range_count(rank->slices[i].vocab) * sizeof(float);
     }
-    RANK_CHECK(rank,
-               weft_comm_all_gather(rank->comm, rank->local + (size_t)row * width, sizes, rank->gathered) == WEFT_OK);
+    RANK_CHECK(rank, weft_comm_all_gather(rank->comm, rank->local, sizes, rank->gathered) == WEFT_OK);
     return 0;
 }
 
@@ -141,8 +139,8 @@ static int step(struct rank *rank, uint32_t position, uint32_t count)
     int32_t ids[2 * TOKEN_MAX];
     uint32_t rows[TOKEN_MAX];
     uint32_t sequence_count = rank->options->is_mixed ? 2 : 1;
-    struct weft_forward_args args = {
-        .comm = rank->comm, .token_ids = ids, .logit_rows = rows, .logit_row_count = count};
+    struct weft_forward_args args = {.comm = rank->comm, .token_ids = ids, .logit_rows = rows};
+    uint32_t wanted[TOKEN_MAX]; /* of the count, in the order of rows */
     float *logits = NULL;
     uint32_t vocab = rank->config.vocab_size, width = weft_range_count(rank->slices[rank->rank].vocab);
 
@@ -159,7 +157,10 @@ static int step(struct rank *rank, uint32_t position, uint32_t count)
     for (uint32_t i = 0; i < count; i++) { /* the golden sequence comes last, so that its rows move */
         int32_t id = rank->tokens[position + i];
         ids[(sequence_count - 1) * count + i] = id;
-        rows[i] = (sequence_count - 1) * count + i;
+        if (!rank->options->is_sparse || position + i + 1 >= rank->golden->prompt_count) {
+            rows[args.logit_row_count] = (sequence_count - 1) * count + i;
+            wanted[args.logit_row_count++] = i;
+        }
         if (sequence_count == 2) {
             ids[i] = (int32_t)vocab - 1 - id;
         }
@@ -168,14 +169,15 @@ static int step(struct rank *rank, uint32_t position, uint32_t count)
         .token_count = count * sequence_count, .sequence_count = sequence_count, .sequences = sequences};
     RANK_CHECK(rank, weft_model_forward(rank->model, &args, &logits) == WEFT_OK);
     RANK_CHECK(rank, weft_device_sync(rank->device) == WEFT_OK);
-    RANK_CHECK(rank,
-               weft_device_read(rank->device, rank->local, logits, (size_t)count * width * sizeof(float)) == WEFT_OK);
-    for (uint32_t i = 0; i < count; i++) {
-        if (gather_row(rank, i) != 0) {
+    for (uint32_t i = 0; i < args.logit_row_count; i++) {
+        RANK_CHECK(rank, weft_device_read(rank->device, rank->local, logits + (size_t)i * width,
+                                          width * sizeof(float)) == WEFT_OK);
+        if (gather_row(rank) != 0) {
             return -1;
         }
         if (rank->rank == 0) {
-            memcpy(rank->result->logits + (size_t)(position + i) * vocab, rank->gathered, vocab * sizeof(float));
+            memcpy(rank->result->logits + (size_t)(position + wanted[i]) * vocab, rank->gathered,
+                   vocab * sizeof(float));
         }
     }
     if (position + count >= rank->golden->prompt_count) {

@@ -2,6 +2,7 @@
 #ifndef TESTS_MODEL_GROUP_H
 #define TESTS_MODEL_GROUP_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "support.h"
@@ -15,11 +16,12 @@ struct group_options {
     uint32_t chunk;         /* prompt tokens per step */
     const char *cpu_level;  /* NULL: best */
     enum weft_dtype kv_dtype;
-    bool is_mixed; /* a second sequence (the tokens mirrored) runs in the same steps */
+    bool is_sparse; /* asks for the logits of the last position of the prompt and of each step after it only */
+    bool is_mixed;  /* a second sequence (the tokens mirrored) runs in the same steps */
 };
 
 struct group_result {
-    float *logits;   /* [prompt_count + token_count][vocab_size], of every position */
+    float *logits;   /* [prompt_count + token_count][vocab_size], of every position; zeros where not asked for */
     int32_t *tokens; /* [token_count] */
     uint32_t position_count;
     uint32_t vocab_size;
