@@ -47,7 +47,8 @@ enum weft_encode_flag {
  * flags   any of enum weft_encode_flag.
  * ids_out [*count_out], from malloc, the caller frees; never NULL on success.
  *
- * ERR_MEMORY; ERR_LIMIT above 1 GiB of text or when a regular expression gives up (logged). Cost: O(size * log size).
+ * ERR_MEMORY; ERR_LIMIT above 1 GiB of text or when a regular expression gives up; ERR_FORMAT when a character is
+ * unknown and the file's unk_token is too (all logged). Cost: O(size * log size).
  */
 WEFT_MUST_CHECK enum weft_status weft_tokenizer_encode(const struct weft_tokenizer *tokenizer, const char *text,
                                                        size_t size, unsigned flags, int32_t **ids_out,
@@ -55,7 +56,9 @@ WEFT_MUST_CHECK enum weft_status weft_tokenizer_encode(const struct weft_tokeniz
 
 /*
  * Text of ids[count]: valid UTF-8, NUL-terminated, from malloc, the caller frees. Ids that are no token are skipped, as
- * in the package; with is_special_skipped so are special tokens. Bytes that are no UTF-8 read as U+FFFD. ERR_MEMORY.
+ * in the package; with is_special_skipped so are special tokens (but not those few whose "normalized" spelling differs
+ * from their own: the package does not know them again either). Bytes that are no UTF-8 read as U+FFFD. ERR_MEMORY;
+ * ERR_LIMIT when a regular expression of the decoder gives up.
  */
 WEFT_MUST_CHECK enum weft_status weft_tokenizer_decode(const struct weft_tokenizer *tokenizer, const int32_t *ids,
                                                        size_t count, bool is_special_skipped, char **text_out,
@@ -73,7 +76,7 @@ const char *weft_tokenizer_token(const struct weft_tokenizer *tokenizer, int32_t
 const char *weft_tokenizer_bytes(const struct weft_tokenizer *tokenizer, int32_t id, size_t *size_out);
 /* Id of the token spelled text[size] in the vocabulary, -1 when there is none. */
 int32_t weft_tokenizer_id(const struct weft_tokenizer *tokenizer, const char *text, size_t size);
-/* True for tokens marked special (skipped by is_special_skipped). */
+/* True for tokens that the file marks special. */
 bool weft_tokenizer_is_special(const struct weft_tokenizer *tokenizer, int32_t id);
 
 enum weft_token_role { WEFT_TOKEN_BOS, WEFT_TOKEN_EOS, WEFT_TOKEN_PAD, WEFT_TOKEN_UNK, WEFT_TOKEN_ROLE_COUNT };
