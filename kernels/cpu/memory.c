@@ -27,8 +27,7 @@ _Static_assert(sizeof(struct header) <= ALIGNMENT, "the header fits into the spa
 static void *map_block(size_t size)
 {
     size_t mapping_size = size + 2 * (size_t)HUGE_PAGE_SIZE;
-    void *mapping =
-        mmap(NULL, mapping_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *mapping = mmap(NULL, mapping_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     struct header *header;
     uintptr_t start;
 

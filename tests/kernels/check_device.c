@@ -57,6 +57,7 @@ void check_device_memory(struct check *check)
 {
     static const size_t sizes[] = {0, 1, 63, 4096, 100000, 9000001, 20 << 20};
     struct weft_device *device = check_device(check, 1);
+    uint32_t line_count = 0;
 
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
         unsigned char *memory = weft_device_alloc(device, sizes[i]);
@@ -77,6 +78,14 @@ void check_device_memory(struct check *check)
         check->compared_count++;
     }
     weft_device_free(device, NULL);
+    weft_log_configure(WEFT_LOG_INFO, drop_line, &line_count);
+    if (weft_device_alloc(device, SIZE_MAX) != NULL || weft_device_alloc(device, SIZE_MAX / 4) != NULL) {
+        check_fail(check, "a block larger than any memory is handed out");
+    }
+    weft_log_configure(WEFT_LOG_INFO, NULL, NULL);
+    if (line_count != 2) {
+        check_fail(check, "two refused blocks gave %u lines", line_count);
+    }
     weft_device_close(&device);
 }
 
