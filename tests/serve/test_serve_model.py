@@ -1,10 +1,12 @@
 """`weft serve` on a real model over several ranks: what clients get is what `weft run` says."""
+import random
 import threading
+import time
 
 import grpc
 import pytest
 from weft_cli import PROMPT, answer, model_folder
-from weft_server import Server, generate, weft_pb2
+from weft_server import Server, generate, weft_pb2, weft_pb2_grpc
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -80,6 +82,51 @@ def test_cancel_in_the_middle_then_go_on(stub):
         next(call)
         call.cancel()
     assert generate(stub, prompt=PROMPT, max_tokens=20, ignore_eos=True)[1] == wanted
+
+
+def test_rough_company_changes_no_answer(model):
+    """Clients that cancel, run out of time or vanish, on a full queue: whoever stays gets the right bits."""
+    with Server("--model", model, "--ranks", 3, "--threads", 1, "--sequences", 6, "--queue", 20) as server:
+        requests = [{"prompt": f"{i} hello there" * (1 + i % 5), "max_tokens": 5 + i * 5, "ignore_eos": True,
+                     "temperature": (i % 3) * 0.8, "seed": i, "logits_digest": i % 2 == 0} for i in range(12)]
+        wanted = [generate(server.stub(), **r) for r in requests]
+        end = time.monotonic() + 4
+        wrong, right, unexpected = [], [], []
+
+        def client(seed):
+            chance, stub = random.Random(seed), server.stub()
+            while time.monotonic() < end:
+                i = chance.randrange(len(requests))
+                message = weft_pb2.GenerateRequest(**requests[i])
+                try:
+                    match chance.randrange(5):
+                        case 0:
+                            list(stub.Generate(message, timeout=chance.random() * 0.05))
+                        case 1:
+                            call = stub.Generate(message)
+                            next(call, None)
+                            call.cancel()
+                        case 2:
+                            channel = server.channel()
+                            call = weft_pb2_grpc.InferenceStub(channel).Generate(message)
+                            time.sleep(chance.random() * 0.02)
+                            channel.close()
+                        case _:
+                            text, ids, last = generate(stub, **requests[i])
+                            is_same = (text, ids, last.logits_sha256) == (*wanted[i][:2], wanted[i][2].logits_sha256)
+                            (right if is_same else wrong).append(i)
+                except grpc.RpcError as error:
+                    if error.code() not in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED):
+                        unexpected.append(error)
+
+        threads = [threading.Thread(target=client, args=(seed,)) for seed in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (wrong, unexpected) == ([], [])
+        assert len(right) > 10
+        assert server.stop() == 0
 
 
 def test_deadline(stub):
