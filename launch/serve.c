@@ -42,6 +42,18 @@ static void drain(struct weft_server *server, uint32_t drain_ms)
     }
 }
 
+static bool pid_file_write(const char *path)
+{
+    FILE *file = fopen(path, "we");
+    bool is_written = file != NULL && fprintf(file, "%ld\n", (long)getpid()) > 0;
+
+    if (file == NULL || fclose(file) != 0 || !is_written) {
+        weft_log(WEFT_LOG_ERROR, "serve", "--pid-file: %s: %s", path, strerror(errno));
+        return false;
+    }
+    return true;
+}
+
 static int serve(struct weft_engine *engine, const struct weft_settings *settings)
 {
     struct weft_server_options options = {.engine = engine, .address = settings->grpc};
@@ -50,6 +62,10 @@ static int serve(struct weft_engine *engine, const struct weft_settings *setting
     int code = WEFT_EXIT_OK;
 
     if (weft_server_open(&options, &server) != WEFT_OK) {
+        return WEFT_EXIT_FAILURE;
+    }
+    if (settings->pid_file != NULL && !pid_file_write(settings->pid_file)) {
+        weft_server_close(&server);
         return WEFT_EXIT_FAILURE;
     }
     weft_engine_info(engine, &info);
@@ -70,6 +86,9 @@ static int serve(struct weft_engine *engine, const struct weft_settings *setting
         code = WEFT_EXIT_FAILURE;
     }
     weft_server_close(&server);
+    if (settings->pid_file != NULL) {
+        unlink(settings->pid_file);
+    }
     return code;
 }
 

@@ -59,6 +59,7 @@ struct weft_settings {
     /* server */
     const char *grpc;
     uint32_t drain_ms;
+    const char *pid_file;
     /* output */
     const char *output;
     bool is_quiet;

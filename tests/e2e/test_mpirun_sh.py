@@ -1,0 +1,117 @@
+"""launch/mpirun.sh: the flags it gives, waiting for hosts, starting again, draining."""
+import os
+import shutil
+import signal
+import subprocess
+import threading
+
+import pytest
+from weft_cli import ROOT, WEFT, group_of, is_alive, model_folder, until
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")]
+SCRIPT = ROOT / "launch" / "mpirun.sh"
+
+
+def run(*arguments, environment=None):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WEFT_", "OMPI_"))}
+    return subprocess.run([str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, timeout=60,
+                          stdin=subprocess.DEVNULL, env={**clean, **(environment or {})})
+
+
+def test_command_line_of_a_hostfile(tmp_path):
+    hosts = tmp_path / "hostfile"
+    hosts.write_text("# by hand\nnode-a slots=2\nnode-b:3\n\nnode-c\n")
+    done = run("--hostfile", hosts, "--interface", "eth7", "--weft", WEFT, "--dry-run", "serve", "--model", "/m x",
+               environment={"UCX_TLS": "tcp", "WEFT_SECRET_FILE": "/s", "WEFT_RESTARTS": "3"})
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert words[:3] == ["mpirun", "-n", "6"]
+    for pair in (["--bind-to", "none"], ["--hostfile", str(hosts)], ["-x", "UCX_TLS"], ["-x", "WEFT_SECRET_FILE"],
+                 ["-x", "WEFT_INTERFACE=eth7"], ["btl_tcp_if_include", "eth7"], ["oob_tcp_keepalive_time", "2"]):
+        assert any(words[i:i + 2] == pair for i in range(len(words))), (pair, words)
+    assert "WEFT_RESTARTS" not in words  # its own, not the ranks'
+    assert "--model /m\\ x" in done.stdout
+
+
+@pytest.mark.parametrize("arguments, line", [
+    (["--hostfil", "x", "run"], "unknown option --hostfil"),
+    (["--hostfile", "/nowhere", "run"], "--hostfile: cannot read /nowhere"),
+    (["--ranks", "two", "run"], "--ranks: expected a number, found 'two'"),
+    (["--restarts"], "--restarts needs a value"),
+])
+def test_wrong_calls(arguments, line):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert line in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_names_the_hosts_that_stay_away(tmp_path):
+    hosts = tmp_path / "hostfile"
+    hosts.write_text("localhost slots=1\nno-such-host.invalid slots=1\n")
+    log = tmp_path / "log"
+    done = run("--hostfile", hosts, "--wait", "1", "--log", log, "--weft", WEFT, "serve")
+    assert done.returncode == 3
+    assert "waiting for no-such-host.invalid (no address)" in done.stderr
+    assert "gave up after 1 s on: no-such-host.invalid (no address)" in log.read_text()
+
+
+class Service:
+    """The script around `weft serve` on two ranks of this host."""
+
+    def __init__(self, folder, *options):
+        model = model_folder("llama3", folder)
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("WEFT_")}
+        self.process = subprocess.Popen(
+            [str(SCRIPT), "--ranks", "2", "--weft", str(WEFT), *options, "serve", "--model", str(model), "--threads", "1",
+             "--grpc", "127.0.0.1:0", "--drain", "20s"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, text=True, env=clean)
+        self.lines = []
+        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
+        self.reader.start()
+
+    def count(self, text):
+        return sum(text in line for line in self.lines)
+
+    def wait_for(self, text, count=1):
+        assert until(lambda: self.count(text) >= count, 60), "".join(self.lines)
+
+    def ranks(self):
+        found = {}
+        for pid in group_of(self.process.pid):
+            try:
+                environment = open(f"/proc/{pid}/environ", "rb").read().split(b"\0")
+            except OSError:
+                continue
+            rank = [e.split(b"=")[1] for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK=")]
+            if rank:
+                found[int(rank[0])] = pid
+        return found
+
+    def end(self):
+        code = self.process.wait(timeout=60)
+        self.reader.join(10)
+        return code
+
+
+def test_starts_again_and_drains(tmp_path):
+    service = Service(tmp_path, "--log", str(tmp_path / "log"))
+    service.wait_for("gRPC on")
+    everything = group_of(service.process.pid)
+    os.kill(service.ranks()[1], signal.SIGKILL)
+    service.wait_for("starting again in 1 s")
+    service.wait_for("gRPC on", 2)
+    everything |= group_of(service.process.pid)
+    service.process.send_signal(signal.SIGTERM)
+    assert service.end() == 0, "".join(service.lines)
+    assert service.count("Terminated: stopping") == 1  # the leader drained; mpirun was not told to kill anybody
+    assert until(lambda: not any(map(is_alive, everything)), 10)
+    log = (tmp_path / "log").read_text()
+    assert "a rank was killed" in log and "the leader drains" in log
+
+
+def test_gives_up_after_the_allowed_restarts(tmp_path):
+    service = Service(tmp_path, "--restarts", "0")
+    service.wait_for("gRPC on")
+    os.kill(service.ranks()[0], signal.SIGKILL)
+    assert service.end() == 137
+    assert service.count("0 restarts were allowed") == 1
