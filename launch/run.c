@@ -352,6 +352,9 @@ int weft_command_run(struct weft_settings *settings)
     if (!weft_engine_is_leader(engine)) {
         weft_terminal_mute(&terminal);
         code = weft_engine_work(engine) == WEFT_OK ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
+    } else if (weft_setup_is_worker(settings) && !prompt_read(settings, &prompt)) {
+        /* Led after all: a build without MPI inside mpirun. */
+        code = WEFT_EXIT_FAILURE;
     } else {
         code = answer_make(engine, settings, &prompt);
     }
