@@ -223,7 +223,7 @@ static enum weft_status finish_between_hosts(struct weft_comm *comm, const float
     return WEFT_OK;
 }
 
-enum weft_status comm_run_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
+enum weft_status weft_comm_run_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
 {
     size_t sizes[COMM_RANK_MAX];
     const void *views[COMM_RANK_MAX];
@@ -378,7 +378,7 @@ static enum weft_status gather_hand_out(struct weft_comm *comm, const size_t *si
     return WEFT_OK;
 }
 
-enum weft_status comm_run_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out)
+enum weft_status weft_comm_run_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out)
 {
     size_t offsets[COMM_RANK_MAX];
     size_t offset = 0;
@@ -399,7 +399,7 @@ enum weft_status comm_run_gather(struct weft_comm *comm, const void *in, const s
 
 /* ---- the rest ---- */
 
-enum weft_status comm_run_barrier(struct weft_comm *comm)
+enum weft_status weft_comm_run_barrier(struct weft_comm *comm)
 {
     const size_t sizes[COMM_RANK_MAX] = {0};
     const void *views[COMM_RANK_MAX];
@@ -422,7 +422,7 @@ enum weft_status comm_run_barrier(struct weft_comm *comm)
     return comm->member_count == 1 ? WEFT_OK : exchange(comm, WEFT_AREA_SCRATCH, NULL, sizes, views);
 }
 
-enum weft_status comm_run_point_to_point(struct weft_comm *comm, const struct weft_transfer *transfer)
+enum weft_status weft_comm_run_point_to_point(struct weft_comm *comm, const struct weft_transfer *transfer)
 {
     struct weft_channel *channel = comm->host_of[transfer->peer] == comm->own_host ? comm->inner : comm->outer;
 

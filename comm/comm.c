@@ -62,7 +62,7 @@ enum weft_status weft_comm_tree_sum(struct weft_comm *comm, const float *nodes, 
     if (count == 0) {
         return WEFT_OK;
     }
-    return end_op(comm, WEFT_COMM_TREE_SUM, timing, comm_run_tree_sum(comm, nodes, count, out));
+    return end_op(comm, WEFT_COMM_TREE_SUM, timing, weft_comm_run_tree_sum(comm, nodes, count, out));
 }
 
 float *weft_comm_sum_buffer(struct weft_comm *comm, size_t count)
@@ -81,7 +81,7 @@ enum weft_status weft_comm_all_gather(struct weft_comm *comm, const void *in, co
     }
     assert(total <= comm->gather_size_max);
     WEFT_TRY(comm->status);
-    return end_op(comm, WEFT_COMM_ALL_GATHER, timing, comm_run_gather(comm, in, sizes, out));
+    return end_op(comm, WEFT_COMM_ALL_GATHER, timing, weft_comm_run_gather(comm, in, sizes, out));
 }
 
 enum weft_status weft_comm_broadcast(struct weft_comm *comm, uint32_t root, void *data, size_t size)
@@ -92,7 +92,7 @@ enum weft_status weft_comm_broadcast(struct weft_comm *comm, uint32_t root, void
     assert(root < comm->rank_count && size <= comm->gather_size_max);
     WEFT_TRY(comm->status);
     sizes[root] = size;
-    return end_op(comm, WEFT_COMM_BROADCAST, timing, comm_run_gather(comm, data, sizes, data));
+    return end_op(comm, WEFT_COMM_BROADCAST, timing, weft_comm_run_gather(comm, data, sizes, data));
 }
 
 enum weft_status weft_comm_send(struct weft_comm *comm, uint32_t peer, const void *data, size_t size)
@@ -101,7 +101,7 @@ enum weft_status weft_comm_send(struct weft_comm *comm, uint32_t peer, const voi
 
     assert(peer < comm->rank_count && peer != comm->rank);
     WEFT_TRY(comm->status);
-    return settle(comm, comm_run_point_to_point(comm, &transfer));
+    return settle(comm, weft_comm_run_point_to_point(comm, &transfer));
 }
 
 enum weft_status weft_comm_recv(struct weft_comm *comm, uint32_t peer, void *data, size_t size)
@@ -110,7 +110,7 @@ enum weft_status weft_comm_recv(struct weft_comm *comm, uint32_t peer, void *dat
 
     assert(peer < comm->rank_count && peer != comm->rank);
     WEFT_TRY(comm->status);
-    return settle(comm, comm_run_point_to_point(comm, &transfer));
+    return settle(comm, weft_comm_run_point_to_point(comm, &transfer));
 }
 
 enum weft_status weft_comm_barrier(struct weft_comm *comm)
@@ -118,7 +118,7 @@ enum weft_status weft_comm_barrier(struct weft_comm *comm)
     struct timing timing = begin_op(comm);
 
     WEFT_TRY(comm->status);
-    return end_op(comm, WEFT_COMM_BARRIER, timing, comm_run_barrier(comm));
+    return end_op(comm, WEFT_COMM_BARRIER, timing, weft_comm_run_barrier(comm));
 }
 
 int weft_comm_failed_rank(const struct weft_comm *comm)

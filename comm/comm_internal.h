@@ -72,9 +72,9 @@ static inline bool comm_is_leader(const struct weft_comm *comm)
 }
 
 /* collective.c: no checks, no poisoning. failed_rank of the channel at fault is set. */
-enum weft_status comm_run_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out);
-enum weft_status comm_run_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out);
-enum weft_status comm_run_barrier(struct weft_comm *comm);
-enum weft_status comm_run_point_to_point(struct weft_comm *comm, const struct weft_transfer *transfer);
+enum weft_status weft_comm_run_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out);
+enum weft_status weft_comm_run_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out);
+enum weft_status weft_comm_run_barrier(struct weft_comm *comm);
+enum weft_status weft_comm_run_point_to_point(struct weft_comm *comm, const struct weft_transfer *transfer);
 
 #endif

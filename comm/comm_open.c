@@ -279,7 +279,7 @@ enum weft_status weft_comm_open(struct weft_bootstrap *bootstrap, const struct w
     enum weft_status status;
 
     WEFT_TRY(check_options(options, weft_bootstrap_rank_count(bootstrap)));
-    WEFT_TRY(comm_choose(bootstrap, options, &choice));
+    WEFT_TRY(weft_comm_choose(bootstrap, options, &choice));
     comm = calloc(1, sizeof(*comm));
     if (comm == NULL) {
         weft_log(WEFT_LOG_ERROR, "comm", "out of memory");

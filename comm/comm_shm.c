@@ -55,7 +55,7 @@ static void shm_close(struct weft_channel **channel)
     struct shm_channel *shm = (struct shm_channel *)*channel;
 
     if (shm != NULL) {
-        shm_region_fini(&shm->region);
+        weft_shm_region_fini(&shm->region);
         free(shm->progress);
         free(shm);
     }
@@ -75,7 +75,7 @@ static enum weft_status shm_prepare(const struct weft_channel_options *options, 
     }
     weft_channel_init(channel, &weft_backend_shm, options);
     shm->own = (uint32_t)weft_channel_member_index(channel, options->rank);
-    status = shm_region_init(&shm->region, channel, address_out);
+    status = weft_shm_region_init(&shm->region, channel, address_out);
     shm->progress = calloc(options->transfer_count_max, sizeof(shm->progress[0]));
     if (status == WEFT_OK && shm->progress == NULL) {
         weft_log(WEFT_LOG_ERROR, "comm/shm", "out of memory");
@@ -93,7 +93,7 @@ static enum weft_status shm_connect(struct weft_channel *channel, const void *ad
 {
     struct shm_channel *shm = (struct shm_channel *)channel;
 
-    return shm_region_attach(&shm->region, channel, addresses);
+    return weft_shm_region_attach(&shm->region, channel, addresses);
 }
 
 /* ---- exchange ---- */
@@ -150,7 +150,7 @@ static void *shm_buffer(struct weft_channel *channel, enum weft_area area)
 {
     struct shm_channel *shm = (struct shm_channel *)channel;
 
-    return shm_region_area(&shm->region, shm->own, area, shm->parity[area]);
+    return weft_shm_region_area(&shm->region, shm->own, area, shm->parity[area]);
 }
 
 static void publish(struct shm_channel *shm, size_t size)
@@ -184,7 +184,7 @@ static enum weft_status shm_exchange(struct weft_channel *channel, const struct 
         if (found != exchange->sizes[m]) {
             return weft_channel_mismatch(channel, channel->options.members[m], exchange->sizes[m], found);
         }
-        exchange->views_out[m] = shm_region_area(&shm->region, m, area, parity);
+        exchange->views_out[m] = weft_shm_region_area(&shm->region, m, area, parity);
     }
     shm->parity[area] ^= 1;
     return WEFT_OK;

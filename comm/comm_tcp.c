@@ -105,7 +105,7 @@ static enum weft_status tcp_prepare(const struct weft_channel_options *options, 
         tcp->peers[m].fd = -1;
     }
     if (status == WEFT_OK) {
-        status = tcp_listen(options, &tcp->door, &tcp->address);
+        status = weft_tcp_channel_listen(options, &tcp->door, &tcp->address);
     }
     if (status != WEFT_OK) {
         tcp_close(&channel);
@@ -125,7 +125,7 @@ static enum weft_status tcp_connect(struct weft_channel *channel, const void *ad
     for (uint32_t m = 0; m < channel->options.member_count; m++) {
         fds[m] = -1;
     }
-    status = tcp_connect_members(channel, &tcp->door, &tcp->address, addresses, fds);
+    status = weft_tcp_channel_connect(channel, &tcp->door, &tcp->address, addresses, fds);
     for (uint32_t m = 0; m < channel->options.member_count; m++) {
         tcp->peers[m].fd = fds[m]; /* also after an error: close() ends them */
     }

@@ -220,8 +220,8 @@ static enum weft_status compare_cards(const struct card *cards, uint32_t rank_co
     return WEFT_OK;
 }
 
-enum weft_status comm_choose(struct weft_bootstrap *bootstrap, const struct weft_comm_options *options,
-                             struct comm_choice *choice_out)
+enum weft_status weft_comm_choose(struct weft_bootstrap *bootstrap, const struct weft_comm_options *options,
+                                  struct comm_choice *choice_out)
 {
     uint32_t rank_count = weft_bootstrap_rank_count(bootstrap);
     struct card cards[COMM_RANK_MAX];

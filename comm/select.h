@@ -15,7 +15,7 @@ struct comm_choice {
 };
 
 /* Collective over the bootstrap. Refusals are logged on every rank, with the rank and its reason. */
-enum weft_status comm_choose(struct weft_bootstrap *bootstrap, const struct weft_comm_options *options,
-                             struct comm_choice *choice_out);
+enum weft_status weft_comm_choose(struct weft_bootstrap *bootstrap, const struct weft_comm_options *options,
+                                  struct comm_choice *choice_out);
 
 #endif

@@ -140,7 +140,7 @@ static enum weft_status make_memory(struct shm_region *region, const struct weft
     return open_door(region, address);
 }
 
-enum weft_status shm_region_init(struct shm_region *region, const struct weft_channel *channel, void *address_out)
+enum weft_status weft_shm_region_init(struct shm_region *region, const struct weft_channel *channel, void *address_out)
 {
     struct shm_address address = {.pid = (int32_t)getpid()};
 
@@ -316,9 +316,10 @@ static enum weft_status fetch_memory(struct shm_region *region, struct weft_chan
 static enum weft_status populate(struct shm_region *region, const struct weft_channel *channel)
 {
     uint32_t own = (uint32_t)weft_channel_member_index(channel, channel->options.rank);
-    unsigned char *begin = shm_region_area(region, own, WEFT_AREA_SUM, 0);
-    unsigned char *end = own + 1 == channel->options.member_count ? region->base + region->size
-                                                                  : shm_region_area(region, own + 1, WEFT_AREA_SUM, 0);
+    unsigned char *begin = weft_shm_region_area(region, own, WEFT_AREA_SUM, 0);
+    unsigned char *end = own + 1 == channel->options.member_count
+                             ? region->base + region->size
+                             : weft_shm_region_area(region, own + 1, WEFT_AREA_SUM, 0);
 
     if (begin == end || madvise(begin, (size_t)(end - begin), MADV_POPULATE_WRITE) == 0) {
         return WEFT_OK;
@@ -331,7 +332,7 @@ static enum weft_status populate(struct shm_region *region, const struct weft_ch
     return WEFT_ERR_MEMORY;
 }
 
-enum weft_status shm_region_attach(struct shm_region *region, struct weft_channel *channel, const void *addresses)
+enum weft_status weft_shm_region_attach(struct shm_region *region, struct weft_channel *channel, const void *addresses)
 {
     const struct shm_address *first = address_of(addresses, channel->options.members[0]);
 
@@ -365,7 +366,7 @@ enum weft_status shm_region_attach(struct shm_region *region, struct weft_channe
  * Threads of one process share one mapping: the last one unmaps. When attaching failed in the first member, a thread
  * may still be about to use the mapping; then it stays until the process ends, rather than vanish under it.
  */
-void shm_region_fini(struct shm_region *region)
+void weft_shm_region_fini(struct shm_region *region)
 {
     if (region->base != NULL && !region->is_left &&
         (!region->is_local || atomic_fetch_sub(&region->head->local_count, 1) == 1)) {

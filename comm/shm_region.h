@@ -51,20 +51,20 @@ struct shm_region {
     size_t *area_offsets;          /* [member_count][WEFT_AREA_COUNT][2] from base; owned */
     int memfd;                     /* first member, until all are attached; else -1 */
     bool is_local;                 /* counted in head->local_count */
-    bool is_left;                  /* give the mapping to the process: see shm_region_fini() */
+    bool is_left;                  /* give the mapping to the process: see weft_shm_region_fini() */
     struct weft_door door;         /* first member */
 };
 
 /* First member: makes the memory. Others: nothing but arithmetic. Fills the address blob. Logs. */
-enum weft_status shm_region_init(struct shm_region *region, const struct weft_channel *channel, void *address_out);
+enum weft_status weft_shm_region_init(struct shm_region *region, const struct weft_channel *channel, void *address_out);
 
 /* First member: serves the others. Others: fetch the memory. Ends when this rank is done. Logs. */
-enum weft_status shm_region_attach(struct shm_region *region, struct weft_channel *channel, const void *addresses);
+enum weft_status weft_shm_region_attach(struct shm_region *region, struct weft_channel *channel, const void *addresses);
 
-void shm_region_fini(struct shm_region *region);
+void weft_shm_region_fini(struct shm_region *region);
 
-static inline unsigned char *shm_region_area(const struct shm_region *region, uint32_t member, enum weft_area area,
-                                             uint32_t parity)
+static inline unsigned char *weft_shm_region_area(const struct shm_region *region, uint32_t member, enum weft_area area,
+                                                  uint32_t parity)
 {
     return region->base + region->area_offsets[(member * WEFT_AREA_COUNT + area) * 2 + parity];
 }

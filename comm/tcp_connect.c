@@ -68,8 +68,8 @@ static int open_on(const struct weft_netif_address *address, uint16_t *port_out)
     return open_listener(&name, size, port_out);
 }
 
-enum weft_status tcp_listen(const struct weft_channel_options *options, struct weft_door *door,
-                            struct tcp_address *address_out)
+enum weft_status weft_tcp_channel_listen(const struct weft_channel_options *options, struct weft_door *door,
+                                         struct tcp_address *address_out)
 {
     struct tcp_address address = {.host_id = weft_bootstrap_host_id(options->bootstrap)};
     int fd;
@@ -323,8 +323,8 @@ static void log_missing(const struct attempt *attempts, uint32_t count, uint32_t
     }
 }
 
-enum weft_status tcp_connect_members(struct weft_channel *channel, struct weft_door *door,
-                                     const struct tcp_address *own, const void *addresses, int *fds)
+enum weft_status weft_tcp_channel_connect(struct weft_channel *channel, struct weft_door *door,
+                                          const struct tcp_address *own, const void *addresses, int *fds)
 {
     struct attempt attempts[64];
     uint32_t count = 0;

@@ -17,15 +17,15 @@ struct tcp_address {
 };
 
 /* Listens on all addresses that options->interface allows and writes the blob. Logs. */
-enum weft_status tcp_listen(const struct weft_channel_options *options, struct weft_door *door,
-                            struct tcp_address *address_out);
+enum weft_status weft_tcp_channel_listen(const struct weft_channel_options *options, struct weft_door *door,
+                                         struct tcp_address *address_out);
 
 /*
  * fds[member_count] <- a connected socket per member, -1 for oneself. Of a pair the higher rank connects, trying the
  * addresses of the lower one in turn: loopback on the same host, common subnets, the rest, loopback. Logs; on error
  * the caller closes what is in fds.
  */
-enum weft_status tcp_connect_members(struct weft_channel *channel, struct weft_door *door,
-                                     const struct tcp_address *own, const void *addresses, int *fds);
+enum weft_status weft_tcp_channel_connect(struct weft_channel *channel, struct weft_door *door,
+                                          const struct tcp_address *own, const void *addresses, int *fds);
 
 #endif
