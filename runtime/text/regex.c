@@ -15,8 +15,8 @@ static const char where[] = "text/regex";
 enum {
     JIT_STACK_START = 64 * 1024,
     JIT_STACK_MAX = 64 * 1024 * 1024,
-    /* Steps of one match: seconds, not hours, for an expression that backtracks without end. */
-    MATCH_LIMIT = 100 * 1000 * 1000,
+    /* Steps of one match, as Oniguruma's own default: a moment, not hours, for one that backtracks without end. */
+    MATCH_LIMIT = 10 * 1000 * 1000,
     HEAP_LIMIT_KIB = 256 * 1024,
 };
 

@@ -4,7 +4,8 @@
  * What differs and is rewritten: \s \w \d \b \h (Unicode in Oniguruma, other sets in PCRE2), (?m) is PCRE2's (?s),
  * an isolated (?i) reaches to the end of its group across alternatives, {,n}, {n}? and {n,m}+ (a second quantifier,
  * not lazy and not possessive), \v, \uHHHH, property names (scripts, not script extensions), POSIX brackets. What has
- * no equal is refused: nested and intersected classes, absent operators, subexpression calls, bytes above 7F.
+ * no equal is refused: negated classes in classes, intersections, absent operators, subexpression calls, bytes above
+ * 7F.
  */
 #include <stdio.h>
 #include <string.h>
@@ -339,6 +340,7 @@ static enum weft_status translate_class(struct translator *t)
 {
     /* can_begin_range: the last thing was a single character that does not end a range itself. */
     bool can_begin_range = false, is_range = false, is_set;
+    size_t depth = 0;
 
     WEFT_TRY(begin_atom(t));
     WEFT_TRY(emit(t, "["));
@@ -353,13 +355,25 @@ static enum weft_status translate_class(struct translator *t)
         }
         char c = t->in[t->at];
         if (c == ']' && !is_first) {
-            break;
+            if (depth == 0) {
+                break;
+            }
+            depth--;
+            t->at++;
+            can_begin_range = is_range = false;
+            continue;
         }
         if (c == '&' && peek(t, 1) == '&') {
             return refuse(t, "&& inside [...]");
         }
         if (c == '[' && peek(t, 1) != ':') {
-            return refuse(t, "a class inside [...]");
+            if (peek(t, 1) == '^' || peek(t, 1) == ']') {
+                return refuse(t, "such a class inside [...]");
+            }
+            depth++; /* a class inside a class joins it */
+            t->at++;
+            can_begin_range = is_range = false;
+            continue;
         }
         if (c == '-') {
             WEFT_TRY(translate_hyphen(t, can_begin_range, &is_range));

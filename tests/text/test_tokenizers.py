@@ -173,6 +173,8 @@ EXPRESSIONS = {
     "words": r"\w+|\W",
     "class escapes": r"[\s\d\-x]+|[a\S]",
     "hyphens": r"[a-c\d-]+|[_a-]|[]a]|[+--]",
+    "classes in a class": r"[a[b-d]e]+|[^(\s|[.,!?])]",
+    "bloom": " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+",
     "hex digits": r"\h+|\H",
     "vertical tab": r"\v|[\v\f]",
     "code points": r"\x41|\x{4e00}|\u0301|[\u0391-\u03a9\x61]",
