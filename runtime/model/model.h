@@ -40,7 +40,7 @@ struct weft_model_limits {
     enum weft_dtype kv_dtype;
 };
 
-/* Bytes on this rank, known before anything is allocated. */
+/* Bytes on this rank, known before anything is allocated. Loading takes 16 MiB of host memory besides, for a while. */
 struct weft_model_memory {
     size_t weights;
     size_t kv_cache;
