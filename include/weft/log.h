@@ -41,8 +41,8 @@ void weft_log(enum weft_log_level level, const char *where, const char *format, 
     __attribute__((format(printf, 3, 4)));
 
 /* While quiet, lines of this thread are not emitted, only remembered (weft_log_last_error()): a rank that reports its
- * errors to the leader, who logs them once for all. */
-void weft_log_set_quiet(bool is_quiet);
+ * errors to the leader, who logs them once for all. Returns what it was before. */
+bool weft_log_set_quiet(bool is_quiet);
 
 /* Sets what weft_log_last_error() of this thread returns without emitting a line: for refusals that the caller reports
  * to whoever asked (a bad request must not fill the server's log), and for handing a reason to another thread. */

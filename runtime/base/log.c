@@ -45,9 +45,12 @@ const char *weft_log_last_error(void)
     return thread_last_error;
 }
 
-void weft_log_set_quiet(bool is_quiet)
+bool weft_log_set_quiet(bool is_quiet)
 {
+    bool was_quiet = thread_is_quiet;
+
     thread_is_quiet = is_quiet;
+    return was_quiet;
 }
 
 void weft_log_keep_error(const char *format, ...)

@@ -486,15 +486,20 @@ void weft_group_close(struct weft_group *group)
 
 uint32_t weft_group_fail(struct weft_group *group, enum weft_status status)
 {
-    const char *reason = weft_log_last_error();
+    char reason[WEFT_REASON_SIZE];
     int rank = group->comm == NULL ? -1 : weft_comm_failed_rank(group->comm);
 
+    snprintf(reason, sizeof(reason), "%s", weft_log_last_error());
     if (rank < 0) {
         rank = weft_bootstrap_failed_rank(group->bootstrap);
     }
     if (rank < 0) {
         rank = (int)group->rank;
     }
+    /* Whoever decided on the error has logged it; the others log the news when it reaches them. */
+    bool was_quiet = weft_log_set_quiet(true);
     weft_bootstrap_abort(group->bootstrap, (uint32_t)rank, reason[0] != '\0' ? reason : weft_status_name(status));
+    weft_log_set_quiet(was_quiet);
+    weft_log_keep_error("%s", reason);
     return (uint32_t)rank;
 }

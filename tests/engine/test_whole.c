@@ -437,6 +437,34 @@ static void test_damaged_weights_are_reported_once(void **state)
     assert_int_not_equal(weft_engine_open(&options, &engine), WEFT_OK);
     assert_null(engine);
     assert_true(log_has("model.safetensors"));
+    assert_int_equal(log_error_count(), 1);
+    model_with_tokenizer_remove();
+}
+
+/* Called between the look at the files and the reading of the weights. */
+static void truncate_weights(void *context, const char *line)
+{
+    (void)line;
+    assert_int_equal(truncate(context, 300000), 0);
+}
+
+static void test_weights_that_end_while_loading(void **state)
+{
+    struct weft_engine_options options;
+    struct weft_engine *engine = NULL;
+    char path[600];
+
+    (void)state;
+    test_options(&options, model_with_tokenizer(), 3);
+    snprintf(path, sizeof(path), "%s/model.safetensors", options.model);
+    options.memory_table = truncate_weights;
+    options.callback_context = path;
+    log_clear();
+    assert_int_not_equal(weft_engine_open(&options, &engine), WEFT_OK);
+    assert_null(engine);
+    assert_true(log_has("model.safetensors"));
+    assert_non_null(strstr(weft_engine_error(), "model.safetensors"));
+    assert_int_equal(log_error_count(), 1);
     model_with_tokenizer_remove();
 }
 
@@ -481,6 +509,7 @@ int main(void)
         cmocka_unit_test_setup(test_poll_times_out, set_up),
         cmocka_unit_test_setup(test_open_refuses_with_one_line, set_up),
         cmocka_unit_test_setup(test_damaged_weights_are_reported_once, set_up),
+        cmocka_unit_test_setup(test_weights_that_end_while_loading, set_up),
         cmocka_unit_test_setup(test_inspect, set_up),
     };
 
