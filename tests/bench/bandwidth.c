@@ -11,12 +11,22 @@ enum { THREAD_MAX = 64, LINE_WORDS = 8, UNROLL = 8 };
 
 typedef uint64_t line __attribute__((vector_size(64)));
 
-double bench_now(void)
+static double read_clock(clockid_t clock)
 {
     struct timespec now;
 
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    (void)clock_gettime(clock, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+double bench_now(void)
+{
+    return read_clock(CLOCK_MONOTONIC);
+}
+
+double bench_cpu_now(void)
+{
+    return read_clock(CLOCK_THREAD_CPUTIME_ID);
 }
 
 struct reader {
@@ -27,6 +37,7 @@ struct reader {
     uint32_t pass_count;
     double begin; /* of the last pass: taken here, since the caller's thread may be scheduled late */
     double end;
+    double cpu_time;
     uint64_t sum; /* keeps the loads alive */
 };
 
@@ -55,7 +66,9 @@ static void *read_passes(void *argument)
     for (uint32_t pass = 0; pass < reader->pass_count; pass++) {
         (void)pthread_barrier_wait(reader->barrier);
         reader->begin = bench_now();
+        reader->cpu_time = bench_cpu_now();
         reader->sum ^= read_once(reader->lines, reader->line_count);
+        reader->cpu_time = bench_cpu_now() - reader->cpu_time;
         reader->end = bench_now();
         (void)pthread_barrier_wait(reader->barrier);
         (void)pthread_barrier_wait(reader->barrier); /* the caller has read the times */
@@ -76,24 +89,38 @@ static double pass_time(const struct reader *readers, uint32_t thread_count)
     return end - begin;
 }
 
-/* Best pass of all readers together. */
-static double time_passes(struct reader *readers, uint32_t thread_count, uint64_t size, uint32_t pass_count,
-                          pthread_barrier_t *barrier)
+/* Sum of the readers' own rates. */
+static double pass_cpu_rate(const struct reader *readers, uint32_t thread_count)
 {
-    double best = 0;
+    double rate = 0;
+
+    for (uint32_t i = 0; i < thread_count; i++) {
+        rate += (double)(readers[i].line_count * sizeof(line)) / readers[i].cpu_time;
+    }
+    return rate;
+}
+
+/* Best pass of all readers together. */
+static struct bench_bandwidth time_passes(struct reader *readers, uint32_t thread_count, uint64_t size,
+                                          uint32_t pass_count, pthread_barrier_t *barrier)
+{
+    struct bench_bandwidth best = {0, 0};
 
     for (uint32_t i = 0; i < thread_count; i++) {
         if (pthread_create(&readers[i].thread, NULL, read_passes, &readers[i]) != 0) {
-            return 0; /* the process ends; a probe that cannot start has nothing to clean up */
+            return best; /* the process ends; a probe that cannot start has nothing to clean up */
         }
     }
     for (uint32_t pass = 0; pass < pass_count; pass++) {
-        double rate;
+        double wall;
+        double cpu;
 
         (void)pthread_barrier_wait(barrier);
         (void)pthread_barrier_wait(barrier);
-        rate = (double)size / pass_time(readers, thread_count);
-        best = rate > best ? rate : best;
+        wall = (double)size / pass_time(readers, thread_count);
+        cpu = pass_cpu_rate(readers, thread_count);
+        best.wall = wall > best.wall ? wall : best.wall;
+        best.cpu = cpu > best.cpu ? cpu : best.cpu;
         (void)pthread_barrier_wait(barrier);
     }
     for (uint32_t i = 0; i < thread_count; i++) {
@@ -102,22 +129,22 @@ static double time_passes(struct reader *readers, uint32_t thread_count, uint64_
     return best;
 }
 
-double bench_read_bandwidth(uint32_t thread_count, uint64_t size, uint32_t pass_count)
+struct bench_bandwidth bench_read_bandwidth(uint32_t thread_count, uint64_t size, uint32_t pass_count)
 {
     struct reader readers[THREAD_MAX];
     pthread_barrier_t barrier;
     uint64_t lines_each;
-    double rate;
+    struct bench_bandwidth rate = {0, 0};
     void *memory;
 
     if (thread_count < 1 || thread_count > THREAD_MAX) {
-        return 0;
+        return rate;
     }
     lines_each = size / sizeof(line) / thread_count / UNROLL * UNROLL;
     size = lines_each * thread_count * sizeof(line);
     memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
-        return 0;
+        return rate;
     }
     (void)madvise(memory, size, MADV_HUGEPAGE);
     memset(memory, 1, size); /* real pages: untouched ones are all the same zero page */
