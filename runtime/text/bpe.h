@@ -19,6 +19,10 @@
 /* Characters below this are looked up in a table instead of the hash: byte-level alphabet, Latin to Arabic. */
 enum { WEFT_BPE_TABLE_SIZE = 0x800 };
 
+/* U+2581, the space of SentencePiece. */
+#define WEFT_BPE_MARK "\xE2\x96\x81"
+enum { WEFT_BPE_MARK_SIZE = 3 };
+
 struct weft_bpe {
     struct weft_vocab vocab;
     struct weft_merges merges;
@@ -27,6 +31,7 @@ struct weft_bpe {
     bool has_byte_fallback;
     bool is_unk_fused;
     bool is_merge_ignored; /* a word that is a token as a whole is that token, whatever the merges say */
+    bool is_cut_at_mark;   /* no merge joins a character other than U+2581 with a U+2581 behind it */
     const char *unk_text;  /* NULL: unknown characters vanish */
     int32_t unk_id;        /* -1 when unk_text is not in the vocabulary */
     const char *prefix;    /* continuing_subword_prefix, "" for none */

@@ -132,6 +132,15 @@ static enum weft_status read_halves(struct merge_reader *reader, bool *is_commen
     return WEFT_OK;
 }
 
+/* True when the merge joins another character with a mark behind it: "d" and the mark, but not two marks. */
+static bool is_across_mark(const struct weft_bytes *left, const struct weft_bytes *right)
+{
+    bool begins = right->size >= WEFT_BPE_MARK_SIZE && memcmp(right->data, WEFT_BPE_MARK, WEFT_BPE_MARK_SIZE) == 0;
+
+    return begins && (left->size < WEFT_BPE_MARK_SIZE ||
+                      memcmp(left->data + left->size - WEFT_BPE_MARK_SIZE, WEFT_BPE_MARK, WEFT_BPE_MARK_SIZE) != 0);
+}
+
 static enum weft_status read_merge(struct merge_reader *reader)
 {
     struct weft_bytes *left = &reader->left, *right = &reader->right;
@@ -147,6 +156,9 @@ static enum weft_status read_merge(struct merge_reader *reader)
     }
     if (reader->entries.count / 3 >= MERGE_COUNT_MAX) {
         return refuse_merge(reader, "too many merges");
+    }
+    if (is_across_mark(left, right)) {
+        reader->bpe->is_cut_at_mark = false;
     }
     size_t count = reader->entries.count;
     WEFT_TRY(push_part(reader, left->data, left->size));
@@ -186,6 +198,9 @@ static enum weft_status read_merges(struct weft_bpe *bpe, const char *path, stru
         return weft_text_mismatch(path, "merges", "a list of merges");
     }
     snprintf(member, sizeof(member), "%s: merges", path);
+    /* With a prefix or suffix, or an unknown mark, what a character becomes depends on its neighbours. */
+    bpe->is_cut_at_mark = bpe->prefix_size == 0 && bpe->suffix_size == 0 &&
+                          weft_vocab_find(&bpe->vocab, WEFT_BPE_MARK, WEFT_BPE_MARK_SIZE) >= 0;
     enum weft_status status = read_merge_items(&reader);
     weft_bytes_fini(&reader.left);
     weft_bytes_fini(&reader.right);
