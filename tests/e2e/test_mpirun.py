@@ -1,5 +1,6 @@
 """Ranks started by mpirun: the same bits as one rank, one voice, and clean ends."""
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -56,9 +57,9 @@ def test_ranks_must_be_what_mpirun_started(model):
         ["weft[0]: engine: 4 ranks asked for, but mpi started 2"]
 
 
-def serve(model, count):
+def serve(model, count, *arguments):
     process = subprocess.Popen([*MPIRUN, "-n", str(count), str(WEFT), "serve", "--model", str(model), "--threads", "1",
-                                "--grpc", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True)
+                                "--grpc", "127.0.0.1:0", *arguments], stderr=subprocess.PIPE, text=True)
     log = []
     for line in process.stderr:
         log.append(line)
@@ -78,9 +79,10 @@ def test_signal_to_mpirun(model, number):
     assert shm_entries() <= before
 
 
+@pytest.mark.parametrize("comm", ["auto", "ucx", "mpi"])
 @pytest.mark.parametrize("victim", range(3))
-def test_kill_of_a_rank(model, victim):
-    process, log = serve(model, 3)
+def test_kill_of_a_rank(model, victim, comm):
+    process, log = serve(model, 3, "--comm", comm)
     ranks = group_of(process.pid)
     by_rank = {}
     for pid in ranks - {process.pid}:
@@ -88,6 +90,10 @@ def test_kill_of_a_rank(model, victim):
         rank = [e.split(b"=")[1] for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK=")]
         if rank:
             by_rank[int(rank[0])] = pid
+    # Open MPI and UCX have named files of their own; those of this group are what its processes have mapped.
+    shared = set()
+    for pid in by_rank.values():
+        shared |= set(re.findall(r"/dev/shm/\S+", open(f"/proc/{pid}/maps").read()))
     begin = time.monotonic()
     os.kill(by_rank[victim], signal.SIGKILL)
     assert until(lambda: not any(is_alive(p) for p in by_rank.values()), 20)
@@ -95,3 +101,4 @@ def test_kill_of_a_rank(model, victim):
     log += process.communicate(timeout=30)[1].splitlines(keepends=True)
     assert process.returncode != 0
     assert any(f"rank {victim}" in line for line in log if line.startswith("weft")), "".join(log)
+    assert until(lambda: not any(map(os.path.exists, shared)), 5), shared
