@@ -23,6 +23,8 @@
 #define LIBRARY "libucp.so.0"
 /* Of an orderly farewell; a peer that closes at the same time answers within microseconds. */
 #define CLOSE_MS 500
+/* Of one attempt to hand everything to the network; see flush(). */
+#define FLUSH_US 2000
 
 /* The functions used, by name. */
 #define UCX_FUNCTIONS(X)                                                                                               \
@@ -148,33 +150,42 @@ static bool is_pending(void *request)
     return UCS_PTR_IS_PTR(request);
 }
 
-/* Lets UCX work until the request is done or the time is up; releases it either way. */
-static void settle(struct ucx_channel *ucx, void *request, uint64_t deadline_ns)
+/* Lets UCX work until the request is done or the time is up; releases it either way. True when it was done. */
+static bool settle(struct ucx_channel *ucx, void *request, uint64_t deadline_ns)
 {
-    if (!is_pending(request)) {
-        return;
+    bool is_done = true;
+
+    if (is_pending(request)) {
+        while (ucx->api.ucp_request_check_status(request) == UCS_INPROGRESS && weft_comm_clock_ns() < deadline_ns) {
+            (void)ucx->api.ucp_worker_progress(ucx->worker);
+        }
+        is_done = ucx->api.ucp_request_check_status(request) != UCS_INPROGRESS;
+        ucx->api.ucp_request_free(request);
     }
-    while (ucx->api.ucp_request_check_status(request) == UCS_INPROGRESS && weft_comm_clock_ns() < deadline_ns) {
-        (void)ucx->api.ucp_worker_progress(ucx->worker);
-    }
-    ucx->api.ucp_request_free(request);
+    return is_done;
 }
 
-static void close_endpoints(struct ucx_channel *ucx)
+/* True when all are closed. */
+static bool close_endpoints(struct ucx_channel *ucx)
 {
     uint64_t deadline_ns = weft_comm_clock_ns() + (uint64_t)CLOSE_MS * 1000000u;
+    bool is_all = true;
 
     for (uint32_t m = 0; m < ucx->base.options.member_count; m++) {
         struct ucx_peer *peer = &ucx->peers[m];
         ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS};
 
-        /* Without peer handling UCX knows no forced close: after a failure the worker takes the endpoint along. */
-        if (peer->endpoint == NULL || (ucx->has_failed && !peer->has_peer_handling)) {
+        if (peer->endpoint == NULL) {
+            continue;
+        }
+        if (ucx->has_failed && !peer->has_peer_handling) {
+            is_all = false; /* UCX has no forced close for it, and an orderly one would wait for the peer */
             continue;
         }
         param.flags = ucx->has_failed || peer->error != UCS_OK ? UCP_EP_CLOSE_FLAG_FORCE : 0;
-        settle(ucx, ucx->api.ucp_ep_close_nbx(peer->endpoint, &param), deadline_ns);
+        is_all = settle(ucx, ucx->api.ucp_ep_close_nbx(peer->endpoint, &param), deadline_ns) && is_all;
     }
+    return is_all;
 }
 
 static void drop_operations(struct ucx_channel *ucx)
@@ -190,17 +201,26 @@ static void drop_operations(struct ucx_channel *ucx)
     }
 }
 
+/*
+ * After a failure of the group the worker is left to the end of the process, which is usually near: UCX 1.13 aborts the
+ * process (an assertion) when a worker is destroyed that a peer was just connecting to. Its endpoints are closed as far
+ * as UCX can close them by force, so that no device goes on writing into our memory.
+ */
 static void ucx_close(struct weft_channel **channel)
 {
     struct ucx_channel *ucx = (struct ucx_channel *)*channel;
+    bool is_closed = true;
 
     if (ucx != NULL) {
+        ucx->has_failed = ucx->has_failed || weft_bootstrap_failed_rank(ucx->base.options.bootstrap) >= 0;
         if (ucx->worker != NULL) {
             drop_operations(ucx);
-            close_endpoints(ucx);
+            is_closed = close_endpoints(ucx) && !ucx->has_failed;
+        }
+        if (ucx->worker != NULL && is_closed) {
             ucx->api.ucp_worker_destroy(ucx->worker);
         }
-        if (ucx->context != NULL) {
+        if (ucx->context != NULL && is_closed) {
             ucx->api.ucp_cleanup(ucx->context);
         }
         free(ucx->peers);
@@ -217,7 +237,10 @@ static enum weft_status ucx_fault(struct ucx_channel *ucx, const char *what, ucs
     return WEFT_ERR_IO;
 }
 
-/* A context that uses the wanted interface only. */
+/*
+ * A context that uses the wanted interface only, and not the kernel's cross-memory copy: on a peer that has died UCX
+ * answers its error by aborting the process. Whoever sets UCX_TLS decides alone.
+ */
 static enum weft_status open_context(struct ucx_channel *ucx)
 {
     const char *interface = ucx->base.options.interface;
@@ -234,6 +257,9 @@ static enum weft_status open_context(struct ucx_channel *ucx)
     }
     if (interface != NULL) {
         status = ucx->api.ucp_config_modify(config, "NET_DEVICES", interface);
+    }
+    if (status == UCS_OK && getenv("UCX_TLS") == NULL) {
+        status = ucx->api.ucp_config_modify(config, "TLS", "^cma");
     }
     if (status == UCS_OK) {
         status = ucx->api.ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, config, &ucx->context);
@@ -404,31 +430,34 @@ static enum weft_status sweep(struct ucx_channel *ucx, bool *has_moved_out)
 
 /*
  * Bytes of a short send are UCX's when the send counts as done, and leave it only as it is driven. A rank that goes to
- * sleep afterwards must not take them along.
+ * sleep afterwards should not take them along. Not longer than FLUSH_US, though: some flushes need the peer to be
+ * driven as well, and that one may be asleep already. Then the next transfer drives them on.
  */
-static enum weft_status flush_step(struct ucx_channel *ucx, bool *is_done_out)
+static enum weft_status flush(struct ucx_channel *ucx)
 {
-    ucp_request_param_t param = {0};
-    ucs_status_t status;
+    const ucp_request_param_t param = {0};
+    uint64_t deadline_ns = weft_comm_clock_ns() + (uint64_t)FLUSH_US * 1000u;
+    ucs_status_t status = UCS_OK;
 
     if (ucx->flush == NULL) {
         void *request = ucx->api.ucp_worker_flush_nbx(ucx->worker, &param);
 
-        status = UCS_PTR_STATUS(request);
-        if (is_pending(request)) {
-            ucx->flush = request;
-            status = UCS_INPROGRESS;
+        if (!is_pending(request)) {
+            status = UCS_PTR_STATUS(request);
+            return status == UCS_OK ? WEFT_OK : ucx_fault(ucx, "flush", status);
         }
-    } else {
+        ucx->flush = request;
+    }
+    do {
         (void)ucx->api.ucp_worker_progress(ucx->worker);
         status = ucx->api.ucp_request_check_status(ucx->flush);
-        if (status != UCS_INPROGRESS) {
-            ucx->api.ucp_request_free(ucx->flush);
-            ucx->flush = NULL;
-        }
+    } while (status == UCS_INPROGRESS && weft_comm_clock_ns() < deadline_ns);
+    if (status == UCS_INPROGRESS) {
+        return WEFT_OK;
     }
-    *is_done_out = status != UCS_INPROGRESS;
-    return status == UCS_OK || status == UCS_INPROGRESS ? WEFT_OK : ucx_fault(ucx, "flush", status);
+    ucx->api.ucp_request_free(ucx->flush);
+    ucx->flush = NULL;
+    return status == UCS_OK ? WEFT_OK : ucx_fault(ucx, "flush", status);
 }
 
 /* The rank to name when time is up, or that UCX itself reports as lost among those we wait for. */
@@ -446,23 +475,19 @@ static enum weft_status find_missing(struct ucx_channel *ucx, uint32_t *rank_out
     return WEFT_OK;
 }
 
-/* Until everything started is over and flushed. */
+/* Until everything started is over. */
 static enum weft_status finish(struct ucx_channel *ucx, uint32_t timeout_ms)
 {
     const struct timespec pause = {.tv_nsec = 50000};
     struct weft_wait wait;
     uint32_t missing;
     bool has_moved;
-    bool is_flushed = false;
 
     weft_wait_begin(&wait, &ucx->base, timeout_ms);
     for (;;) {
         WEFT_TRY(sweep(ucx, &has_moved));
         if (ucx->operation_count == 0) {
-            WEFT_TRY(flush_step(ucx, &is_flushed));
-        }
-        if (is_flushed) {
-            return WEFT_OK;
+            return flush(ucx);
         }
         if (has_moved) {
             weft_wait_progress(&wait);
@@ -535,8 +560,8 @@ static enum weft_status create_endpoint(struct ucx_channel *ucx, uint32_t member
     return WEFT_OK;
 }
 
-/* UCX connects with the first message: that is sent now, and tells strangers apart. */
-static enum weft_status greet(struct ucx_channel *ucx)
+/* Both ways with every member, all at the same time. */
+static enum weft_status greet_once(struct ucx_channel *ucx)
 {
     const struct weft_channel_options *options = &ucx->base.options;
     uint64_t heard[64] = {0};
@@ -555,6 +580,16 @@ static enum weft_status greet(struct ucx_channel *ucx)
         }
     }
     return WEFT_OK;
+}
+
+/*
+ * UCX connects with the first message, and goes on connecting only while it is driven. A peer's second message says
+ * that it has had our first: so after two rounds nothing hangs on a rank that is not in here any more.
+ */
+static enum weft_status greet(struct ucx_channel *ucx)
+{
+    WEFT_TRY(greet_once(ucx));
+    return greet_once(ucx);
 }
 
 static enum weft_status ucx_connect(struct weft_channel *channel, const void *addresses)
