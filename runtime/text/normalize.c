@@ -12,6 +12,16 @@
 
 /* ---- Replace ---- */
 
+/* Adds what stands in place of a match. A short match and a long content must not fill the memory. */
+static enum weft_status append_content(struct weft_bytes *out, const struct weft_replacement *replacement)
+{
+    if (out->size > UINT32_MAX) {
+        weft_log(WEFT_LOG_ERROR, "text/normalize", "the text grows beyond 4 GiB while parts of it are replaced");
+        return WEFT_ERR_LIMIT;
+    }
+    return weft_bytes_append(out, replacement->content, replacement->content_size);
+}
+
 static enum weft_status replace_single(struct weft_bytes *out, const struct weft_replacement *replacement,
                                        const char *text, size_t size, bool *is_head_io)
 {
@@ -26,7 +36,7 @@ static enum weft_status replace_single(struct weft_bytes *out, const struct weft
             *is_head_io = false;
         }
         WEFT_TRY(weft_bytes_append(out, at, (size_t)(found - at)));
-        WEFT_TRY(weft_bytes_append(out, replacement->content, replacement->content_size));
+        WEFT_TRY(append_content(out, replacement));
     }
     return WEFT_OK;
 }
@@ -54,7 +64,7 @@ enum weft_status weft_text_replace(struct weft_bytes *out, const struct weft_rep
             *is_head_io = false;
         }
         WEFT_TRY(weft_bytes_append(out, text + done, begin - done));
-        WEFT_TRY(weft_bytes_append(out, replacement->content, replacement->content_size));
+        WEFT_TRY(append_content(out, replacement));
         done = end;
     }
 }
