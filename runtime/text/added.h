@@ -5,11 +5,11 @@
 #ifndef WEFT_TEXT_ADDED_H
 #define WEFT_TEXT_ADDED_H
 
-#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/json.h"
 #include "normalize.h"
 #include "vocab.h"
 #include "work.h"

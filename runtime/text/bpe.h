@@ -7,11 +7,11 @@
 #ifndef WEFT_TEXT_BPE_H
 #define WEFT_TEXT_BPE_H
 
-#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/json.h"
 #include "buffer.h"
 #include "model_json.h"
 #include "vocab.h"

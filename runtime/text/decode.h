@@ -8,12 +8,12 @@
 #ifndef WEFT_TEXT_DECODE_H
 #define WEFT_TEXT_DECODE_H
 
-#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "base/arena.h"
+#include "base/json.h"
 #include "buffer.h"
 #include "normalize.h"
 #include "pretokenize.h"

@@ -2,10 +2,10 @@
 #ifndef WEFT_TEXT_JSON_TEXT_H
 #define WEFT_TEXT_JSON_TEXT_H
 
-#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "base/json.h"
 #include "weft/status.h"
 
 /* Member `key` of `object` as a string, borrowed from it; absent or null gives NULL when is_optional, else ERR_FORMAT.

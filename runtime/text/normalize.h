@@ -2,11 +2,11 @@
 #ifndef WEFT_TEXT_NORMALIZE_H
 #define WEFT_TEXT_NORMALIZE_H
 
-#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 
 #include "base/arena.h"
+#include "base/json.h"
 #include "regex.h"
 #include "work.h"
 

@@ -2,12 +2,12 @@
 #ifndef WEFT_TEXT_PRETOKENIZE_H
 #define WEFT_TEXT_PRETOKENIZE_H
 
-#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "base/arena.h"
+#include "base/json.h"
 #include "regex.h"
 #include "work.h"
 

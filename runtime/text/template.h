@@ -2,8 +2,7 @@
 #ifndef WEFT_TEXT_TEMPLATE_H
 #define WEFT_TEXT_TEMPLATE_H
 
-#include <jansson.h>
-
+#include "base/json.h"
 #include "buffer.h"
 
 struct weft_template {
