@@ -2,62 +2,24 @@
  * UCX: InfiniBand, RoCE, and wherever it is asked for. Chosen by itself only where there is an RDMA device: over plain
  * Ethernet comm_tcp.c is several times faster.
  *
- * The library is opened at run time, when somebody wants it: loading it installs its own handlers for SIGSEGV and the
- * like, which a program that never uses UCX must not inherit; the same binary starts on hosts without UCX.
- *
  * Ranks of one host are joined without UCX's peer-failure handling, since that would rule its shared memory out;
  * between hosts with it. Neither is relied upon: the bootstrap says who is dead, and every wait has our own deadline.
  */
 #include <dirent.h>
-#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <ucp/api/ucp.h>
 
 #include "backend.h"
+#include "comm_ucx_api.h"
 #include "netif.h"
 #include "weft/log.h"
 
-#define LIBRARY "libucp.so.0"
 /* Of an orderly farewell; a peer that closes at the same time answers within microseconds. */
 #define CLOSE_MS 500
 /* Of one attempt to hand everything to the network; see flush(). */
 #define FLUSH_US 2000
-
-/* The functions used, by name. */
-#define UCX_FUNCTIONS(X)                                                                                               \
-    X(ucp_config_read)                                                                                                 \
-    X(ucp_config_modify)                                                                                               \
-    X(ucp_config_release)                                                                                              \
-    X(ucp_init_version)                                                                                                \
-    X(ucp_cleanup)                                                                                                     \
-    X(ucp_worker_create)                                                                                               \
-    X(ucp_worker_destroy)                                                                                              \
-    X(ucp_worker_get_address)                                                                                          \
-    X(ucp_worker_release_address)                                                                                      \
-    X(ucp_worker_progress)                                                                                             \
-    X(ucp_worker_flush_nbx)                                                                                            \
-    X(ucp_ep_create)                                                                                                   \
-    X(ucp_ep_close_nbx)                                                                                                \
-    X(ucp_tag_send_nbx)                                                                                                \
-    X(ucp_tag_recv_nbx)                                                                                                \
-    X(ucp_tag_recv_request_test)                                                                                       \
-    X(ucp_request_check_status)                                                                                        \
-    X(ucp_request_cancel)                                                                                              \
-    X(ucp_request_free)                                                                                                \
-    X(ucs_status_string)                                                                                               \
-    X(ucs_debug_disable_signals)
-
-/* In <ucs/debug/debug.h>, which cannot be included from C11 without the rest of its internals. */
-void ucs_debug_disable_signals(void);
-
-struct ucx_api {
-#define UCX_MEMBER(name) __typeof__(&name) name;
-    UCX_FUNCTIONS(UCX_MEMBER)
-#undef UCX_MEMBER
-};
 
 /* What a rank publishes. */
 struct ucx_address {
@@ -93,29 +55,6 @@ struct ucx_channel {
     bool has_failed;
 };
 
-static bool load(struct ucx_api *api, char *reason_out, size_t reason_size)
-{
-    /* Never unloaded: UCX has its own destructors, and MPI may be using it as well. */
-    void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-    const char *missing = NULL;
-
-    if (library == NULL) {
-        snprintf(reason_out, reason_size, "cannot load %s", LIBRARY);
-        return false;
-    }
-#define UCX_LOAD(name)                                                                                                 \
-    *(void **)&api->name = dlsym(library, #name);                                                                      \
-    missing = api->name == NULL ? #name : missing;
-    UCX_FUNCTIONS(UCX_LOAD)
-#undef UCX_LOAD
-    if (missing != NULL) {
-        snprintf(reason_out, reason_size, "%s lacks %s", LIBRARY, missing);
-        return false;
-    }
-    api->ucs_debug_disable_signals();
-    return true;
-}
-
 static bool has_rdma_device(void)
 {
     DIR *directory = opendir("/sys/class/infiniband");
@@ -142,7 +81,7 @@ static bool ucx_is_usable(const struct weft_channel_options *options, bool is_fo
         snprintf(reason_out, reason_size, "no RDMA device");
         return false;
     }
-    return load(&api, reason_out, reason_size);
+    return weft_ucx_load(&api, reason_out, reason_size);
 }
 
 static bool is_pending(void *request)
@@ -317,7 +256,7 @@ static enum weft_status ucx_prepare(const struct weft_channel_options *options, 
     if (ucx == NULL || ucx->peers == NULL || ucx->operations == NULL) {
         weft_log(WEFT_LOG_ERROR, "comm/ucx", "out of memory");
         status = WEFT_ERR_MEMORY;
-    } else if (!load(&ucx->api, reason, sizeof(reason))) {
+    } else if (!weft_ucx_load(&ucx->api, reason, sizeof(reason))) {
         weft_log(WEFT_LOG_ERROR, "comm/ucx", "%s", reason);
         status = WEFT_ERR_UNSUPPORTED;
     }
