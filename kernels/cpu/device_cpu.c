@@ -162,7 +162,6 @@ enum weft_status weft_device_open_cpu(const struct weft_device_options *options,
         return WEFT_ERR_MEMORY;
     }
     cpu->base.ops = &cpu_ops;
-    cpu->level = level;
     cpu->thread_count = options->thread_count;
     weft_cpu_kernels_init(&cpu->kernels, level);
     snprintf(cpu->base.name, sizeof(cpu->base.name), "cpu %s, %u thread%s", weft_cpu_level_name(level),

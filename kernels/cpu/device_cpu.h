@@ -14,7 +14,6 @@ enum {
 
 struct weft_cpu_device {
     struct weft_device base;
-    enum weft_cpu_level level;
     struct weft_cpu_kernels kernels;
     uint32_t thread_count;
     struct weft_pool *pool; /* owned */
