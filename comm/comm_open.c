@@ -26,6 +26,10 @@ static enum weft_status check_options(const struct weft_comm_options *options, u
                  options->leaf_count, WEFT_LEAF_COUNT_MAX);
         return WEFT_ERR_ARGUMENT;
     }
+    if (options->timeout_ms == 0 || options->timeout_ms > INT32_MAX) { /* some waits take a little more */
+        weft_log(WEFT_LOG_ERROR, "comm", "a deadline of %u ms: expected 1 to %d", options->timeout_ms, INT32_MAX);
+        return WEFT_ERR_ARGUMENT;
+    }
     for (uint32_t r = 0; r < rank_count; r++) {
         if (options->leaves[r].begin != next || options->leaves[r].end <= next) {
             weft_log(WEFT_LOG_ERROR, "comm", "leaf ranges do not tile: rank %u has [%u, %u), expected to begin at %u",

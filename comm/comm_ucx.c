@@ -177,8 +177,9 @@ static enum weft_status ucx_fault(struct ucx_channel *ucx, const char *what, ucs
 }
 
 /*
- * A context that uses the wanted interface only, and not the kernel's cross-memory copy: on a peer that has died UCX
- * answers its error by aborting the process. Whoever sets UCX_TLS decides alone.
+ * A context that uses the wanted interface only; not the kernel's cross-memory copy: on a peer that has died UCX
+ * answers its error by aborting the process; and of UCX's kinds of shared memory not posix, whose files stay in
+ * /dev/shm when a rank is killed. Whoever sets UCX_TLS decides alone.
  */
 static enum weft_status open_context(struct ucx_channel *ucx)
 {
@@ -198,7 +199,7 @@ static enum weft_status open_context(struct ucx_channel *ucx)
         status = ucx->api.ucp_config_modify(config, "NET_DEVICES", interface);
     }
     if (status == UCS_OK && getenv("UCX_TLS") == NULL) {
-        status = ucx->api.ucp_config_modify(config, "TLS", "^cma");
+        status = ucx->api.ucp_config_modify(config, "TLS", "^cma,posix");
     }
     if (status == UCS_OK) {
         status = ucx->api.ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, config, &ucx->context);

@@ -23,6 +23,8 @@
 /* Deadline of each wait in tests where it is not the point; a death must be seen long before. */
 #define LONG_MS 60000u
 #define SOON_MS 10000u
+/* Deadline where it is the point; a healthy rank may be late by less, on a busy machine. */
+#define HANG_MS 700u
 
 static enum ranks_mode mode;
 
@@ -205,16 +207,16 @@ static void test_stopped_process_is_a_timeout(void **state)
     if (mode != RANKS_PROCESSES) {
         skip();
     }
-    run_fault(HOW_STOPPED, 4, 3, 1000, 400);
-    run_fault(HOW_STOPPED, 4, 1, 100000, 400);
+    run_fault(HOW_STOPPED, 4, 3, 1000, HANG_MS);
+    run_fault(HOW_STOPPED, 4, 1, 100000, HANG_MS);
 }
 
 static void test_rank_that_never_calls_is_a_timeout(void **state)
 {
     (void)state;
-    run_fault(HOW_SLEEPING, 2, 0, 100, 400);
-    run_fault(HOW_SLEEPING, 5, 4, 100, 400);
-    run_fault(HOW_SLEEPING, 5, 1, 100, 400);
+    run_fault(HOW_SLEEPING, 2, 0, 100, HANG_MS);
+    run_fault(HOW_SLEEPING, 5, 4, 100, HANG_MS);
+    run_fault(HOW_SLEEPING, 5, 1, 100, HANG_MS);
 }
 
 /* ---- faults injected by the trace wrapper ---- */
@@ -287,7 +289,7 @@ static void test_silence_is_named(void **state)
 {
     (void)state;
     for (uint64_t call = 0; call < 8; call += 3) {
-        run_injected((uint32_t)call % 4, (struct weft_fault){WEFT_FAULT_SILENT, call, 0, 0}, 400);
+        run_injected((uint32_t)call % 4, (struct weft_fault){WEFT_FAULT_SILENT, call, 0, 0}, HANG_MS);
     }
 }
 
@@ -393,8 +395,8 @@ static bool starved_body(struct weft_bootstrap *bootstrap, const void *context)
 static void test_rank_without_descriptors(void **state)
 {
     (void)state;
-    if (mode != RANKS_PROCESSES) {
-        skip(); /* threads share their descriptors */
+    if (mode != RANKS_PROCESSES || strcmp(member_backend(), "ucx") == 0) {
+        skip(); /* threads share their descriptors; UCX asserts when it gets none */
     }
     for (uint32_t victim = 0; victim < 4; victim++) {
         const struct fault_case fault = {.group = {.rank_count = 4}, .victim = victim};
