@@ -136,8 +136,10 @@ float weft_lse_total(const struct weft_lse *leaves, uint32_t leaf_count, float i
         nodes[v] = (struct weft_range){v, v + 1};
     }
     for (uint32_t v = 0; v < leaf_count; v++) {
-        /* A leaf without vocabulary rows has sum 0 and no meaningful maximum. */
-        sums[v] = leaves[v].sum == 0.0f ? 0.0f : leaves[v].sum * weft_exp((leaves[v].max - max) * inv_temperature);
+        /* A leaf without vocabulary rows, or with nothing but -inf, adds nothing. */
+        sums[v] = leaves[v].sum == 0.0f || leaves[v].max == -INFINITY
+                      ? 0.0f
+                      : leaves[v].sum * weft_exp((leaves[v].max - max) * inv_temperature);
     }
     size_t add_count = weft_tree_adds(leaf_count, nodes, leaf_count, adds);
     for (size_t i = 0; i < add_count; i++) {

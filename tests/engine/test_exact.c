@@ -48,11 +48,12 @@ static void make_requests(void)
     requests[8].temperature = 2.0f;
 }
 
-static void answer_alone(const char *model)
+static void answer_alone(const char *model, uint32_t leaf_count)
 {
     struct weft_engine_options options;
 
     test_options(&options, model, 1);
+    options.leaf_count = leaf_count;
     for (uint32_t i = 0; i < REQUESTS; i++) {
         struct weft_engine *engine = open_engine(&options);
         run_requests(engine, &requests[i], 1, &expected[i]);
@@ -97,7 +98,7 @@ static void test_any_ranks_company_and_chunk(void **state)
 
     (void)state;
     for (size_t m = 0; m < TEST_COUNT(models); m++) {
-        answer_alone(golden_model(models[m]));
+        answer_alone(golden_model(models[m]), 0);
         for (uint32_t ranks = 1; ranks <= 5; ranks++) {
             test_options(&options, golden_model(models[m]), ranks);
             options.prefill_chunk = chunks[ranks - 1];
@@ -113,7 +114,7 @@ static void test_candidates_or_whole_rows(void **state)
     struct weft_engine_options options;
 
     (void)state;
-    answer_alone(golden_model("qwen3"));
+    answer_alone(golden_model("qwen3"), 0);
     for (size_t i = 0; i < TEST_COUNT(counts); i++) {
         test_options(&options, golden_model("qwen3"), 1 + (uint32_t)i);
         options.candidate_count = counts[i];
@@ -127,7 +128,7 @@ static void test_uneven_shares_and_little_cache(void **state)
     struct weft_engine_options options;
 
     (void)state;
-    answer_alone(golden_model("qwen2"));
+    answer_alone(golden_model("qwen2"), 0);
     test_options(&options, golden_model("qwen2"), 3);
     options.shares = shares;
     options.share_count = 3;
@@ -147,7 +148,7 @@ static void test_levels_and_threads(void **state)
     struct weft_engine_options options;
 
     (void)state;
-    answer_alone(golden_model("mistral")); /* at the best level of this machine */
+    answer_alone(golden_model("mistral"), 0); /* at the best level of this machine */
     for (size_t i = 0; i < TEST_COUNT(levels); i++) {
         for (uint32_t threads = 1; threads <= 2; threads++) {
             test_options(&options, golden_model("mistral"), threads == 1 ? 8 : 2);
@@ -161,6 +162,19 @@ static void test_levels_and_threads(void **state)
             check(&options);
         }
     }
+}
+
+/* 64 leaves for 6 heads and 16 panels of vocabulary: most ranks own no head or no vocabulary, some own nothing at all.
+ */
+static void test_more_ranks_than_there_is_to_own(void **state)
+{
+    struct weft_engine_options options;
+
+    (void)state;
+    answer_alone(golden_model("qwen3"), 64);
+    test_options(&options, golden_model("qwen3"), 24);
+    options.leaf_count = 64;
+    check(&options);
 }
 
 static void test_seeds_differ(void **state)
@@ -182,11 +196,9 @@ static void test_seeds_differ(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_any_ranks_company_and_chunk),
-        cmocka_unit_test(test_candidates_or_whole_rows),
-        cmocka_unit_test(test_uneven_shares_and_little_cache),
-        cmocka_unit_test(test_levels_and_threads),
-        cmocka_unit_test(test_seeds_differ),
+        cmocka_unit_test(test_any_ranks_company_and_chunk),     cmocka_unit_test(test_candidates_or_whole_rows),
+        cmocka_unit_test(test_uneven_shares_and_little_cache),  cmocka_unit_test(test_levels_and_threads),
+        cmocka_unit_test(test_more_ranks_than_there_is_to_own), cmocka_unit_test(test_seeds_differ),
     };
 
     make_requests();
