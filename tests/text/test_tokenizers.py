@@ -46,6 +46,11 @@ def test_real_tokenizer(name, tmp_path):
     compare_all(differential.Tool(TOOL, path), Tokenizer.from_file(str(path)), 10000, seed=1)
 
 
+def test_demo_model():
+    path = ROOT / "launch" / "demo-model" / "tokenizer.json"
+    compare_all(differential.Tool(TOOL, path), Tokenizer.from_file(str(path)), 2000, seed=8)
+
+
 @pytest.mark.parametrize("name", sorted(make_tokenizers.FAMILIES))
 def test_family(name, tmp_path):
     tool, package = open_both(make_tokenizers.family(name), tmp_path / "tokenizer.json")
