@@ -343,7 +343,8 @@ int weft_command_run(struct weft_settings *settings)
     if (settings->sequences == 0) {
         setup.options.sequence_count_max = 1;
     }
-    if (!weft_signals_open(STOP_LIMIT_MS) || weft_engine_open(&setup.options, &engine) != WEFT_OK) {
+    if (!weft_signals_open(STOP_LIMIT_MS, weft_setup_is_worker(settings)) ||
+        weft_engine_open(&setup.options, &engine) != WEFT_OK) {
         free(prompt.data);
         return WEFT_EXIT_FAILURE; /* logged */
     }

@@ -114,7 +114,7 @@ int weft_command_serve(struct weft_settings *settings)
     setup.options.progress = weft_terminal_progress;
     setup.options.memory_table = weft_terminal_line;
     setup.options.callback_context = &terminal;
-    if (!weft_signals_open(STOP_LIMIT_MS + settings->drain_ms) ||
+    if (!weft_signals_open(STOP_LIMIT_MS + settings->drain_ms, weft_setup_is_worker(settings)) ||
         weft_engine_open(&setup.options, &engine) != WEFT_OK) {
         return WEFT_EXIT_FAILURE;
     }

@@ -16,6 +16,7 @@ static struct {
     _Atomic int caught;
     _Atomic bool is_running;
     _Atomic bool is_worker;
+    _Atomic bool is_failing;
     _Atomic int exit_code; /* of a leader that did not close in time; -1: 128 + signal */
     pid_t pid;             /* ranks that were forked from here have another */
     uint32_t limit_ms;
@@ -48,7 +49,9 @@ static void on_signal(int number)
     if (atomic_load(&signal_state.is_worker) || getpid() != signal_state.pid) {
         leave_after(WORKER_GRACE_MS);
     } else if (!atomic_load(&signal_state.is_running)) {
-        say("weft: interrupted while loading\n");
+        if (!atomic_load(&signal_state.is_failing)) {
+            say("weft: interrupted while loading\n");
+        }
         _exit(128 + number);
     } else {
         leave_after(signal_state.limit_ms);
@@ -71,7 +74,7 @@ static void on_alarm(int number)
     _exit(128 + atomic_load(&signal_state.caught));
 }
 
-bool weft_signals_open(uint32_t limit_ms)
+bool weft_signals_open(uint32_t limit_ms, bool is_worker)
 {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
     struct sigaction action;
@@ -79,6 +82,7 @@ bool weft_signals_open(uint32_t limit_ms)
     signal_state.pid = getpid();
     signal_state.limit_ms = limit_ms;
     atomic_store(&signal_state.exit_code, -1);
+    atomic_store(&signal_state.is_worker, is_worker);
     signal_state.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (signal_state.fd < 0) {
         fprintf(stderr, "weft: eventfd: %s\n", strerror(errno));
@@ -107,6 +111,11 @@ void weft_signals_stopping(uint32_t limit_ms, int exit_code)
 {
     atomic_store(&signal_state.exit_code, exit_code);
     leave_after(limit_ms);
+}
+
+void weft_signals_failing(void)
+{
+    atomic_store(&signal_state.is_failing, true);
 }
 
 int weft_signals_fd(void)

@@ -12,8 +12,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Before the engine opens (ranks forked by it inherit the handlers). False when the system refuses (said). */
-bool weft_signals_open(uint32_t limit_ms);
+/* Before the engine opens (ranks forked by it inherit the handlers). is_worker: will not lead, as far as is known.
+ * False when the system refuses (said). */
+bool weft_signals_open(uint32_t limit_ms, bool is_worker);
 /* Loading is over: this process is the leader, or it works. */
 void weft_signals_running(bool is_leader);
 
@@ -22,6 +23,9 @@ void weft_signals_running(bool is_leader);
  * should closing take longer. A step in the middle of a long prompt cannot be cut short, and nothing is lost with it.
  */
 void weft_signals_stopping(uint32_t limit_ms, int exit_code);
+
+/* An error has been reported: mpirun's SIGTERM, which follows, needs no line of its own. */
+void weft_signals_failing(void);
 
 /* Readable once a signal has come. */
 int weft_signals_fd(void);

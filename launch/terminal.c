@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "signals.h"
 #include "weft/log.h"
 
 enum { BAR_WIDTH = 30, BAR_INTERVAL_MS = 50, PLAIN_INTERVAL_MS = 2000 };
@@ -16,8 +17,10 @@ static void on_log(void *context, enum weft_log_level level, const char *line)
     const char *erase = terminal->has_bar ? "\r\033[K" : "";
     int rank = weft_log_rank();
 
-    (void)level;
     terminal->has_bar = false;
+    if (level == WEFT_LOG_ERROR) {
+        weft_signals_failing();
+    }
     if (rank >= 0) {
         fprintf(stderr, "%sweft[%d]: %s\n", erase, rank, line);
     } else {
