@@ -15,8 +15,9 @@ WEFT = BUILD / "weft"
 MODEL = ROOT / "launch" / "demo-model"
 ANSWER = ["run", "--model", str(MODEL), "--prompt", "Sort: 7 3 9 1", "--max-tokens", "24", "--temperature", "0",
           "--threads", "1", "--ignore-eos", "--output", "json"]
-ENDLESS = ["run", "--model", str(MODEL), "--prompt", "Once", "--max-tokens", "100000", "--context", "2000", "--temperature", "1",
-           "--threads", "1", "--ignore-eos", "--output", "json"]
+# As long as the model's context allows; streams.
+ENDLESS = ["run", "--model", str(MODEL), "--prompt", "Once", "--max-tokens", "100000", "--temperature", "1", "--threads", "1",
+           "--ignore-eos"]
 HOST_COUNT = 4
 # Of everything that should end by itself; the machine may be busy.
 HANG = 90
@@ -170,11 +171,11 @@ def test_by_hand(lab, wanted, comm, tmp_path):
         assert (code, stdout) == (0, ""), stderr
 
 
-def wait_for_ranks(lab):
-    """All are there and at work: not still connecting."""
-    ranks = until(lambda: lab.ranks() if len(lab.ranks()) == HOST_COUNT else None)
-    assert ranks, "not all ranks started"
-    time.sleep(2)
+def wait_for_text(lab, leader):
+    """The pids of all ranks, once the first of the answer has come: all are at work."""
+    assert leader.stdout.read(1) != "", leader.stderr.read()
+    ranks = lab.ranks()
+    assert len(ranks) == HOST_COUNT
     return ranks
 
 
@@ -182,8 +183,7 @@ def wait_for_ranks(lab):
 def test_killed_rank_by_hand(lab, comm, victim):
     """The survivors name the dead rank and end with an error."""
     processes = by_hand(lab, 5002, [*ENDLESS, "--comm", comm])
-    pids = wait_for_ranks(lab)
-    os.kill(pids[victim], signal.SIGKILL)
+    os.kill(wait_for_text(lab, processes[0])[victim], signal.SIGKILL)
     killed = time.monotonic()
     for rank, process in enumerate(processes):
         code, stdout, stderr = finish(process)
@@ -196,7 +196,7 @@ def test_killed_rank_by_hand(lab, comm, victim):
 @pytest.mark.parametrize("comm", ["tcp", "ucx", "mpi"])
 def test_killed_rank_under_mpirun(lab, comm):
     process = lab.start(0, "mpirun", "-n", HOST_COUNT, WEFT, *ENDLESS, "--comm", comm)
-    os.kill(wait_for_ranks(lab)[2], signal.SIGKILL)
+    os.kill(wait_for_text(lab, process)[2], signal.SIGKILL)
     code, stdout, stderr = finish(process)
     assert code != 0
     assert "rank 2 failed" in stderr, stderr
@@ -205,7 +205,7 @@ def test_killed_rank_under_mpirun(lab, comm):
 def test_pulled_cable(lab):
     """A host falls off the network without a word: noticed on both sides, long before TCP itself would."""
     processes = by_hand(lab, 5003, [*ENDLESS, "--comm", "tcp"])
-    wait_for_ranks(lab)
+    wait_for_text(lab, processes[0])
     lab.link(3, "down")
     try:
         for rank, process in enumerate(processes):
