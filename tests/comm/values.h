@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "weft/tree.h"
 
@@ -35,8 +36,16 @@ static inline float values_node(struct weft_range node, uint32_t element, uint32
 /* out[0..count) <- the sums of one node. */
 static inline void values_fill(struct weft_range node, uint32_t seed, size_t count, float *out)
 {
-    for (size_t i = 0; i < count; i++) {
-        out[i] = i < VALUES_PERIOD ? values_node(node, (uint32_t)i, seed) : out[i - VALUES_PERIOD];
+    size_t filled = count < VALUES_PERIOD ? count : VALUES_PERIOD;
+
+    for (size_t i = 0; i < filled; i++) {
+        out[i] = values_node(node, (uint32_t)i, seed);
+    }
+    while (filled < count) { /* whole periods so far: doubling keeps the pattern */
+        size_t more = count - filled < filled ? count - filled : filled;
+
+        memcpy(out + filled, out, more * sizeof(out[0]));
+        filled += more;
     }
 }
 
