@@ -110,6 +110,34 @@ def test_failures(model, arguments, words):
         assert word in line
 
 
+def truncate(path):
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:len(content) // 2])
+
+
+def overwrite(path, content):
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("file, damage", [
+    ("model.safetensors", truncate),
+    ("model.safetensors", lambda path: overwrite(path, b"\xff" * 64)),
+    ("model.safetensors", lambda path: path.unlink()),
+    ("config.json", lambda path: overwrite(path, b"{")),
+    ("config.json", lambda path: overwrite(path, b'{"architectures": ["NobodyForCausalLM"], "model_type": "nobody"}')),
+    ("tokenizer.json", truncate),
+    ("tokenizer.json", lambda path: path.unlink()),
+])
+def test_damaged_folders(tmp_path, ranks, file, damage):
+    folder = model_folder("llama2", tmp_path)
+    damage(folder / file)
+    line = one_error_line(weft("run", "--quiet", "--model", folder, "--prompt", "x", "--ranks", ranks), 1)
+    assert file.split(".")[0] in line, line
+
+
 def test_prompt_longer_than_the_context(model):
     line = one_error_line(weft("run", "--quiet", "--model", model, "--prompt", "x" * 200), 1)
     assert "200" in line and "128" in line
