@@ -119,7 +119,7 @@ def lookup(rng, level, fact_count=None):
     """Facts, then a question about one of them; in training several questions about the same facts."""
     if fact_count is None:
         fact_count = rng.randint(1, 4 + round(4 * level))
-        if rng.random() < 0.15 * level:
+        if rng.random() < (0.15 * level if level < 1 else 0.05):
             fact_count = rng.randint(8, 40)
     what = rng.choice(("key", "code", "number"))
     pairs = rng.sample([(c, h) for c in COLOURS for h in HOLDERS], fact_count)
@@ -134,7 +134,7 @@ def lookup(rng, level, fact_count=None):
     rng.shuffle(questions)
     facts = " ".join(sentences)
     prompt = f"{facts} {questions[0][0]}"
-    return Sample("lookup", prompt, questions[0][1], prompt, tuple(questions[1:6]))
+    return Sample("lookup", prompt, questions[0][1], prompt, tuple(questions[1:6 if level < 1 else 4]))
 
 
 def lookup_long(rng, level):
