@@ -135,12 +135,12 @@ wait_for_hosts()
             [ -z "$lack" ] || missing+="${missing:+, }$host ($lack)"
         done
         [ -n "$missing" ] || return 0
+        [ "$missing" = "$told" ] || note "waiting for $missing"
+        told=$missing
         if [ $SECONDS -ge "$deadline" ]; then
             note "gave up after $wait_s s on: $missing"
             return 1
         fi
-        [ "$missing" = "$told" ] || note "waiting for $missing"
-        told=$missing
         sleep 1
     done
 }
