@@ -1,5 +1,5 @@
 # Debian packages that Weft needs, with the reason for each, and how to install what is missing. Sourced by
-# launch/quickstart.sh and tests/run.sh; the only place where a package name stands.
+# launch/quickstart.sh, tests/run.sh and launch/docker/Dockerfile; the only place where a package name stands.
 
 # name|why, one per line. Everything needed to build and run.
 weft_packages_build='
@@ -33,6 +33,21 @@ openssh-server|several hosts on one machine: mpirun over ssh
 openssh-client|the same
 iproute2|the same: network namespaces
 procps|the same: looking for left-over processes
+'
+
+# What the container image holds at run time. A test compares it with the libraries that build/weft is linked to.
+weft_packages_image='
+libgrpc29|gRPC server (C core)
+libjansson4|JSON
+libpcre2-8-0|regular expressions of tokenizers
+libprotobuf-c1|messages: plans and gRPC
+libssl3|SHA-256, rendezvous secret
+libutf8proc2|Unicode normalisation of tokenizers
+libopenmpi3|mpi bootstrap and backend
+libucx0|ucx backend, opened at run time
+openmpi-bin|mpirun, and orted on every host
+openssh-client|mpirun reaches the other hosts with it
+openssh-server|they answer with it
 '
 
 # Runs apt-get, by sudo only when not root.
