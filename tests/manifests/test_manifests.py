@@ -1,0 +1,225 @@
+"""Manifests of launch/k8s and launch/kserve: against the CRDs, against each other, against the binary."""
+import copy
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from crd import CRDS, LAUNCH, ROOT, findings, needs_crd, pod_templates
+from kustomize import read_kustomization, render
+
+WEFT = (ROOT / os.environ.get("WEFT_BUILD", "build")).resolve() / "weft"
+FOLDERS = sorted(p.parent for p in LAUNCH.rglob("kustomization.yaml"))
+# base alone has no pods; what stands in launch/k8s/base is seen through the others.
+WHOLE = [f for f in FOLDERS if f.name != "base"]
+GROUPS = [f for f in WHOLE if f.name != "kserve"]
+HAS_CRDS = CRDS.is_dir()
+with_crds = pytest.mark.skipif(not HAS_CRDS, reason=f"no CRDs: {CRDS} is absent")
+
+
+def name_of(folder):
+    return str(folder.relative_to(LAUNCH))
+
+
+def of_kind(documents, kind):
+    return [d for d in documents if d["kind"] == kind]
+
+
+def templates(documents):
+    return [t for d in documents for t in pod_templates(d)]
+
+
+def containers(documents):
+    return [c for _, t, _ in templates(documents) for c in t["spec"]["containers"]]
+
+
+@pytest.fixture(params=WHOLE, ids=name_of)
+def whole(request):
+    return render(request.param)
+
+
+@pytest.fixture(params=GROUPS, ids=name_of)
+def group(request):
+    return render(request.param)
+
+
+def test_there_are_manifests():
+    kinds = {d["kind"] for f in WHOLE for d in render(f)}
+    assert {"MPIJob", "LeaderWorkerSet", "StatefulSet", "ClusterServingRuntime", "InferenceService"} <= kinds
+
+
+def test_every_document_fits_its_schema(whole):
+    checked = [d for d in whole if HAS_CRDS or not needs_crd(d)]
+    assert [f"{d['kind']} {d['metadata']['name']}: {line}" for d in checked for line in findings(d)] == []
+    if len(checked) < len(whole):
+        pytest.skip(f"no CRDs: {CRDS} is absent; only the kinds of Kubernetes itself were checked")
+
+
+@with_crds
+@pytest.mark.parametrize("folder, kind, path, key", [
+    ("k8s/mpijob", "MPIJob", ["spec"], "slotsPerWorkers"),
+    ("k8s/mpijob", "MPIJob", ["spec", "mpiReplicaSpecs", "Launcher", "template", "spec", "containers", 0], "readinesProbe"),
+    ("k8s/lws", "LeaderWorkerSet", ["spec", "leaderWorkerTemplate"], "restartpolicy"),
+    ("k8s/statefulset", "StatefulSet", ["spec", "template", "spec"], "hostnetwork"),
+    ("kserve", "ClusterServingRuntime", ["spec", "containers", 0], "agrs"),
+    ("kserve", "InferenceService", ["spec", "predictor", "model"], "storageURI"),
+])
+def test_a_mistyped_field_is_reported(folder, kind, path, key):
+    document = copy.deepcopy(of_kind(render(LAUNCH / folder), kind)[0])
+    assert findings(document) == []
+    node = document
+    for step in path:
+        node = node[step]
+    node[key] = "x"
+    assert any(f"'{key}' was unexpected" in line for line in findings(document)), findings(document)
+
+
+def test_a_mistyped_field_of_a_plain_kind_is_reported():
+    service = copy.deepcopy(of_kind(render(LAUNCH / "k8s/lws"), "Service")[0])
+    assert findings(service) == []
+    service["spec"]["ports"][0]["appProtocl"] = service["spec"]["ports"][0].pop("appProtocol")
+    assert any("'appProtocl' was unexpected" in line for line in findings(service))
+    assert findings({"kind": "Deployment"}) == ["kind Deployment: no schema for it"]
+
+
+def test_kustomizations_name_what_exists_and_all_of_it():
+    named = set()
+    for folder in FOLDERS:
+        for resource in read_kustomization(folder)["resources"]:
+            path = (folder / resource).resolve()
+            assert path.is_file() or (path / "kustomization.yaml").is_file(), f"{folder}: {resource} is not there"
+            named.add(path)
+    there = {p for f in FOLDERS for p in f.glob("*.yaml") if p.name != "kustomization.yaml"}
+    assert there - named == set()
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here to compare with")
+@pytest.mark.parametrize("folder", WHOLE, ids=name_of)
+def test_kubectl_renders_the_same(folder, tmp_path):
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60,
+                          env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KUBECONFIG": os.devnull})
+    assert done.returncode == 0, done.stderr
+
+    def key(document):
+        return document["kind"], document["metadata"]["name"]
+    assert sorted(yaml.safe_load_all(done.stdout), key=key) == sorted(render(folder), key=key)
+
+
+def test_selectors_match_the_pods_they_are_for(group):
+    pods = {role: t["metadata"]["labels"] for role, t, _ in templates(group)}
+    assert set(pods) == {"leader", "worker"}
+
+    def hit(selector):
+        return {role for role, labels in pods.items() if selector.items() <= labels.items()}
+    services = {d["metadata"]["name"]: d["spec"] for d in of_kind(group, "Service")}
+    assert hit(services.pop("weft-grpc")["selector"]) == {"leader"}
+    for spec in services.values():
+        assert hit(spec["selector"]) == set(pods)
+    for document in of_kind(group, "NetworkPolicy"):
+        assert hit(document["spec"]["podSelector"]["matchLabels"]) == set(pods)
+    for document in of_kind(group, "PodDisruptionBudget"):
+        assert hit(document["spec"]["selector"]["matchLabels"]) == set(pods)
+        assert document["spec"]["minAvailable"] == sum(n for _, _, n in templates(group))
+    for document in of_kind(group, "StatefulSet"):
+        role = document["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]
+        assert hit(document["spec"]["selector"]["matchLabels"]) == {role}
+        assert document["spec"]["serviceName"] in services
+
+
+def test_names_do_not_clash_with_what_the_operators_make(group):
+    taken = {d["metadata"]["name"] for d in of_kind(group, "MPIJob") + of_kind(group, "LeaderWorkerSet")}
+    assert not taken & {d["metadata"]["name"] for d in of_kind(group, "Service")}
+
+
+def test_ports_agree(whole):
+    ports = {(role, p["name"]): p["containerPort"] for role, t, _ in templates(whole)
+             for c in t["spec"]["containers"] for p in c.get("ports", [])}
+    for document in of_kind(whole, "Service"):
+        for port in document["spec"].get("ports", []):
+            assert ports[("leader", port["targetPort"])] == port["port"]
+            assert port["appProtocol"] == "kubernetes.io/h2c"
+    for document in of_kind(whole, "NetworkPolicy"):
+        named = [p["port"] for rule in document["spec"]["ingress"] for p in rule.get("ports", [])]
+        assert named and all(("leader", name) in ports for name in named)
+    for container in containers(whole):
+        words = [*container["command"], *container.get("args", [])]
+        mine = [p["containerPort"] for p in container.get("ports", [])]
+        if "--grpc" in words:
+            host, port = words[words.index("--grpc") + 1].rsplit(":", 1)
+            assert host == "0.0.0.0" and int(port) in mine  # the kubelet probes the pod's address
+        if "/usr/sbin/sshd" in words:
+            sshd = (LAUNCH / "docker" / "sshd_config").read_text()
+            assert mine == [int(re.search(r"^Port (\d+)$", sshd, re.M)[1])]
+
+
+def test_probes_name_services_that_the_server_knows(whole):
+    source = (ROOT / "runtime" / "serve" / "grpc_health.c").read_text()
+    known = set(re.findall(r'\{"([\w.]*)", PROBE_\w+\}', source))
+    assert {"startup", "readiness", "liveness"} <= known
+    serving = [c for c in containers(whole) if "--grpc" in c.get("args", [])]
+    assert len(serving) == (1 if containers(whole) else 0)
+    for container in serving:
+        for kind in ("startup", "readiness", "liveness"):
+            probe = container[kind + "Probe"]["grpc"]
+            assert probe["service"] == kind and kind in known
+            assert probe["port"] in [p["containerPort"] for p in container["ports"]]
+
+
+def options_of(*command):
+    done = subprocess.run([*map(str, command), "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"--[a-z][a-z-]+", done.stdout)), set(re.findall(r"\bWEFT_[A-Z_]+", done.stdout))
+
+
+def test_every_option_exists_in_the_binary(whole):
+    if not WEFT.exists():
+        pytest.skip(f"no {WEFT}: build it first")
+    serve, variables = options_of(WEFT, "serve")
+    mpirun, more = options_of(LAUNCH / "mpirun.sh")
+    for container in containers(whole):
+        words = " ".join([*container["command"], *container.get("args", [])]).split()
+        if words[0] == "weft-mpirun":
+            start = words.index("serve")
+            assert {w for w in words[:start] if w.startswith("--")} <= mpirun
+            words = ["weft", *words[start:]]
+        if "weft" in words:
+            start = words.index("weft")
+            assert words[start + 1] == "serve"
+            used = {w for w in words[start + 2:] if w.startswith("--")}
+            assert used and used <= serve, used - serve
+        names = {e["name"] for e in container.get("env", []) if e["name"].startswith("WEFT_")}
+        assert names <= variables | more, names - variables - more
+
+
+def test_pods_are_locked_down_and_complete(whole):
+    for _, template, _ in templates(whole):
+        pod = template["spec"]
+        volumes = {v["name"] for v in pod["volumes"]}
+        for container in pod["containers"]:
+            rights = {**pod.get("securityContext", {}), **container["securityContext"]}
+            assert rights["runAsNonRoot"] is True and rights["runAsUser"] == 1000
+            assert rights["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert rights["allowPrivilegeEscalation"] is False and rights["readOnlyRootFilesystem"] is True
+            assert rights["capabilities"] == {"drop": ["ALL"]}
+            mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+            assert set(mounts) == volumes and mounts["tmp"] == "/tmp" and mounts["shm"] == "/dev/shm"
+            words = [*container["command"], *container.get("args", [])]
+            if "--drain" in words:
+                drain = int(words[words.index("--drain") + 1].rstrip("s"))
+                assert drain < pod.get("terminationGracePeriodSeconds", 30)
+
+
+@pytest.mark.parametrize("folder", GROUPS, ids=name_of)
+def test_rank_count_is_the_number_of_pods(folder):
+    documents = render(folder)
+    pods = sum(n for _, _, n in templates(documents))
+    for job in of_kind(documents, "MPIJob"):
+        assert job["spec"]["runLauncherAsWorker"] and job["spec"]["slotsPerWorker"] == 1
+    for container in containers(of_kind(documents, "StatefulSet")):
+        assert {"name": "WEFT_RANK_COUNT", "value": str(pods)} in container["env"]
+
+
+def test_no_secret_is_committed():
+    assert all(d["kind"] != "Secret" for f in WHOLE for d in render(f))
