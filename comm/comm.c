@@ -131,6 +131,11 @@ const char *weft_comm_backend(const struct weft_comm *comm)
     return comm->name;
 }
 
+const char *weft_comm_reason(const struct weft_comm *comm)
+{
+    return comm->reason;
+}
+
 void weft_comm_stats(const struct weft_comm *comm, struct weft_comm_stats *stats_out)
 {
     *stats_out = comm->stats;

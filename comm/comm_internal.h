@@ -31,6 +31,7 @@ struct weft_comm {
     size_t gather_size_max;
     bool is_traced;
     char name[16];
+    char reason[128]; /* of the choice */
 
     uint32_t host_count;
     uint32_t host_of[COMM_RANK_MAX];      /* by rank */

@@ -295,6 +295,7 @@ enum weft_status weft_comm_open(struct weft_bootstrap *bootstrap, const struct w
     plan_host(comm, comm->own_host, &comm->host_plan, comm->host_inputs);
     plan_top(comm);
     snprintf(comm->name, sizeof(comm->name), "%s", choice.name);
+    snprintf(comm->reason, sizeof(comm->reason), "%s", choice.reason);
     status = agree(comm, "allocate", size_buffers(comm));
     if (status == WEFT_OK) {
         status = open_channels(comm, options, &choice);

@@ -80,6 +80,8 @@ WEFT_MUST_CHECK enum weft_status weft_comm_barrier(struct weft_comm *comm);
 int weft_comm_failed_rank(const struct weft_comm *comm);
 /* "shm", "tcp", "shm+tcp" ... */
 const char *weft_comm_backend(const struct weft_comm *comm);
+/* Why: "one host", "asked for", or what ruled out the backends before it. */
+const char *weft_comm_reason(const struct weft_comm *comm);
 
 enum weft_comm_op {
     WEFT_COMM_TREE_SUM,
