@@ -12,6 +12,7 @@
 int weft_command_run(struct weft_settings *settings);
 int weft_command_serve(struct weft_settings *settings);
 int weft_command_info(struct weft_settings *settings);
+int weft_command_doctor(struct weft_settings *settings);
 
 /* Storage that engine options point into. */
 struct weft_setup {
@@ -26,6 +27,12 @@ struct weft_setup {
  */
 bool weft_setup_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
                      int *exit_code);
+/* The same without a model. */
+bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
+                           int *exit_code);
+
+/* Where the value in use of "rank", "ranks" or "leader" came from: "argument", "WEFT_RANK", "mpirun", "default". */
+const char *weft_setup_origin(const struct weft_settings *settings, const char *name);
 
 /* True when this process will not be the leader, as far as can be told before the group forms. */
 bool weft_setup_is_worker(const struct weft_settings *settings);

@@ -37,6 +37,7 @@ static int command_run(const struct weft_command_text *command, int argument_cou
     case WEFT_COMMAND_RUN: return weft_command_run(&settings);
     case WEFT_COMMAND_SERVE: return weft_command_serve(&settings);
     case WEFT_COMMAND_INFO: return weft_command_info(&settings);
+    case WEFT_COMMAND_DOCTOR: return weft_command_doctor(&settings);
     case WEFT_COMMAND_ALL: break;
     }
     return WEFT_EXIT_USAGE;

@@ -301,8 +301,19 @@ static bool environment_read(const struct weft_command_text *command, const bool
         if (!value_set((struct source){command, option->environment}, option, text, settings)) {
             return false;
         }
+        settings->origins[i] = option->environment;
     }
     return true;
+}
+
+const char *weft_option_origin(const struct weft_settings *settings, const char *name)
+{
+    for (size_t i = 0; i < weft_option_count; i++) {
+        if (strcmp(weft_options[i].name, name) == 0) {
+            return settings->origins[i];
+        }
+    }
+    return NULL;
 }
 
 bool weft_options_parse(const struct weft_command_text *command, int argument_count, char **arguments,
@@ -334,6 +345,7 @@ bool weft_options_parse(const struct weft_command_text *command, int argument_co
         }
         if (option != NULL) {
             is_given[option - weft_options] = true;
+            settings->origins[option - weft_options] = "argument";
         }
         index += used;
     }

@@ -10,8 +10,6 @@
 
 #include "settings.h"
 
-enum { WEFT_OPTION_MAX = 64 };
-
 /* Exit codes: 0 done, 1 it failed, 2 it was asked wrongly; 128 + signal when a signal ended it. */
 enum { WEFT_EXIT_OK = 0, WEFT_EXIT_FAILURE = 1, WEFT_EXIT_USAGE = 2 };
 
@@ -19,7 +17,8 @@ enum weft_command {
     WEFT_COMMAND_RUN = 1,
     WEFT_COMMAND_SERVE = 2,
     WEFT_COMMAND_INFO = 4,
-    WEFT_COMMAND_ALL = 7,
+    WEFT_COMMAND_DOCTOR = 8,
+    WEFT_COMMAND_ALL = 15,
 };
 
 enum weft_option_kind {
@@ -76,6 +75,9 @@ void weft_settings_init(struct weft_settings *settings);
  */
 bool weft_options_parse(const struct weft_command_text *command, int argument_count, char **arguments,
                         struct weft_settings *settings);
+
+/* What set option `name`: "argument", or the variable, "WEFT_RANK"; NULL when nothing did. */
+const char *weft_option_origin(const struct weft_settings *settings, const char *name);
 
 void weft_help_print(FILE *file);
 void weft_help_command_print(const struct weft_command_text *command, FILE *file);

@@ -4,6 +4,7 @@
 #define RUN    WEFT_COMMAND_RUN
 #define SERVE  WEFT_COMMAND_SERVE
 #define INFO   WEFT_COMMAND_INFO
+#define DOCTOR WEFT_COMMAND_DOCTOR
 #define ALL    WEFT_COMMAND_ALL
 #define AT(m)  .offset = offsetof(struct weft_settings, m)
 #define U32MAX 4294967295.0
@@ -85,7 +86,7 @@ const struct weft_option weft_options[] = {
     {"ranks", 'r', WEFT_OPTION_U32, ALL, rank_group, "N",
      "processes that share the model on this host; under mpirun its ranks are used", "1", "WEFT_RANKS", AT(ranks),
      .min = 1, .max = 1024},
-    {"threads", 0, WEFT_OPTION_U32, RUN | SERVE, rank_group, "N", "CPU threads per rank", "cores / ranks",
+    {"threads", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, rank_group, "N", "CPU threads per rank", "cores / ranks",
      "WEFT_THREADS", AT(threads), .min = 1, .max = 1024},
     {"shares", 0, WEFT_OPTION_NUMBER_LIST, ALL, rank_group, "A,B,...",
      "how much of the model each rank takes, in proportion: 3,1", "equal", "WEFT_SHARES", AT(shares), .min = 1,
@@ -99,23 +100,23 @@ const struct weft_option weft_options[] = {
     {"cpu-level", 0, WEFT_OPTION_CHOICE, RUN | SERVE, rank_group, "ref|avx2|avx512",
      "instruction set; does not change the answer", "best of this machine", "WEFT_CPU_LEVEL", AT(cpu_level),
      .choices = cpu_levels},
-    {"comm", 0, WEFT_OPTION_CHOICE, RUN | SERVE, rank_group,
-     "auto|self|shm|tcp|ucx|mpi", "how ranks talk; does not change the answer", "auto", "WEFT_COMM", AT(comm), .choices = comms},
-    {"interface", 0, WEFT_OPTION_TEXT, RUN | SERVE, rank_group, "NAME|CIDR", "network between hosts: eth0, 10.0.0.0/8",
+    {"comm", 0, WEFT_OPTION_CHOICE, RUN | SERVE | DOCTOR, rank_group, "auto|self|shm|tcp|ucx|mpi",
+     "how ranks talk; does not change the answer", "auto", "WEFT_COMM", AT(comm), .choices = comms},
+    {"interface", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, rank_group, "NAME|CIDR", "network between hosts: eth0, 10.0.0.0/8",
      "by route", "WEFT_INTERFACE", AT(interface)},
-    {"timeout", 0, WEFT_OPTION_TIME, RUN | SERVE, rank_group, "TIME", "longest wait between ranks before giving up",
+    {"timeout", 0, WEFT_OPTION_TIME, RUN | SERVE | DOCTOR, rank_group, "TIME", "longest wait between ranks before giving up",
      "30s", "WEFT_TIMEOUT", AT(timeout_ms), .min = 0.1, .max = 86400},
 
-    {"leader", 0, WEFT_OPTION_TEXT, RUN | SERVE, hand_group, "HOST:PORT",
+    {"leader", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, hand_group, "HOST:PORT",
      "where rank 0 listens and the others connect; needs --rank and --ranks", NULL, "WEFT_LEADER", AT(leader)},
-    {"rank", 0, WEFT_OPTION_U32, RUN | SERVE, hand_group, "R", "number of this process, from 0", "0", "WEFT_RANK",
+    {"rank", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "R", "number of this process, from 0", "0", "WEFT_RANK",
      AT(rank), .min = 0, .max = 1023},
-    {"rank-count", 0, WEFT_OPTION_U32, RUN | SERVE, hand_group, "N", "the same as --ranks", NULL, "WEFT_RANK_COUNT",
+    {"rank-count", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "N", "the same as --ranks", NULL, "WEFT_RANK_COUNT",
      AT(ranks), .min = 1, .max = 1024},
-    {"secret-file", 0, WEFT_OPTION_TEXT, RUN | SERVE, hand_group, "FILE",
+    {"secret-file", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, hand_group, "FILE",
      "file with a secret that every rank must show", "none", "WEFT_SECRET_FILE", AT(secret_file)},
 
-    {"output", 'o', WEFT_OPTION_CHOICE, RUN | INFO, output_group, "text|json",
+    {"output", 'o', WEFT_OPTION_CHOICE, RUN | INFO | DOCTOR, output_group, "text|json",
      "json prints one object on standard output and nothing else", "text", NULL, AT(output), .choices = outputs},
     {"quiet", 'q', WEFT_OPTION_FLAG, ALL, output_group, NULL, "errors only: no progress, tables or timings", NULL,
      NULL, AT(is_quiet)},
@@ -145,5 +146,15 @@ const struct weft_command_text weft_commands[] = {
      "Reads the configuration only, no weights, and starts nothing.", "model",
      "  weft info DIR --ranks 4                 bytes per rank\n"
      "  weft info DIR --ranks 3 --shares 2,1,1  with uneven shares\n"},
+    {WEFT_COMMAND_DOCTOR, "doctor", "look at ranks, hosts and links, and say what would hurt", "[OPTION...]",
+     "Starts the ranks as run and serve would, loads nothing, and shows what each rank may use, how fast each link is, "
+     "and "
+     "one line per finding: what, where, why, what to change. A model is only looked at when --model names one. Exit "
+     "code "
+     "0: all well; 1: something would hurt or fail.",
+     NULL,
+     "  weft doctor --ranks 2 --model DIR           this host\n"
+     "  mpirun -n 4 weft doctor --model DIR         the ranks and hosts of mpirun's\n"
+     "  weft doctor --ranks 2 --output json         for programs\n"},
 };
 const size_t weft_command_count = sizeof(weft_commands) / sizeof(weft_commands[0]);

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { WEFT_SETTINGS_STOP_MAX = 16, WEFT_SETTINGS_SHARE_MAX = 64 };
+enum { WEFT_OPTION_MAX = 64, WEFT_SETTINGS_STOP_MAX = 16, WEFT_SETTINGS_SHARE_MAX = 64 };
 
 struct weft_text_list {
     const char *items[WEFT_SETTINGS_STOP_MAX];
@@ -65,6 +65,8 @@ struct weft_settings {
     bool is_quiet;
     bool is_verbose;
     bool is_help;
+    /* by position in weft_options[]: what set it: "argument", or the variable's name; NULL when nothing did */
+    const char *origins[WEFT_OPTION_MAX];
 };
 
 #endif

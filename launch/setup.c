@@ -111,8 +111,21 @@ static bool rendezvous_check(const struct weft_settings *settings, const char *c
     return true;
 }
 
-bool weft_setup_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
-                     int *exit_code)
+const char *weft_setup_origin(const struct weft_settings *settings, const char *name)
+{
+    const char *origin = weft_option_origin(settings, name);
+
+    if (origin == NULL && strcmp(name, "ranks") == 0) {
+        origin = weft_option_origin(settings, "rank-count");
+    }
+    if (settings->leader == NULL && launcher_rank() != NULL) {
+        return "mpirun";
+    }
+    return origin != NULL ? origin : "default";
+}
+
+bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
+                           int *exit_code)
 {
     struct weft_engine_options *options = &setup->options;
 
@@ -123,13 +136,6 @@ bool weft_setup_init(struct weft_setup *setup, const struct weft_settings *setti
         return false;
     }
     *exit_code = WEFT_EXIT_FAILURE;
-    if (settings->model != NULL) {
-        options->model = settings->model;
-    } else if (demo_model_find(setup->model, sizeof(setup->model), command)) {
-        options->model = setup->model;
-    } else {
-        return false;
-    }
     if (settings->secret_file != NULL) {
         if (!secret_read(settings->secret_file, setup->secret, sizeof(setup->secret), command)) {
             return false;
@@ -155,5 +161,21 @@ bool weft_setup_init(struct weft_setup *setup, const struct weft_settings *setti
     options->kv_token_count = settings->kv_tokens;
     options->prefill_chunk = settings->prefill_chunk;
     options->timeout_ms = settings->timeout_ms;
+    return true;
+}
+
+bool weft_setup_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
+                     int *exit_code)
+{
+    if (!weft_setup_group_init(setup, settings, command, exit_code)) {
+        return false;
+    }
+    if (settings->model != NULL) {
+        setup->options.model = settings->model;
+    } else if (demo_model_find(setup->model, sizeof(setup->model), command)) {
+        setup->options.model = setup->model;
+    } else {
+        return false;
+    }
     return true;
 }

@@ -1,0 +1,52 @@
+/* weft doctor: forms the group as a run would, looks at every rank and link, and says what would hurt. Loads nothing.
+ */
+#ifndef WEFT_DOCTOR_DOCTOR_H
+#define WEFT_DOCTOR_DOCTOR_H
+
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "doctor/findings.h"
+#include "weft/weft.h"
+
+struct weft_doctor_options {
+    const struct weft_engine_options *engine; /* launch, ranks, comm, limits; model NULL: none is looked at */
+    /* Where the leader's values came from: "argument", "WEFT_RANK", "mpirun", "default". For the report only. */
+    const char *rank_origin;
+    const char *rank_count_origin;
+    const char *leader_origin;
+};
+
+/* Of the leader. */
+struct weft_doctor_report {
+    const struct weft_doctor_options *options;
+    struct weft_doctor_facts *facts; /* [rank_count] */
+    struct weft_doctor_link *links;  /* [link_count] */
+    uint64_t *memory_needs;          /* [rank_count]; NULL: not known */
+    uint32_t rank_count;
+    uint32_t link_count;
+    char kind[16];      /* how the ranks came about: "local", "mpi", "tcp", "self" */
+    char transport[16]; /* "shm+tcp"; "" when none could be opened */
+    char reason[128];
+    struct weft_doctor_findings findings;
+};
+
+/*
+ * Collective. *report_out is the leader's, NULL on every other rank (which must leave by _exit() if it was forked). A
+ * failure after the group has formed is a finding of the report; before, it is returned, logged.
+ */
+WEFT_MUST_CHECK enum weft_status weft_doctor_run(const struct weft_doctor_options *options,
+                                                 struct weft_doctor_report **report_out);
+void weft_doctor_report_close(struct weft_doctor_report **report);
+
+/* Of a pair: "shm", "tcp" ... out of "shm+tcp". */
+const char *weft_doctor_link_transport(const struct weft_doctor_report *report, const struct weft_doctor_link *link,
+                                       char text[16]);
+
+/* Tables and one line per finding; only findings when is_quiet. */
+void weft_doctor_report_print(const struct weft_doctor_report *report, bool is_quiet, FILE *file);
+/* One object and a newline. False when out of memory or a host's name is not UTF-8. */
+bool weft_doctor_report_print_json(const struct weft_doctor_report *report, FILE *file);
+const char *weft_doctor_severity_name(enum weft_doctor_severity severity);
+
+#endif

@@ -1,0 +1,41 @@
+/* What one rank finds out about itself and its machine. Plain bytes: travels as it is between ranks of one build. */
+#ifndef WEFT_DOCTOR_FACTS_H
+#define WEFT_DOCTOR_FACTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/identity.h"
+#include "engine/machine.h"
+#include "weft/bootstrap.h"
+
+enum { WEFT_DOCTOR_TEXT_SIZE = 256 };
+
+struct weft_doctor_facts {
+    struct weft_machine machine; /* host name, cores, quota, memory available */
+    uint64_t host_id;
+    uint64_t pid;
+    uint64_t memory_total; /* bytes */
+    uint64_t memory_limit; /* asked for; 0: none */
+    uint64_t huge_free;    /* bytes of reserved huge pages that are free */
+    uint64_t lock_limit;   /* bytes; UINT64_MAX: none */
+    uint64_t file_limit;   /* open files */
+    uint32_t cpu_count;    /* online on this host */
+    uint32_t numa_count;
+    uint32_t thread_count; /* asked for; 0: cores / ranks */
+    int32_t model_status;  /* enum weft_status; meaningful with has_model */
+    uint8_t has_model;
+    uint8_t has_binary;
+    uint8_t binary[WEFT_SHA256_SIZE]; /* of the program's file */
+    uint8_t model[WEFT_SHA256_SIZE];  /* fingerprint of the model's files */
+    char huge_mode[16];               /* of transparent huge pages: "always", "madvise", "never", "?" */
+    char cpu_level[16];               /* "avx512" */
+    char version[32];
+    char model_error[WEFT_DOCTOR_TEXT_SIZE];
+};
+
+/* model: folder, or NULL. Never fails: what cannot be read says so by its value. */
+void weft_doctor_facts_read(const struct weft_bootstrap *bootstrap, const char *model,
+                            struct weft_doctor_facts *facts_out);
+
+#endif

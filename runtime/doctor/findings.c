@@ -1,0 +1,356 @@
+/* The rules. Thresholds are where a person would want to know, not where things stop working. */
+#include "doctor/findings.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MIB 1048576.0
+
+static const double LATENCY_SLOW_US = 500;
+static const double BANDWIDTH_SLOW = 100e6; /* bytes/s: less than a 1 Gbit/s network gives */
+static const double CLOCK_SKEW_US = 100e3;
+enum { FILE_LIMIT_LOW = 1024 };
+static const uint64_t LOCK_LIMIT_LOW = 64 << 20;
+
+void weft_doctor_findings_add(struct weft_doctor_findings *findings, const struct weft_doctor_finding *finding,
+                              const char *format, ...)
+{
+    struct weft_doctor_finding *item;
+    va_list arguments;
+
+    if (findings->count == WEFT_DOCTOR_FINDING_MAX) {
+        findings->dropped++;
+        return;
+    }
+    item = &findings->items[findings->count++];
+    *item = *finding;
+    va_start(arguments, format);
+    (void)vsnprintf(item->what, sizeof(item->what), format, arguments);
+    va_end(arguments);
+}
+
+bool weft_doctor_is_trouble(const struct weft_doctor_findings *findings)
+{
+    for (uint32_t i = 0; i < findings->count; i++) {
+        if (findings->items[i].severity != WEFT_DOCTOR_NOTE) {
+            return true;
+        }
+    }
+    return findings->dropped > 0;
+}
+
+static bool has_core(const struct weft_machine *machine, uint32_t core)
+{
+    return (machine->cpu_mask[core / 8] >> core % 8 & 1) != 0;
+}
+
+uint32_t weft_doctor_core_count(const struct weft_machine *machine)
+{
+    uint32_t count = 0;
+
+    for (uint32_t core = 0; core < WEFT_CPU_COUNT_MAX; core++) {
+        count += has_core(machine, core);
+    }
+    return count;
+}
+
+const char *weft_doctor_cores_text(const struct weft_machine *machine, char *text, size_t size)
+{
+    size_t used = 0;
+
+    snprintf(text, size, "-");
+    for (uint32_t core = 0; core < WEFT_CPU_COUNT_MAX && used + 1 < size; core++) {
+        uint32_t last = core;
+
+        if (!has_core(machine, core)) {
+            continue;
+        }
+        while (last + 1 < WEFT_CPU_COUNT_MAX && has_core(machine, last + 1)) {
+            last++;
+        }
+        used += (size_t)snprintf(text + used, size - used, last > core ? "%s%u-%u" : "%s%u", used > 0 ? "," : "", core,
+                                 last);
+        core = last;
+    }
+    return text;
+}
+
+uint32_t weft_doctor_host_ranks(const struct weft_doctor_facts *facts, uint32_t rank_count, uint32_t rank)
+{
+    uint32_t count = 0;
+
+    for (uint32_t r = 0; r < rank_count; r++) {
+        count += facts[r].host_id == facts[rank].host_id;
+    }
+    return count;
+}
+
+uint32_t weft_doctor_host_cores(const struct weft_doctor_facts *facts, uint32_t rank_count, uint32_t rank)
+{
+    struct weft_machine all = {.cpu_quota = 0};
+    uint32_t quota = 0;
+    uint32_t count;
+
+    for (uint32_t r = 0; r < rank_count; r++) {
+        if (facts[r].host_id != facts[rank].host_id) {
+            continue;
+        }
+        for (size_t i = 0; i < sizeof(all.cpu_mask); i++) {
+            all.cpu_mask[i] |= facts[r].machine.cpu_mask[i];
+        }
+        quota = facts[r].machine.cpu_quota > quota ? facts[r].machine.cpu_quota : quota;
+    }
+    count = weft_doctor_core_count(&all);
+    return quota > 0 && quota < count ? quota : count;
+}
+
+/* Rank r is the first of its host. */
+static bool is_first(const struct weft_doctor_group *group, uint32_t rank)
+{
+    for (uint32_t r = 0; r < rank; r++) {
+        if (group->facts[r].host_id == group->facts[rank].host_id) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static struct weft_doctor_finding at_rank(const struct weft_doctor_group *group, uint32_t rank,
+                                          enum weft_doctor_severity severity, const char *why, const char *change)
+{
+    struct weft_doctor_finding finding = {.severity = severity, .why = why, .change = change};
+
+    snprintf(finding.where, sizeof(finding.where), "rank %u on %s", rank, group->facts[rank].machine.host_name);
+    return finding;
+}
+
+static struct weft_doctor_finding at_host(const struct weft_doctor_group *group, uint32_t rank,
+                                          enum weft_doctor_severity severity, const char *why, const char *change)
+{
+    struct weft_doctor_finding finding = {.severity = severity, .why = why, .change = change};
+
+    snprintf(finding.where, sizeof(finding.where), "host %s", group->facts[rank].machine.host_name);
+    return finding;
+}
+
+/* ---- the same everywhere ---- */
+
+static void judge_program(const struct weft_doctor_group *group, uint32_t rank, struct weft_doctor_findings *findings)
+{
+    const struct weft_doctor_facts *own = &group->facts[rank];
+    const struct weft_doctor_facts *leader = &group->facts[0];
+
+    if (strcmp(own->version, leader->version) != 0) {
+        struct weft_doctor_finding finding = at_rank(
+            group, rank, WEFT_DOCTOR_ERROR, "the ranks would refuse each other", "install the same Weft on every host");
+        weft_doctor_findings_add(findings, &finding, "Weft %s, the leader runs %s", own->version, leader->version);
+    } else if (own->has_binary && leader->has_binary && memcmp(own->binary, leader->binary, sizeof(own->binary)) != 0) {
+        struct weft_doctor_finding finding =
+            at_rank(group, rank, WEFT_DOCTOR_WARNING, "two builds of one version may differ in more than you think",
+                    "copy one binary to every host");
+        weft_doctor_findings_add(findings, &finding,
+                                 "another binary (%02x%02x%02x%02x) than the leader's (%02x%02x%02x%02x)",
+                                 own->binary[0], own->binary[1], own->binary[2], own->binary[3], leader->binary[0],
+                                 leader->binary[1], leader->binary[2], leader->binary[3]);
+    }
+    if (strcmp(own->cpu_level, leader->cpu_level) != 0) {
+        struct weft_doctor_finding finding =
+            at_rank(group, rank, WEFT_DOCTOR_WARNING, "same bits, but every step waits for the slowest rank",
+                    "use like hosts, or give the slower ones less with --shares");
+        weft_doctor_findings_add(findings, &finding, "CPU level %s, the leader has %s", own->cpu_level,
+                                 leader->cpu_level);
+    }
+}
+
+static void judge_model(const struct weft_doctor_group *group, uint32_t rank, struct weft_doctor_findings *findings)
+{
+    const struct weft_doctor_facts *own = &group->facts[rank];
+    const struct weft_doctor_facts *leader = &group->facts[0];
+
+    if (own->has_model && own->model_status != WEFT_OK) {
+        struct weft_doctor_finding finding =
+            at_rank(group, rank, WEFT_DOCTOR_ERROR, "this rank could not load the model",
+                    "put the whole model folder there, under the same path");
+        weft_doctor_findings_add(findings, &finding, "%s", own->model_error);
+        return;
+    }
+    if (own->has_model != leader->has_model) {
+        struct weft_doctor_finding finding = at_rank(group, rank, WEFT_DOCTOR_WARNING, "its model was not compared",
+                                                     "start every rank with the same arguments");
+        weft_doctor_findings_add(findings, &finding, "%s --model, unlike the leader",
+                                 own->has_model ? "with" : "without");
+        return;
+    }
+    if (own->has_model && leader->model_status == WEFT_OK &&
+        memcmp(own->model, leader->model, sizeof(own->model)) != 0) {
+        struct weft_doctor_finding finding =
+            at_rank(group, rank, WEFT_DOCTOR_ERROR, "the ranks would refuse each other",
+                    "copy the leader's model folder to this host");
+        weft_doctor_findings_add(findings, &finding,
+                                 "other model files: fingerprint %02x%02x%02x%02x, the leader's is %02x%02x%02x%02x",
+                                 own->model[0], own->model[1], own->model[2], own->model[3], leader->model[0],
+                                 leader->model[1], leader->model[2], leader->model[3]);
+    }
+}
+
+/* ---- cores ---- */
+
+/* The first earlier rank of the same host that may use exactly the one core this one may use; -1: none. */
+static int same_core(const struct weft_doctor_group *group, uint32_t rank)
+{
+    const struct weft_doctor_facts *own = &group->facts[rank];
+
+    if (own->cpu_count == 1 || weft_doctor_core_count(&own->machine) != 1) {
+        return -1;
+    }
+    for (uint32_t r = 0; r < rank; r++) {
+        if (group->facts[r].host_id == own->host_id &&
+            memcmp(group->facts[r].machine.cpu_mask, own->machine.cpu_mask, sizeof(own->machine.cpu_mask)) == 0) {
+            return (int)r;
+        }
+    }
+    return -1;
+}
+
+static void judge_cores(const struct weft_doctor_group *group, uint32_t rank, struct weft_doctor_findings *findings)
+{
+    uint32_t cores = weft_doctor_host_cores(group->facts, group->rank_count, rank);
+    uint32_t ranks = weft_doctor_host_ranks(group->facts, group->rank_count, rank);
+    uint32_t threads = 0;
+    int other = same_core(group, rank);
+    char text[64];
+
+    if (other >= 0) {
+        struct weft_doctor_finding finding =
+            at_rank(group, rank, WEFT_DOCTOR_WARNING, "they take turns on it: every step takes twice as long or more",
+                    "mpirun --bind-to none (launch/mpirun.sh does), or bind every rank to cores of its own");
+        weft_doctor_findings_add(findings, &finding, "bound to core %s, as is rank %d",
+                                 weft_doctor_cores_text(&group->facts[rank].machine, text, sizeof(text)), other);
+    }
+    if (!is_first(group, rank)) {
+        return;
+    }
+    for (uint32_t r = 0; r < group->rank_count; r++) {
+        if (group->facts[r].host_id == group->facts[rank].host_id) {
+            uint32_t share = cores / ranks > 0 ? cores / ranks : 1;
+            threads += group->facts[r].thread_count > 0 ? group->facts[r].thread_count : share;
+        }
+    }
+    if (threads > cores) {
+        struct weft_doctor_finding finding =
+            at_host(group, rank, WEFT_DOCTOR_WARNING, "threads that wait for each other take turns on a core",
+                    "fewer --ranks or --threads here, or more cores (affinity, cgroup quota)");
+        weft_doctor_findings_add(findings, &finding, "%u thread%s of %u rank%s on %u core%s", threads,
+                                 threads == 1 ? "" : "s", ranks, ranks == 1 ? "" : "s", cores, cores == 1 ? "" : "s");
+    }
+}
+
+/* ---- memory and limits ---- */
+
+static void judge_memory(const struct weft_doctor_group *group, uint32_t rank, struct weft_doctor_findings *findings)
+{
+    const struct weft_doctor_facts *own = &group->facts[rank];
+    uint64_t need = 0;
+
+    if (group->memory_needs == NULL) {
+        return;
+    }
+    if (own->memory_limit > 0 && group->memory_needs[rank] > own->memory_limit) {
+        struct weft_doctor_finding finding =
+            at_rank(group, rank, WEFT_DOCTOR_ERROR, "loading would be refused", "a larger --memory, or more ranks");
+        weft_doctor_findings_add(findings, &finding, "needs %.0f MiB for weights and activations, --memory allows %.0f",
+                                 (double)group->memory_needs[rank] / MIB, (double)own->memory_limit / MIB);
+    }
+    for (uint32_t r = 0; r < group->rank_count && is_first(group, rank); r++) {
+        need += group->facts[r].host_id == own->host_id ? group->memory_needs[r] : 0;
+    }
+    /* The engine takes 90 % of what is free. */
+    if ((double)need > 0.9 * (double)own->machine.memory_available) {
+        struct weft_doctor_finding finding = at_host(group, rank, WEFT_DOCTOR_ERROR, "loading would be refused",
+                                                     "free memory, raise the cgroup's limit, or use more hosts");
+        weft_doctor_findings_add(findings, &finding,
+                                 "needs %.0f MiB for weights and activations, may take 90 %% of %.0f MiB",
+                                 (double)need / MIB, (double)own->machine.memory_available / MIB);
+    }
+}
+
+static void judge_limits(const struct weft_doctor_group *group, uint32_t rank, struct weft_doctor_findings *findings)
+{
+    const struct weft_doctor_facts *own = &group->facts[rank];
+
+    if (is_first(group, rank) && strcmp(own->huge_mode, "never") == 0) {
+        struct weft_doctor_finding finding =
+            at_host(group, rank, WEFT_DOCTOR_WARNING, "reading weights costs a page walk every 4 KiB",
+                    "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
+        weft_doctor_findings_add(findings, &finding, "no huge pages: transparent huge pages are \"never\"");
+    }
+    if (own->file_limit < FILE_LIMIT_LOW) {
+        struct weft_doctor_finding finding =
+            at_rank(group, rank, WEFT_DOCTOR_WARNING, "sockets and shards of the model each take one",
+                    "ulimit -n 65536, or LimitNOFILE= of the service");
+        weft_doctor_findings_add(findings, &finding, "at most %" PRIu64 " open files", own->file_limit);
+    }
+    if (is_first(group, rank) && own->lock_limit < LOCK_LIMIT_LOW) {
+        struct weft_doctor_finding finding = at_rank(group, rank, WEFT_DOCTOR_NOTE, "only RDMA networks need more",
+                                                     "ulimit -l unlimited where there is RDMA");
+        weft_doctor_findings_add(findings, &finding, "may lock %" PRIu64 " KiB of memory", own->lock_limit / 1024);
+    }
+}
+
+/* ---- links ---- */
+
+static void judge_link(const struct weft_doctor_group *group, const struct weft_doctor_link *link,
+                       struct weft_doctor_findings *findings)
+{
+    struct weft_doctor_finding finding = {.severity = WEFT_DOCTOR_WARNING};
+    double skew_us = fabs(link->clock_offset_us) - link->clock_error_us;
+
+    /* Inside a host a slow answer means busy cores, which the rules about cores are for. */
+    if (!link->is_measured || link->is_same_host) {
+        return;
+    }
+    snprintf(finding.where, sizeof(finding.where), "rank %u - rank %u (%.24s - %.24s)", link->a, link->b,
+             group->facts[link->a].machine.host_name, group->facts[link->b].machine.host_name);
+    if (link->latency_us > LATENCY_SLOW_US) {
+        finding.why = "every layer waits for two exchanges per token";
+        finding.change = "another network with --interface, or hosts that are nearer; look for load on the hosts";
+        weft_doctor_findings_add(findings, &finding, "slow link: a message takes %.0f us", link->latency_us);
+    }
+    if (link->bandwidth < BANDWIDTH_SLOW) {
+        finding.why = "long prompts send megabytes per layer";
+        finding.change = "another network with --interface; check link speed, MTU and what else uses it";
+        weft_doctor_findings_add(findings, &finding, "slow link: %.1f MB/s", link->bandwidth / 1e6);
+    }
+    if (skew_us > CLOCK_SKEW_US) {
+        finding.why = "log lines of the hosts cannot be put in order; certificates may seem invalid";
+        finding.change = "run chrony or another NTP client on both hosts";
+        weft_doctor_findings_add(findings, &finding, "clocks differ by %.3f s", link->clock_offset_us / 1e6);
+    }
+}
+
+void weft_doctor_judge(const struct weft_doctor_group *group, struct weft_doctor_findings *findings)
+{
+    uint32_t missed = 0;
+
+    for (uint32_t r = 0; r < group->rank_count; r++) {
+        judge_program(group, r, findings);
+        judge_model(group, r, findings);
+        judge_cores(group, r, findings);
+        judge_memory(group, r, findings);
+        judge_limits(group, r, findings);
+    }
+    for (uint32_t i = 0; i < group->link_count; i++) {
+        judge_link(group, &group->links[i], findings);
+        missed += !group->links[i].is_measured;
+    }
+    if (missed > 0) {
+        struct weft_doctor_finding finding = {.severity = WEFT_DOCTOR_NOTE,
+                                              .where = "links",
+                                              .why = "measuring ended early",
+                                              .change = "fewer ranks, or look at the slow links above first"};
+        weft_doctor_findings_add(findings, &finding, "%u of %u pairs not measured", missed, group->link_count);
+    }
+}

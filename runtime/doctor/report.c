@@ -1,0 +1,133 @@
+/* The report for people. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "doctor/doctor.h"
+
+const char *weft_doctor_severity_name(enum weft_doctor_severity severity)
+{
+    static const char *const names[] = {"note", "warning", "error"};
+
+    return names[severity];
+}
+
+const char *weft_doctor_link_transport(const struct weft_doctor_report *report, const struct weft_doctor_link *link,
+                                       char text[16])
+{
+    const char *plus = strchr(report->transport, '+');
+
+    if (plus != NULL && link->is_same_host) {
+        snprintf(text, 16, "%.*s", (int)(plus - report->transport), report->transport);
+    } else {
+        snprintf(text, 16, "%.15s", plus != NULL ? plus + 1 : report->transport);
+    }
+    return text;
+}
+
+static const char *limit_text(uint64_t limit, uint64_t unit, const char *name, char *text, size_t size)
+{
+    if (limit == UINT64_MAX) {
+        snprintf(text, size, "none");
+    } else {
+        snprintf(text, size, "%" PRIu64 "%s", limit / unit, name);
+    }
+    return text;
+}
+
+static void print_rank(const struct weft_doctor_report *report, uint32_t rank, FILE *file)
+{
+    const struct weft_doctor_facts *facts = &report->facts[rank];
+    uint32_t cores = weft_doctor_core_count(&facts->machine);
+    uint32_t usable =
+        facts->machine.cpu_quota > 0 && facts->machine.cpu_quota < cores ? facts->machine.cpu_quota : cores;
+    char binding[24], lock[24], files[24], count[16], memory[32], model[16];
+
+    snprintf(binding, sizeof(binding), "none");
+    if (cores < facts->cpu_count) {
+        (void)weft_doctor_cores_text(&facts->machine, binding, sizeof(binding));
+    }
+    snprintf(count, sizeof(count), "%u/%u", usable, facts->cpu_count);
+    snprintf(memory, sizeof(memory), "%.1f/%.1f", (double)facts->machine.memory_available / 1073741824.0,
+             (double)facts->memory_total / 1073741824.0);
+    snprintf(model, sizeof(model), "%s", facts->has_model ? "unreadable" : "-");
+    if (facts->has_model && facts->model_status == WEFT_OK) {
+        snprintf(model, sizeof(model), "%02x%02x%02x%02x", facts->model[0], facts->model[1], facts->model[2],
+                 facts->model[3]);
+    }
+    fprintf(file, "%4u  %-16.16s %7" PRIu64 "  %-7s %4u  %-11s %-8s %-7s %-8s %-8s %-8s %-7s %02x%02x%02x%02x  %s\n",
+            rank, facts->machine.host_name, facts->pid, count, facts->numa_count, memory, facts->huge_mode,
+            facts->cpu_level, binding, limit_text(facts->lock_limit, 1048576, "MiB", lock, sizeof(lock)),
+            limit_text(facts->file_limit, 1, "", files, sizeof(files)), facts->version, facts->binary[0],
+            facts->binary[1], facts->binary[2], facts->binary[3], model);
+}
+
+static void print_ranks(const struct weft_doctor_report *report, FILE *file)
+{
+    fprintf(file, "%4s  %-16s %7s  %-7s %4s  %-11s %-8s %-7s %-8s %-8s %-8s %-7s %-8s  %s\n", "rank", "host", "pid",
+            "cores", "NUMA", "free/GiB", "huge", "CPU", "bound to", "memlock", "files", "weft", "binary", "model");
+    for (uint32_t r = 0; r < report->rank_count; r++) {
+        print_rank(report, r, file);
+    }
+}
+
+static void print_links(const struct weft_doctor_report *report, FILE *file)
+{
+    if (report->transport[0] != '\0') {
+        fprintf(file, "\ntransport  %s: %s\n", report->transport, report->reason);
+    }
+    if (report->link_count > 0) {
+        fprintf(file, "\n%9s  %-9s %12s %14s  %s\n", "ranks", "transport", "latency", "bandwidth", "clock");
+    }
+    for (uint32_t i = 0; i < report->link_count; i++) {
+        const struct weft_doctor_link *link = &report->links[i];
+        char pair[24], text[16];
+
+        snprintf(pair, sizeof(pair), "%u - %u", link->a, link->b);
+        fprintf(file, "%9s  %-9s ", pair, weft_doctor_link_transport(report, link, text));
+        if (!link->is_measured) {
+            fprintf(file, "%12s\n", "not measured");
+            continue;
+        }
+        fprintf(file, "%9.1f us %9.1f MB/s  ", link->latency_us, link->bandwidth / 1e6);
+        if (link->is_same_host) {
+            fputs("the same\n", file);
+        } else {
+            fprintf(file, "%+.3f ms (+- %.3f)\n", link->clock_offset_us / 1e3, link->clock_error_us / 1e3);
+        }
+    }
+    fputc('\n', file);
+}
+
+static void print_findings(const struct weft_doctor_report *report, bool is_quiet, FILE *file)
+{
+    for (uint32_t i = 0; i < report->findings.count; i++) {
+        const struct weft_doctor_finding *finding = &report->findings.items[i];
+
+        if (!is_quiet || finding->severity != WEFT_DOCTOR_NOTE) {
+            fprintf(file, "%s: %s: %s; %s; change: %s\n", weft_doctor_severity_name(finding->severity), finding->where,
+                    finding->what, finding->why, finding->change);
+        }
+    }
+    if (report->findings.dropped > 0) {
+        fprintf(file, "and %u more\n", report->findings.dropped);
+    }
+    if (!is_quiet && !weft_doctor_is_trouble(&report->findings)) {
+        fputs("all well\n", file);
+    }
+}
+
+void weft_doctor_report_print(const struct weft_doctor_report *report, bool is_quiet, FILE *file)
+{
+    const struct weft_doctor_options *options = report->options;
+    const char *leader = options->engine->leader;
+
+    if (!is_quiet) {
+        fprintf(file, "ranks      %u (from %s), started by: %s\n", report->rank_count, options->rank_count_origin,
+                report->kind);
+        fprintf(file, "rank       0 is this process (from %s)\n", options->rank_origin);
+        fprintf(file, "leader     %s (from %s)\n\n", leader != NULL ? leader : "this process", options->leader_origin);
+        print_ranks(report, file);
+        print_links(report, file);
+    }
+    print_findings(report, is_quiet, file);
+}

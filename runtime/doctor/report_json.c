@@ -1,0 +1,97 @@
+/* The report for programs. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "doctor/doctor.h"
+
+static json_t *limit_json(uint64_t limit)
+{
+    return limit == UINT64_MAX ? json_null() : json_integer((json_int_t)limit);
+}
+
+static json_t *digest_json(bool is_known, const uint8_t *digest)
+{
+    char text[2 * WEFT_SHA256_SIZE + 1];
+
+    if (!is_known) {
+        return json_null();
+    }
+    weft_sha256_text(digest, text);
+    return json_string(text);
+}
+
+static json_t *rank_json(const struct weft_doctor_report *report, uint32_t rank)
+{
+    const struct weft_doctor_facts *facts = &report->facts[rank];
+    bool has_model = facts->has_model && facts->model_status == WEFT_OK;
+    char cores[256];
+
+    return json_pack("{s:i, s:s, s:I, s:s, s:i, s:i, s:i, s:i, s:I, s:I, s:s, s:I, s:s, s:o, s:o, s:s, s:o, s:o, s:o}",
+                     "rank", (int)rank, "host", facts->machine.host_name, "pid", (json_int_t)facts->pid, "cores",
+                     weft_doctor_cores_text(&facts->machine, cores, sizeof(cores)), "core_count",
+                     (int)weft_doctor_core_count(&facts->machine), "core_quota", (int)facts->machine.cpu_quota,
+                     "host_core_count", (int)facts->cpu_count, "numa_node_count", (int)facts->numa_count,
+                     "memory_available_bytes", (json_int_t)facts->machine.memory_available, "memory_total_bytes",
+                     (json_int_t)facts->memory_total, "huge_pages", facts->huge_mode, "huge_pages_free_bytes",
+                     (json_int_t)facts->huge_free, "cpu_level", facts->cpu_level, "memlock_bytes",
+                     limit_json(facts->lock_limit), "open_files", limit_json(facts->file_limit), "version",
+                     facts->version, "binary_sha256", digest_json(facts->has_binary, facts->binary), "model_sha256",
+                     digest_json(has_model, facts->model), "memory_needed_bytes",
+                     report->memory_needs != NULL ? json_integer((json_int_t)report->memory_needs[rank]) : json_null());
+}
+
+static json_t *link_json(const struct weft_doctor_report *report, const struct weft_doctor_link *link)
+{
+    char text[16];
+    json_t *object = json_pack("{s:[ii], s:s, s:b}", "ranks", (int)link->a, (int)link->b, "transport",
+                               weft_doctor_link_transport(report, link, text), "same_host", (int)link->is_same_host);
+
+    if (link->is_measured) {
+        json_object_set_new(object, "latency_us", json_real(link->latency_us));
+        json_object_set_new(object, "bandwidth_bytes_per_s", json_real(link->bandwidth));
+        json_object_set_new(object, "clock_offset_us", json_real(link->is_same_host ? 0 : link->clock_offset_us));
+        json_object_set_new(object, "clock_error_us", json_real(link->is_same_host ? 0 : link->clock_error_us));
+    }
+    return object;
+}
+
+static json_t *finding_json(const struct weft_doctor_finding *finding)
+{
+    return json_pack("{s:s, s:s, s:s, s:s, s:s}", "severity", weft_doctor_severity_name(finding->severity), "where",
+                     finding->where, "what", finding->what, "why", finding->why, "change", finding->change);
+}
+
+bool weft_doctor_report_print_json(const struct weft_doctor_report *report, FILE *file)
+{
+    const struct weft_doctor_options *options = report->options;
+    json_t *ranks = json_array();
+    json_t *links = json_array();
+    json_t *findings = json_array();
+    bool is_whole = true;
+    json_t *object;
+    char *line;
+
+    for (uint32_t r = 0; r < report->rank_count; r++) {
+        is_whole = json_array_append_new(ranks, rank_json(report, r)) == 0 && is_whole;
+    }
+    for (uint32_t i = 0; i < report->link_count; i++) {
+        is_whole = json_array_append_new(links, link_json(report, &report->links[i])) == 0 && is_whole;
+    }
+    for (uint32_t i = 0; i < report->findings.count; i++) {
+        is_whole = json_array_append_new(findings, finding_json(&report->findings.items[i])) == 0 && is_whole;
+    }
+    object = json_pack("{s:b, s:s, s:s, s:s, s:s?, s:{s:s, s:s, s:s}, s:o, s:o, s:o}", "well",
+                       (int)!weft_doctor_is_trouble(&report->findings), "started_by", report->kind, "transport",
+                       report->transport, "transport_reason", report->reason, "leader", options->engine->leader,
+                       "origins", "rank", options->rank_origin, "rank_count", options->rank_count_origin, "leader",
+                       options->leader_origin, "ranks", ranks, "links", links, "findings", findings);
+    line = object != NULL && is_whole ? json_dumps(object, JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(object);
+    if (line == NULL) {
+        return false;
+    }
+    fprintf(file, "%s\n", line);
+    free(line);
+    return true;
+}

@@ -1,0 +1,218 @@
+/* Every rule of weft doctor on made-up machines: silent when all is well, one finding for one fault. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "doctor/doctor.h"
+
+enum { RANKS = 4 };
+
+/* Two hosts of 8 cores with two ranks each, all alike. */
+struct fixture {
+    struct weft_doctor_facts facts[RANKS];
+    struct weft_doctor_link links[RANKS * RANKS];
+    uint64_t needs[RANKS];
+    struct weft_doctor_group group;
+    struct weft_doctor_findings findings;
+};
+
+static struct fixture *make(struct fixture *fixture)
+{
+    memset(fixture, 0, sizeof(*fixture));
+    for (uint32_t r = 0; r < RANKS; r++) {
+        struct weft_doctor_facts *facts = &fixture->facts[r];
+
+        facts->host_id = r / 2;
+        snprintf(facts->machine.host_name, sizeof(facts->machine.host_name), "host%u", r / 2);
+        facts->machine.cpu_mask[0] = 0xff;
+        facts->machine.memory_available = (uint64_t)1 << 30;
+        facts->cpu_count = 8;
+        facts->lock_limit = UINT64_MAX;
+        facts->file_limit = 65536;
+        facts->has_binary = facts->has_model = 1;
+        snprintf(facts->huge_mode, sizeof(facts->huge_mode), "madvise");
+        snprintf(facts->cpu_level, sizeof(facts->cpu_level), "avx2");
+        snprintf(facts->version, sizeof(facts->version), "1");
+        fixture->needs[r] = 100 << 20;
+    }
+    fixture->group = (struct weft_doctor_group){
+        .facts = fixture->facts, .rank_count = RANKS, .links = fixture->links, .memory_needs = fixture->needs};
+    fixture->group.link_count = weft_doctor_links_list(fixture->facts, RANKS, fixture->links);
+    for (uint32_t i = 0; i < fixture->group.link_count; i++) {
+        fixture->links[i].is_measured = 1;
+        fixture->links[i].latency_us = 20;
+        fixture->links[i].bandwidth = 1e9;
+    }
+    return fixture;
+}
+
+/* One finding exactly, of this severity, at this place, saying this. */
+static void expect(struct fixture *fixture, enum weft_doctor_severity severity, const char *where, const char *what)
+{
+    weft_doctor_judge(&fixture->group, &fixture->findings);
+    assert_int_equal(fixture->findings.count, 1);
+    assert_int_equal(fixture->findings.items[0].severity, severity);
+    assert_string_equal(fixture->findings.items[0].where, where);
+    assert_non_null(strstr(fixture->findings.items[0].what, what));
+    assert_true(strlen(fixture->findings.items[0].why) > 0 && strlen(fixture->findings.items[0].change) > 0);
+    assert_int_equal(weft_doctor_is_trouble(&fixture->findings), severity != WEFT_DOCTOR_NOTE);
+}
+
+static void test_all_well(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    make(&f);
+    weft_doctor_judge(&f.group, &f.findings);
+    assert_int_equal(f.findings.count, 0);
+    assert_false(weft_doctor_is_trouble(&f.findings));
+}
+
+static void test_pairs(void **state)
+{
+    static const uint32_t wanted[][3] = {{0, 1, 1}, {0, 2, 0}, {2, 3, 1}};
+    struct fixture f;
+
+    (void)state;
+    make(&f);
+    assert_int_equal(f.group.link_count, 3);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(f.links[i].a, wanted[i][0]);
+        assert_int_equal(f.links[i].b, wanted[i][1]);
+        assert_int_equal(f.links[i].is_same_host, wanted[i][2]);
+    }
+}
+
+static void test_sameness(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    make(&f)->facts[3].binary[0] = 1;
+    expect(&f, WEFT_DOCTOR_WARNING, "rank 3 on host1", "another binary");
+    make(&f)->facts[1].model[31] = 1;
+    expect(&f, WEFT_DOCTOR_ERROR, "rank 1 on host0", "other model files");
+    make(&f)->facts[2].model_status = WEFT_ERR_IO;
+    snprintf(f.facts[2].model_error, sizeof(f.facts[2].model_error), "no such folder");
+    expect(&f, WEFT_DOCTOR_ERROR, "rank 2 on host1", "no such folder");
+    make(&f)->facts[2].has_model = 0;
+    expect(&f, WEFT_DOCTOR_WARNING, "rank 2 on host1", "without --model");
+    snprintf(make(&f)->facts[2].version, sizeof(f.facts[2].version), "2");
+    f.facts[2].binary[0] = 1; /* goes without saying */
+    expect(&f, WEFT_DOCTOR_ERROR, "rank 2 on host1", "Weft 2");
+    snprintf(make(&f)->facts[2].cpu_level, sizeof(f.facts[2].cpu_level), "ref");
+    expect(&f, WEFT_DOCTOR_WARNING, "rank 2 on host1", "CPU level ref");
+}
+
+static void test_cores(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    make(&f);
+    f.facts[2].machine.cpu_mask[0] = f.facts[3].machine.cpu_mask[0] = 4;
+    weft_doctor_judge(&f.group, &f.findings);
+    assert_int_equal(f.findings.count, 2);
+    assert_string_equal(f.findings.items[0].what, "2 threads of 2 ranks on 1 core");
+    assert_string_equal(f.findings.items[1].what, "bound to core 2, as is rank 2");
+    make(&f)->facts[0].thread_count = 7;
+    expect(&f, WEFT_DOCTOR_WARNING, "host host0", "11 threads of 2 ranks on 8 cores");
+    make(&f);
+    f.facts[2].machine.cpu_quota = f.facts[3].machine.cpu_quota = 1;
+    expect(&f, WEFT_DOCTOR_WARNING, "host host1", "2 threads of 2 ranks on 1 core");
+    /* One core each, different ones: as mpirun binds. */
+    make(&f);
+    f.facts[0].machine.cpu_mask[0] = 1;
+    f.facts[1].machine.cpu_mask[0] = 2;
+    weft_doctor_judge(&f.group, &f.findings);
+    assert_int_equal(f.findings.count, 0);
+}
+
+static void test_memory_and_limits(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    make(&f)->needs[1] = (uint64_t)900 << 20;
+    expect(&f, WEFT_DOCTOR_ERROR, "host host0", "needs 1000 MiB");
+    make(&f)->facts[1].memory_limit = 50 << 20;
+    expect(&f, WEFT_DOCTOR_ERROR, "rank 1 on host0", "--memory allows 50");
+    make(&f);
+    snprintf(f.facts[0].huge_mode, sizeof(f.facts[0].huge_mode), "never");
+    expect(&f, WEFT_DOCTOR_WARNING, "host host0", "no huge pages");
+    make(&f)->facts[3].file_limit = 256;
+    expect(&f, WEFT_DOCTOR_WARNING, "rank 3 on host1", "256 open files");
+    make(&f)->facts[0].lock_limit = 65536;
+    expect(&f, WEFT_DOCTOR_NOTE, "rank 0 on host0", "64 KiB");
+}
+
+static void test_links(void **state)
+{
+    static const char between[] = "rank 0 - rank 2 (host0 - host1)";
+    struct fixture f;
+
+    (void)state;
+    make(&f)->links[1].latency_us = 900;
+    expect(&f, WEFT_DOCTOR_WARNING, between, "takes 900 us");
+    make(&f)->links[1].bandwidth = 12e6;
+    expect(&f, WEFT_DOCTOR_WARNING, between, "12.0 MB/s");
+    make(&f)->links[1].clock_offset_us = -2.5e6;
+    expect(&f, WEFT_DOCTOR_WARNING, between, "clocks differ by -2.500 s");
+    /* A slow answer says little about the clock. */
+    make(&f)->links[1].clock_offset_us = 2e5;
+    f.links[1].clock_error_us = 1.5e5;
+    weft_doctor_judge(&f.group, &f.findings);
+    assert_int_equal(f.findings.count, 0);
+    make(&f)->links[2].is_measured = 0;
+    expect(&f, WEFT_DOCTOR_NOTE, "links", "1 of 3 pairs not measured");
+}
+
+static void test_cores_text(void **state)
+{
+    struct weft_machine machine = {.cpu_quota = 0};
+    char text[32];
+    char tiny[4];
+
+    (void)state;
+    assert_string_equal(weft_doctor_cores_text(&machine, text, sizeof(text)), "-");
+    machine.cpu_mask[0] = 0x0f;
+    machine.cpu_mask[1] = 0x05;
+    assert_string_equal(weft_doctor_cores_text(&machine, text, sizeof(text)), "0-3,8,10");
+    assert_int_equal(weft_doctor_core_count(&machine), 6);
+    assert_string_equal(weft_doctor_cores_text(&machine, tiny, sizeof(tiny)), "0-3");
+    memset(machine.cpu_mask, 0xff, sizeof(machine.cpu_mask));
+    assert_string_equal(weft_doctor_cores_text(&machine, text, sizeof(text)), "0-1023");
+}
+
+static void test_full_list(void **state)
+{
+    const struct weft_doctor_finding note = {.why = "", .change = ""};
+    struct fixture f;
+
+    (void)state;
+    make(&f);
+    for (int i = 0; i < WEFT_DOCTOR_FINDING_MAX + 3; i++) {
+        weft_doctor_findings_add(&f.findings, &note, "%d", i);
+    }
+    assert_int_equal(f.findings.count, WEFT_DOCTOR_FINDING_MAX);
+    assert_int_equal(f.findings.dropped, 3);
+    assert_true(weft_doctor_is_trouble(&f.findings));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_all_well),          cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_sameness),          cmocka_unit_test(test_cores),
+        cmocka_unit_test(test_memory_and_limits), cmocka_unit_test(test_links),
+        cmocka_unit_test(test_cores_text),        cmocka_unit_test(test_full_list),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
