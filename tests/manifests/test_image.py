@@ -58,7 +58,8 @@ def test_dockerfile_copies_what_exists_and_ends_as_a_number():
         assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0, command
 
 
-# In a mount namespace of its own: mpiuser exists, its .ssh is a key Secret (links, owned by root, readable by the group).
+# In a mount namespace of its own: mpiuser exists, its .ssh is a mounted Secret as a pod with fsGroup sees it: a directory that
+# all may write to, links, files of root's that the group may read.
 POD = r"""
 set -eu
 { echo 'mpiuser:x:1000:1000::/home/mpiuser:/bin/bash'; cat /etc/passwd; } > passwd
@@ -76,6 +77,7 @@ ssh-keygen -q -t ecdsa -b 521 -m PEM -N '' -f ..data/id_rsa
 cp ..data/id_rsa.pub ..data/authorized_keys
 chgrp -R 1000 ..data; chmod 640 ..data/*
 ln -s ..data/id_rsa ..data/id_rsa.pub ..data/authorized_keys .
+chmod 3777 .
 as_pod=(setpriv --reuid 1000 --regid 1000 --clear-groups --no-new-privs --bounding-set=-all)
 "${as_pod[@]}" /usr/sbin/sshd -De & sshd=$!
 trap 'kill $sshd' EXIT
