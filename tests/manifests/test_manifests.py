@@ -221,5 +221,27 @@ def test_rank_count_is_the_number_of_pods(folder):
         assert {"name": "WEFT_RANK_COUNT", "value": str(pods)} in container["env"]
 
 
+def test_variables_in_arguments_are_set(whole):
+    """$(NAME) of an unknown variable would reach the program as it stands."""
+    for document in whole:
+        is_lws = document["kind"] == "LeaderWorkerSet"
+        given = {"LWS_LEADER_ADDRESS", "LWS_GROUP_SIZE", "LWS_WORKER_INDEX"} if is_lws else set()
+        for container in containers([document]):
+            words = " ".join([*container["command"], *container.get("args", [])])
+            used = set(re.findall(r"\$\((.*?)\)", words))
+            assert used <= given | {e["name"] for e in container.get("env", [])}, used
+
+
+def test_a_worker_of_the_stateful_set_finds_its_rank(tmp_path):
+    worker = [c for c in containers(render(LAUNCH / "k8s/statefulset")) if c["name"] == "worker"][0]
+    (tmp_path / "weft").write_text("#!/bin/sh\necho \"$@\"\n")
+    (tmp_path / "weft").chmod(0o755)
+    done = subprocess.run([*worker["command"], *worker["args"]], capture_output=True, text=True, timeout=60, env={
+        "PATH": f"{tmp_path}:/usr/bin:/bin", "POD_NAME": "weft-worker-11", "WEFT_RANK_COUNT": "13"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["serve", "--leader", "weft-leader-0.weft-ranks:20000", "--rank", "12", "--ranks", "13",
+                                   "--secret-file", "/run/secrets/weft/secret", "--timeout", "5m"]
+
+
 def test_no_secret_is_committed():
     assert all(d["kind"] != "Secret" for f in WHOLE for d in render(f))
