@@ -150,8 +150,10 @@ static void judge(struct weft_bootstrap *bootstrap, struct weft_doctor_report *r
         int failed = weft_bootstrap_failed_rank(bootstrap);
         char where[96];
 
-        snprintf(where, sizeof(where), failed >= 0 ? "rank %d on %s" : "links", failed,
-                 failed >= 0 ? report->facts[failed].machine.host_name : "");
+        snprintf(where, sizeof(where), "links");
+        if (failed >= 0) {
+            snprintf(where, sizeof(where), "rank %d on %s", failed, report->facts[failed].machine.host_name);
+        }
         add_failure(report, where, "the ranks cannot talk to each other as a run would",
                     "see the ranks' own messages; try another --comm or --interface");
     }
@@ -183,7 +185,10 @@ static enum weft_status examine(struct weft_bootstrap *bootstrap, const struct w
     struct weft_doctor_report *report;
     enum weft_status status;
 
-    WEFT_TRY(check_rank_count(options, weft_bootstrap_rank_count(bootstrap)));
+    bool was_quiet = weft_log_set_quiet(rank != 0); /* all ranks see the same fault: one says it */
+    status = check_rank_count(options, weft_bootstrap_rank_count(bootstrap));
+    (void)weft_log_set_quiet(was_quiet);
+    WEFT_TRY(status);
     report = open_report(options, bootstrap);
     if (report == NULL) {
         return WEFT_ERR_MEMORY;

@@ -63,6 +63,14 @@ def test_mpirun():
     assert set(found["origins"].values()) == {"mpirun"}
 
 
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")
+def test_ranks_must_be_what_mpirun_started():
+    done = weft("doctor", "--ranks", 3, wrapper=[*MPIRUN, "-n", "2"])
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("weft")] == \
+        ["weft[0]: doctor: 3 ranks asked for, but 2 were started"]
+
+
 def test_text_has_a_line_per_rank():
     done = weft("doctor", "--ranks", 2, "--model", MODEL)
     assert done.stderr == ""

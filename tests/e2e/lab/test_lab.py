@@ -160,6 +160,32 @@ def test_mpirun_two_ranks_per_host(lab, wanted):
     assert f"shm+tcp for 8 ranks on {HOST_COUNT} hosts" in log
 
 
+def test_doctor(lab):
+    """Every pair inside a host over shared memory, and one pair per two hosts over tcp, with their clocks."""
+    code, stdout, stderr = finish(lab.start(0, "mpirun", "--oversubscribe", "-n", 8, "--map-by", "ppr:2:node", WEFT,
+                                            "doctor", "--model", MODEL, "--output", "json"))
+    assert code in (0, 1) and stdout, stderr
+    report = json.loads(stdout)
+    assert [r["host"] for r in report["ranks"]] == [f"node{r // 2}" for r in range(8)]
+    assert {tuple(link["ranks"]): link["transport"] for link in report["links"]} == \
+        {(a, b): "shm" if b == a + 1 else "tcp" for a in range(0, 8, 2) for b in (a + 1, *range(a + 2, 8, 2))}
+    for link in report["links"]:
+        assert link["latency_us"] > 0 and link["bandwidth_bytes_per_s"] > 0
+        assert abs(link["clock_offset_us"]) <= link["clock_error_us"] + 50000  # one machine, one clock
+    assert not [f for f in report["findings"] if f["severity"] == "error"]
+
+
+def test_doctor_finds_another_model(lab):
+    other = ROOT / "tests" / "model" / "golden" / "mistral"
+    ranks = [lab.start(r, WEFT, "doctor", "--output", "json", "--leader", "node0:5003", "--rank", r, "--ranks", 3,
+                       "--model", other if r == 2 else MODEL) for r in range(3)]
+    code, stdout, stderr = finish(ranks[0])
+    assert code == 1 and stdout, stderr
+    errors = [f for f in json.loads(stdout)["findings"] if f["severity"] == "error"]
+    assert [e["where"] for e in errors] == ["rank 2 on node2"] and "other model files" in errors[0]["what"]
+    assert [finish(rank)[:2] for rank in ranks[1:]] == [(0, ""), (0, "")]
+
+
 @pytest.mark.parametrize("comm", ["tcp", "ucx"])
 def test_by_hand(lab, wanted, comm, tmp_path):
     secret = tmp_path / "secret"
