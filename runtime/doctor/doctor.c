@@ -7,7 +7,7 @@
 #include "engine/group.h"
 #include "weft/log.h"
 
-enum { TIMEOUT_MS = 10000, LINKS_BUDGET_MS = 10000 };
+enum { TIMEOUT_MS = 30000, LINKS_BUDGET_MS = 10000 };
 
 static enum weft_status open_bootstrap(const struct weft_engine_options *options, struct weft_bootstrap **out)
 {

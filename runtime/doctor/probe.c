@@ -103,8 +103,13 @@ static enum weft_status ask(struct weft_comm *comm, const char *buffer, struct w
     WEFT_TRY(ask_pings(comm, link));
     WEFT_TRY(ask_bulk(comm, link->b, buffer, size, &time_ns));
     if (time_ns / 1000 < BULK_WORTH_US) {
+        int64_t first_ns = 0;
+
+        /* Twice: the first touches the transport's pages. */
         size = BULK_SIZE;
+        WEFT_TRY(ask_bulk(comm, link->b, buffer, size, &first_ns));
         WEFT_TRY(ask_bulk(comm, link->b, buffer, size, &time_ns));
+        time_ns = first_ns < time_ns ? first_ns : time_ns;
     }
     link->bandwidth = time_ns > 0 ? (double)size * 1e9 / (double)time_ns : 0;
     WEFT_TRY(ask_bulk(comm, link->b, buffer, 0, &time_ns));
