@@ -482,7 +482,7 @@ static enum weft_status create_endpoint(struct ucx_channel *ucx, uint32_t member
     struct ucx_peer *peer = &ucx->peers[member];
     ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS,
                               .address = (const ucp_address_t *)(const void *)other->worker};
-    char what[48];
+    char reason[96];
     ucs_status_t status;
 
     peer->has_peer_handling = own->host_id != other->host_id;
@@ -493,9 +493,11 @@ static enum weft_status create_endpoint(struct ucx_channel *ucx, uint32_t member
     }
     status = ucx->api.ucp_ep_create(ucx->worker, &params, &peer->endpoint);
     if (status != UCS_OK) {
+        /* Between ranks of one host it maps the other's memory, which is gone once that one has died. */
         peer->endpoint = NULL;
-        snprintf(what, sizeof(what), "connect to rank %u", ucx->base.options.members[member]);
-        return ucx_fault(ucx, what, status);
+        ucx->has_failed = true;
+        snprintf(reason, sizeof(reason), "cannot connect to it: %s", ucx->api.ucs_status_string(status));
+        return weft_channel_lost(&ucx->base, ucx->base.options.members[member], reason);
     }
     return WEFT_OK;
 }

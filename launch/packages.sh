@@ -27,6 +27,7 @@ clang-14|second compiler, fuzzers
 libclang-rt-14-dev|sanitizer and fuzzer run time of clang
 clang-format-14|format check
 libcmocka-dev|C unit tests
+git|lists the files that the style check reads
 python3|end-to-end tests
 python3-venv|their private environment (.venv)
 openssh-server|several hosts on one machine: mpirun over ssh
