@@ -1,29 +1,19 @@
 /* libFuzzer: config.json and, after a NUL byte, generation_config.json. What is accepted must be usable. */
-#include <assert.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "fuzz.h"
+
 #include "model/config.h"
 #include "model/model.h"
-#include "weft/log.h"
-
-int LLVMFuzzerInitialize(int *argc, char ***argv);
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void drop(void *context, enum weft_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc;
     (void)argv;
-    weft_log_configure(WEFT_LOG_ERROR, drop, NULL);
+    fuzz_silence();
     return 0;
 }
 
@@ -31,19 +21,20 @@ static void check(const struct weft_model_config *config)
 {
     struct weft_slice slice;
 
-    assert(config->layer_count >= 1 && config->layer_count <= WEFT_LAYER_COUNT_MAX);
-    assert(config->width >= 1 && config->vocab_size >= 1 && config->ffn_width >= 1 && config->context_length >= 1);
-    assert(config->head_size >= 2 && config->head_size % 2 == 0 && config->head_size <= WEFT_HEAD_SIZE_MAX);
-    assert(config->head_count % config->kv_head_count == 0);
-    assert(config->eos_token_count <= WEFT_EOS_COUNT_MAX);
-    assert(isfinite(config->rope_scale));
+    fuzz_require(config->layer_count >= 1 && config->layer_count <= WEFT_LAYER_COUNT_MAX);
+    fuzz_require(config->width >= 1 && config->vocab_size >= 1 && config->ffn_width >= 1 &&
+                 config->context_length >= 1);
+    fuzz_require(config->head_size >= 2 && config->head_size % 2 == 0 && config->head_size <= WEFT_HEAD_SIZE_MAX);
+    fuzz_require(config->head_count % config->kv_head_count == 0);
+    fuzz_require(config->eos_token_count <= WEFT_EOS_COUNT_MAX);
+    fuzz_require(isfinite(config->rope_scale));
     for (uint32_t i = 0; i < config->head_size / 2; i++) {
-        assert(isfinite(config->inv_freq[i]));
+        fuzz_require(isfinite(config->inv_freq[i]));
     }
     for (uint32_t leaf = 0; leaf < 8; leaf++) {
         weft_slice_init(config, 8, (struct weft_range){leaf, leaf + 1}, &slice);
-        assert(slice.heads.end <= config->head_count && slice.kv_heads.end <= config->kv_head_count);
-        assert(slice.ffn.end <= config->ffn_width && slice.vocab.end <= config->vocab_size);
+        fuzz_require(slice.heads.end <= config->head_count && slice.kv_heads.end <= config->kv_head_count);
+        fuzz_require(slice.ffn.end <= config->ffn_width && slice.vocab.end <= config->vocab_size);
     }
 }
 

@@ -1,27 +1,17 @@
 /* libFuzzer: the header of a safetensors file. What is accepted must tile the file exactly. */
-#include <assert.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "fuzz.h"
+
 #include "base/arena.h"
 #include "model/safetensors.h"
-#include "weft/log.h"
-
-int LLVMFuzzerInitialize(int *argc, char ***argv);
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void drop(void *context, enum weft_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc;
     (void)argv;
-    weft_log_configure(WEFT_LOG_ERROR, drop, NULL);
+    fuzz_silence();
     return 0;
 }
 
@@ -35,11 +25,11 @@ static void parse(const uint8_t *data, size_t size, uint64_t file_size)
     if (weft_safetensors_parse("fuzz", data, size, file_size, &arena, &tensors, &count) == WEFT_OK) {
         uint64_t end = count == 0 ? file_size : tensors[0].offset;
         for (size_t i = 0; i < count; i++) {
-            assert(tensors[i].offset == end && tensors[i].dim_count <= WEFT_TENSOR_DIM_MAX);
+            fuzz_require(tensors[i].offset == end && tensors[i].dim_count <= WEFT_TENSOR_DIM_MAX);
             (void)weft_tensor_shape(&tensors[i], shape, sizeof(shape));
             end += tensors[i].size;
         }
-        assert(end == file_size);
+        fuzz_require(end == file_size);
     }
     weft_arena_fini(&arena);
 }

@@ -6,8 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz.h"
+
 #include "engine/plan.h"
-#include "weft/log.h"
 
 static const struct weft_plan_limits limits = {.token_count_max = 40,
                                                .sequence_count_max = 4,
@@ -22,22 +23,6 @@ static const struct weft_plan_expected expected = {.generation = 1, .number = 5,
  * digest. */
 static const uint8_t header[] = {0x08, 1, 0x10, 5, 0x18, 7};
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(bool is_true)
-{
-    if (!is_true) {
-        abort();
-    }
-}
-
-static void drop_line(void *context, enum weft_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
-
 static void check_sequences(const struct weft_step *step)
 {
     bool is_written[12] = {false};
@@ -46,36 +31,36 @@ static void check_sequences(const struct weft_step *step)
     for (uint32_t i = 0; i < step->sequence_count; i++) {
         const struct weft_batch_sequence *sequence = &step->sequences[i];
         uint32_t end = sequence->position + sequence->token_count;
-        require(sequence->token_begin == row && sequence->token_count >= 1);
-        require(end <= limits.context_length && sequence->page_count * WEFT_PAGE_POSITIONS >= end);
+        fuzz_require(sequence->token_begin == row && sequence->token_count >= 1);
+        fuzz_require(end <= limits.context_length && sequence->page_count * WEFT_PAGE_POSITIONS >= end);
         for (uint32_t page = 0; page < sequence->page_count; page++) {
-            require(sequence->pages[page] < limits.page_count);
+            fuzz_require(sequence->pages[page] < limits.page_count);
             if (page >= sequence->position / WEFT_PAGE_POSITIONS) {
-                require(!is_written[sequence->pages[page]]);
+                fuzz_require(!is_written[sequence->pages[page]]);
                 is_written[sequence->pages[page]] = true;
             }
         }
         row += sequence->token_count;
     }
-    require(row == step->token_count && row <= limits.token_count_max);
+    fuzz_require(row == step->token_count && row <= limits.token_count_max);
     for (uint32_t i = 0; i < row; i++) {
-        require(step->token_ids[i] >= 0 && (uint32_t)step->token_ids[i] < limits.vocab_size);
+        fuzz_require(step->token_ids[i] >= 0 && (uint32_t)step->token_ids[i] < limits.vocab_size);
     }
 }
 
 static void check_rows(const struct weft_step *step)
 {
-    require(step->row_count <= limits.row_count_max && step->candidate_count <= limits.candidate_count_max);
+    fuzz_require(step->row_count <= limits.row_count_max && step->candidate_count <= limits.candidate_count_max);
     for (uint32_t i = 0; i < step->row_count; i++) {
         const struct weft_step_row *row = &step->rows[i];
-        require(row->token_row < step->token_count && row->inv_temperature > 0.0f);
+        fuzz_require(row->token_row < step->token_count && row->inv_temperature > 0.0f);
         for (uint32_t j = 0; j < row->penalty_count; j++) {
-            require(row->penalty_ids[j] < limits.vocab_size);
-            require(j == 0 || row->penalty_ids[j] > row->penalty_ids[j - 1]);
+            fuzz_require(row->penalty_ids[j] < limits.vocab_size);
+            fuzz_require(j == 0 || row->penalty_ids[j] > row->penalty_ids[j - 1]);
         }
     }
     for (uint32_t i = 0; i < step->gather_count; i++) {
-        require(step->gather_rows[i] < expected.row_count);
+        fuzz_require(step->gather_rows[i] < expected.row_count);
     }
 }
 
@@ -83,7 +68,7 @@ static enum weft_status parse(struct weft_plan *plan, const uint8_t *data, size_
 {
     uint8_t *whole = malloc(size + sizeof(header)); /* exact size: reading beyond is seen */
 
-    require(whole != NULL);
+    fuzz_require(whole != NULL);
     if (size > 0) {
         memcpy(whole, data, size);
     }
@@ -103,8 +88,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t packed_size;
 
     if (plan == NULL) {
-        weft_log_configure(WEFT_LOG_ERROR, drop_line, NULL);
-        require(weft_plan_open(&limits, &plan) == WEFT_OK && weft_plan_open(&limits, &packer) == WEFT_OK);
+        fuzz_silence();
+        fuzz_require(weft_plan_open(&limits, &plan) == WEFT_OK && weft_plan_open(&limits, &packer) == WEFT_OK);
     }
     if (parse(plan, data, size, &step) != WEFT_OK) {
         return 0;
@@ -112,7 +97,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check_sequences(step);
     check_rows(step);
     weft_plan_pack(packer, step, &packed, &packed_size);
-    require(weft_plan_parse(packer, packed, packed_size, &expected, &again) == WEFT_OK);
-    require(again->token_count == step->token_count && again->row_count == step->row_count);
+    fuzz_require(weft_plan_parse(packer, packed, packed_size, &expected, &again) == WEFT_OK);
+    fuzz_require(again->token_count == step->token_count && again->row_count == step->row_count);
     return 0;
 }

@@ -8,34 +8,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz.h"
+
 #include "tiny.h"
 #include "utf8.h"
-#include "weft/log.h"
-
-int LLVMFuzzerInitialize(int *argc, char ***argv);
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static struct weft_tokenizer *fixed[2];
-
-static void require(bool is_true)
-{
-    if (!is_true) {
-        abort();
-    }
-}
-
-static void drop(void *context, enum weft_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc;
     (void)argv;
-    weft_log_configure(WEFT_LOG_ERROR, drop, NULL);
+    fuzz_silence();
     fixed[0] = tiny_open(tiny_sentencepiece);
     fixed[1] = tiny_open(tiny_byte_level);
     return 0;
@@ -52,16 +36,16 @@ static void check_decode(const struct weft_tokenizer *tokenizer, const int32_t *
     if (weft_tokenizer_decode(tokenizer, ids, count, true, &whole, &whole_size) != WEFT_OK) {
         return; /* an expression of the file gave up */
     }
-    require(whole[whole_size] == '\0' && weft_utf8_valid_size(whole, whole_size) == whole_size);
-    require(weft_detokenizer_open(tokenizer, true, &stream) == WEFT_OK);
+    fuzz_require(whole[whole_size] == '\0' && weft_utf8_valid_size(whole, whole_size) == whole_size);
+    fuzz_require(weft_detokenizer_open(tokenizer, true, &stream) == WEFT_OK);
     for (size_t i = 0; i <= count; i++) {
-        require((i < count ? weft_detokenizer_push(stream, ids[i], &piece, &size)
-                           : weft_detokenizer_flush(stream, &piece, &size)) == WEFT_OK);
-        require(size <= whole_size - at && memcmp(whole + at, piece, size) == 0);
-        require(weft_utf8_valid_size(piece, size) == size);
+        fuzz_require((i < count ? weft_detokenizer_push(stream, ids[i], &piece, &size)
+                                : weft_detokenizer_flush(stream, &piece, &size)) == WEFT_OK);
+        fuzz_require(size <= whole_size - at && memcmp(whole + at, piece, size) == 0);
+        fuzz_require(weft_utf8_valid_size(piece, size) == size);
         at += size;
     }
-    require(at == whole_size);
+    fuzz_require(at == whole_size);
     weft_detokenizer_close(&stream);
     free(whole);
 }
@@ -89,11 +73,11 @@ static void check_file(const char *data, size_t size)
         for (uint32_t id = 0; id < weft_tokenizer_count(tokenizer) && id < 1000; id++) {
             size_t token_size = 0;
             const char *token = weft_tokenizer_token(tokenizer, (int32_t)id, &token_size);
-            require((token == NULL) == (weft_tokenizer_bytes(tokenizer, (int32_t)id, NULL) == NULL));
-            require(token == NULL || weft_tokenizer_id(tokenizer, token, token_size) >= 0);
+            fuzz_require((token == NULL) == (weft_tokenizer_bytes(tokenizer, (int32_t)id, NULL) == NULL));
+            fuzz_require(token == NULL || weft_tokenizer_id(tokenizer, token, token_size) >= 0);
         }
     } else {
-        require(tokenizer == NULL);
+        fuzz_require(tokenizer == NULL);
     }
     weft_tokenizer_close(&tokenizer);
 }
