@@ -106,6 +106,9 @@ const struct weft_option weft_options[] = {
      "by route", "WEFT_INTERFACE", AT(interface)},
     {"timeout", 0, WEFT_OPTION_TIME, RUN | SERVE | DOCTOR, rank_group, "TIME", "longest wait between ranks before giving up",
      "30s", "WEFT_TIMEOUT", AT(timeout_ms), .min = 0.1, .max = 86400},
+    {"rendezvous-timeout", 0, WEFT_OPTION_TIME, RUN | SERVE | DOCTOR, rank_group, "TIME",
+     "how long ranks wait for each other to start, and for a sign of life while loading", "60s",
+     "WEFT_RENDEZVOUS_TIMEOUT", AT(rendezvous_timeout_ms), .min = 0.1, .max = 86400},
 
     {"leader", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, hand_group, "HOST:PORT",
      "where rank 0 listens and the others connect; needs --rank and --ranks", NULL, "WEFT_LEADER", AT(leader)},

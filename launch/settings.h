@@ -37,6 +37,7 @@ struct weft_settings {
     const char *comm;
     const char *interface;
     uint32_t timeout_ms;
+    uint32_t rendezvous_timeout_ms;
     /* ranks started by hand */
     const char *leader;
     uint32_t rank;

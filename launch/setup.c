@@ -144,6 +144,7 @@ bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings 
     }
     options->launch = settings->leader != NULL ? WEFT_LAUNCH_TCP : WEFT_LAUNCH_AUTO;
     options->leader = settings->leader;
+    options->rendezvous_timeout_ms = settings->rendezvous_timeout_ms;
     options->rank = settings->rank;
     options->rank_count = settings->ranks;
     options->thread_count = settings->threads;

@@ -63,7 +63,8 @@ struct weft_engine_options {
     uint32_t prefill_chunk;      /* prompt tokens per step; 0: 256 */
     uint32_t candidate_count;    /* best logits each rank hands to the sampler; 0: 64. Cost only, never the answer */
     uint32_t timeout_ms;         /* of every wait between ranks; 0: 30000 */
-    bool is_traced;              /* time every collective */
+    uint32_t rendezvous_timeout_ms; /* until all ranks have come, and between signs of life while they load; 0: 60000 */
+    bool is_traced;                 /* time every collective */
     weft_progress_callback *progress;
     weft_text_callback *memory_table;
     void *callback_context;

@@ -4,28 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/group.h"
+#include "engine/rendezvous.h"
 #include "weft/log.h"
 
 enum { TIMEOUT_MS = 30000, LINKS_BUDGET_MS = 10000 };
-
-static enum weft_status open_bootstrap(const struct weft_engine_options *options, struct weft_bootstrap **out)
-{
-    const struct weft_bootstrap_tcp_options tcp = {.leader = options->leader,
-                                                   .rank = options->rank,
-                                                   .rank_count = options->rank_count,
-                                                   .timeout_ms = WEFT_GATHER_TIMEOUT_MS,
-                                                   .secret = options->secret};
-
-    if (options->launch == WEFT_LAUNCH_TCP) {
-        return weft_bootstrap_open_tcp(&tcp, out);
-    }
-    if (weft_bootstrap_has_mpi()) {
-        return weft_bootstrap_open_mpi(WEFT_GATHER_TIMEOUT_MS, out);
-    }
-    return options->rank_count > 1 ? weft_bootstrap_open_local(options->rank_count, out)
-                                   : weft_bootstrap_open_self(out);
-}
 
 static uint32_t timeout_of(const struct weft_doctor_options *options)
 {
@@ -71,7 +53,8 @@ static enum weft_status gather_facts(struct weft_bootstrap *bootstrap, const str
     weft_doctor_facts_read(bootstrap, options->engine->model, &own);
     own.memory_limit = options->engine->memory_limit;
     own.thread_count = options->engine->thread_count;
-    return weft_bootstrap_all_gather(bootstrap, &own, sizeof(own), report->facts, WEFT_GATHER_TIMEOUT_MS);
+    return weft_bootstrap_all_gather(bootstrap, &own, sizeof(own), report->facts,
+                                     weft_rendezvous_timeout_ms(options->engine));
 }
 
 /* Opens what a run would open, one leaf per rank, and measures. */
@@ -213,7 +196,7 @@ enum weft_status weft_doctor_run(const struct weft_doctor_options *options, stru
     enum weft_status status;
 
     WEFT_TRY(check_rank_count(options, options->engine->rank_count));
-    WEFT_TRY(open_bootstrap(options->engine, &bootstrap));
+    WEFT_TRY(weft_rendezvous_open(options->engine, &bootstrap));
     status = examine(bootstrap, options, &report);
     weft_bootstrap_close(&bootstrap);
     if (status == WEFT_OK) {

@@ -16,6 +16,7 @@
 #include "engine/group.h"
 #include "engine/identity.h"
 #include "engine/options.h"
+#include "engine/rendezvous.h"
 #include "engine/worker.h"
 #include "weft/log.h"
 #include "weft/tokenizer.h"
@@ -47,31 +48,6 @@ struct weft_engine {
 
 /* ---- launching ---- */
 
-static enum weft_launch resolve_launch(const struct weft_engine_options *options)
-{
-    if (options->launch != WEFT_LAUNCH_AUTO) {
-        return options->launch;
-    }
-    return weft_bootstrap_has_mpi() ? WEFT_LAUNCH_MPI : WEFT_LAUNCH_LOCAL;
-}
-
-static enum weft_status open_bootstrap(const struct weft_engine_options *options, struct weft_bootstrap **out)
-{
-    const struct weft_bootstrap_tcp_options tcp = {.leader = options->leader,
-                                                   .rank = options->rank,
-                                                   .rank_count = options->rank_count,
-                                                   .timeout_ms = WEFT_GATHER_TIMEOUT_MS,
-                                                   .secret = options->secret};
-
-    switch (resolve_launch(options)) {
-    case WEFT_LAUNCH_TCP: return weft_bootstrap_open_tcp(&tcp, out);
-    case WEFT_LAUNCH_MPI: return weft_bootstrap_open_mpi(WEFT_GATHER_TIMEOUT_MS, out);
-    default: break;
-    }
-    return options->rank_count > 1 ? weft_bootstrap_open_local(options->rank_count, out)
-                                   : weft_bootstrap_open_self(out);
-}
-
 /* Refusals that need no other rank come before any is started. */
 static enum weft_status check_leaves(const struct weft_engine_options *options)
 {
@@ -79,7 +55,7 @@ static enum weft_status check_leaves(const struct weft_engine_options *options)
     uint32_t rank_count = options->rank_count;
 
     if (rank_count == 0) {
-        if (resolve_launch(options) == WEFT_LAUNCH_MPI) {
+        if (weft_rendezvous_launch(options) == WEFT_LAUNCH_MPI) {
             return WEFT_OK; /* mpirun knows; the leader checks when the ranks have met */
         }
         rank_count = 1;
@@ -233,7 +209,7 @@ static enum weft_status open_all(struct weft_engine *engine, const struct weft_e
 
     WEFT_TRY(weft_options_resolve(options, &engine->arena, &engine->options));
     WEFT_TRY(check_leaves(&engine->options));
-    enum weft_launch launch = resolve_launch(&engine->options);
+    enum weft_launch launch = weft_rendezvous_launch(&engine->options);
     if (launch == WEFT_LAUNCH_LOCAL || launch == WEFT_LAUNCH_THREADS) {
         /* Read once, before there are ranks: a bad folder starts nothing. */
         WEFT_TRY(weft_identity_read(&engine->options, &engine->identity));
@@ -241,7 +217,7 @@ static enum weft_status open_all(struct weft_engine *engine, const struct weft_e
     if (launch == WEFT_LAUNCH_THREADS) {
         WEFT_TRY(start_threads(engine, &bootstrap));
     } else {
-        WEFT_TRY(open_bootstrap(&engine->options, &bootstrap));
+        WEFT_TRY(weft_rendezvous_open(&engine->options, &bootstrap));
     }
     WEFT_TRY(form_group(engine, bootstrap));
     return start_rank(engine);

@@ -14,6 +14,7 @@
 
 #include "engine/handshake.h"
 #include "engine/options.h"
+#include "engine/rendezvous.h"
 #include "engine/scheduler.h"
 #include "weft/log.h"
 
@@ -454,7 +455,7 @@ enum weft_status weft_group_open(const struct weft_group_args *args, struct weft
         weft_group_close(&group);
         return WEFT_ERR_ARGUMENT;
     }
-    opening.timeout_ms = group.timeout_ms > WEFT_GATHER_TIMEOUT_MS ? group.timeout_ms : WEFT_GATHER_TIMEOUT_MS;
+    opening.timeout_ms = weft_rendezvous_timeout_ms(options);
     if (group.rank == 0) {
         status = lead(&opening);
     } else {

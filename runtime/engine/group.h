@@ -20,9 +20,6 @@
 #include "weft/device.h"
 #include "weft/weft.h"
 
-/* How long ranks wait for others to start, at least; then for each sign of life while loading. */
-#define WEFT_GATHER_TIMEOUT_MS 60000
-
 struct weft_group {
     uint64_t generation;
     uint32_t rank;

@@ -65,3 +65,10 @@ def test_a_stranger_is_refused(model, tmp_path):
     assert leader.poll() is None, "a stranger ended the group"
     leader.kill()
     leader.communicate()
+
+
+def test_who_is_missing_is_said_after_the_rendezvous_timeout(model):
+    process = start(model, free_port(), 0, "--quiet", "--rendezvous-timeout", "1s")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == "weft[0]: comm/bootstrap: rank 1 failed: did not come within 1000 ms (missing: 1, 2)\n"

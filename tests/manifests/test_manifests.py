@@ -240,7 +240,7 @@ def test_a_worker_of_the_stateful_set_finds_its_rank(tmp_path):
         "PATH": f"{tmp_path}:/usr/bin:/bin", "POD_NAME": "weft-worker-11", "WEFT_RANK_COUNT": "13"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["serve", "--leader", "weft-leader-0.weft-ranks:20000", "--rank", "12", "--ranks", "13",
-                                   "--secret-file", "/run/secrets/weft/secret", "--timeout", "5m"]
+                                   "--secret-file", "/run/secrets/weft/secret", "--rendezvous-timeout", "5m"]
 
 
 def test_no_secret_is_committed():

@@ -1,0 +1,35 @@
+/* From options to a bootstrap. */
+#include "engine/rendezvous.h"
+
+/* Pods and cluster jobs start their processes at different times; a minute is what people forgive. */
+enum { RENDEZVOUS_TIMEOUT_MS = 60000 };
+
+enum weft_launch weft_rendezvous_launch(const struct weft_engine_options *options)
+{
+    if (options->launch != WEFT_LAUNCH_AUTO) {
+        return options->launch;
+    }
+    return weft_bootstrap_has_mpi() ? WEFT_LAUNCH_MPI : WEFT_LAUNCH_LOCAL;
+}
+
+uint32_t weft_rendezvous_timeout_ms(const struct weft_engine_options *options)
+{
+    return options->rendezvous_timeout_ms > 0 ? options->rendezvous_timeout_ms : RENDEZVOUS_TIMEOUT_MS;
+}
+
+enum weft_status weft_rendezvous_open(const struct weft_engine_options *options, struct weft_bootstrap **out)
+{
+    const struct weft_bootstrap_tcp_options tcp = {.leader = options->leader,
+                                                   .rank = options->rank,
+                                                   .rank_count = options->rank_count,
+                                                   .timeout_ms = weft_rendezvous_timeout_ms(options),
+                                                   .secret = options->secret};
+
+    switch (weft_rendezvous_launch(options)) {
+    case WEFT_LAUNCH_TCP: return weft_bootstrap_open_tcp(&tcp, out);
+    case WEFT_LAUNCH_MPI: return weft_bootstrap_open_mpi(tcp.timeout_ms, out);
+    default: break;
+    }
+    return options->rank_count > 1 ? weft_bootstrap_open_local(options->rank_count, out)
+                                   : weft_bootstrap_open_self(out);
+}

@@ -1,0 +1,21 @@
+/* How the ranks of a group meet: which launch is meant, the bootstrap it gives, how long they wait for each other. */
+#ifndef WEFT_ENGINE_RENDEZVOUS_H
+#define WEFT_ENGINE_RENDEZVOUS_H
+
+#include <stdint.h>
+
+#include "weft/bootstrap.h"
+#include "weft/status.h"
+#include "weft/weft.h"
+
+/* options->launch, AUTO resolved to what started this process: MPI or LOCAL. */
+enum weft_launch weft_rendezvous_launch(const struct weft_engine_options *options);
+
+/* Until all ranks have come; then for each sign of life while they load. */
+uint32_t weft_rendezvous_timeout_ms(const struct weft_engine_options *options);
+
+/* Every kind but THREADS, which the engine opens itself. Forks with LOCAL. Errors are those of the bootstrap. */
+WEFT_MUST_CHECK enum weft_status weft_rendezvous_open(const struct weft_engine_options *options,
+                                                      struct weft_bootstrap **out);
+
+#endif
