@@ -71,7 +71,9 @@ const struct weft_option weft_options[] = {
     {"queue", 0, WEFT_OPTION_U32, SERVE, server_group, "N", "requests that may wait; more are refused", "1024",
      "WEFT_QUEUE", AT(queue), .min = 1, .max = 1048576},
 
-    {"model", 'm', WEFT_OPTION_TEXT, ALL, model_group, "DIR", "model folder in Hugging Face form", "the demo model",
+    {"model", 'm', WEFT_OPTION_TEXT, RUN | SERVE | INFO, model_group, "DIR", "model folder in Hugging Face form", "the demo model",
+     "WEFT_MODEL", AT(model)},
+    {"model", 'm', WEFT_OPTION_TEXT, DOCTOR, model_group, "DIR", "would it fit, is it the same on every host", "none",
      "WEFT_MODEL", AT(model)},
     {"context", 'c', WEFT_OPTION_U32, ALL, model_group, "N", "positions per request, prompt and answer together",
      "the model's", "WEFT_CONTEXT", AT(context), .min = 1, .max = U32MAX},
