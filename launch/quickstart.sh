@@ -87,6 +87,7 @@ next_steps()
 Next:
   build/weft run --ranks 3 --prompt "Sort 42 7 19:"        any number of ranks, without mpirun
   build/weft info --ranks 2                                what the model is, bytes per rank
+  build/weft doctor --ranks 2                              machines and links before anything is loaded
   build/weft serve --ranks 2 --grpc 127.0.0.1:9000         gRPC; README.md shows a client in Python
   build/weft --help
   tests/run.sh                                             installs what the tests need and runs all of them
