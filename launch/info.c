@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "base/size_text.h"
 #include "command.h"
 
 enum { RANK_COUNT_MAX = 64 };
@@ -23,7 +24,7 @@ static const char *count_text(uint64_t count, char text[16])
 static void summary_print(const char *folder, const struct weft_model_summary *model,
                           const struct weft_rank_summary *ranks)
 {
-    char text[4][16];
+    char text[4][WEFT_SIZE_TEXT_SIZE];
 
     printf("model         %s\n", folder);
     printf("architecture  %s\n", model->architecture);
@@ -46,11 +47,10 @@ static void summary_print(const char *folder, const struct weft_model_summary *m
         } else {
             (void)snprintf(heads, sizeof(heads), "-");
         }
-        printf("%4u %8s %8s %12s %12s %12s", i, leaves, heads, weft_terminal_size_text(rank->weight_size, text[0]),
-               weft_terminal_size_text(rank->kv_size, text[1]),
-               weft_terminal_size_text(rank->activation_size, text[2]));
-        printf(" %12s", weft_terminal_size_text(rank->weight_size + rank->kv_size + rank->activation_size, text[0]));
-        printf(" %14s\n", weft_terminal_size_text(rank->kv_token_size, text[1]));
+        printf("%4u %8s %8s %12s %12s %12s", i, leaves, heads, weft_size_text(rank->weight_size, text[0]),
+               weft_size_text(rank->kv_size, text[1]), weft_size_text(rank->activation_size, text[2]));
+        printf(" %12s", weft_size_text(rank->weight_size + rank->kv_size + rank->activation_size, text[0]));
+        printf(" %14s\n", weft_size_text(rank->kv_token_size, text[1]));
     }
 }
 

@@ -4,10 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/json.h"
+#include "base/size_text.h"
 #include "command.h"
 #include "signals.h"
 #include "weft/log.h"
@@ -158,14 +159,6 @@ static void event_take(struct answer *answer, const struct weft_event *event, bo
     }
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /* Until the last event; a signal or lost output cancels the request first. */
 static enum weft_status events_follow(struct weft_engine *engine, uint64_t id, bool is_streamed, struct answer *answer)
 {
@@ -184,9 +177,9 @@ static enum weft_status events_follow(struct weft_engine *engine, uint64_t id, b
         }
         if (give_up_ms == 0 && (weft_signals_caught() != 0 || answer->is_output_lost)) {
             weft_engine_cancel(engine, id);
-            give_up_ms = now_ms() + CANCEL_GRACE_MS;
+            give_up_ms = weft_clock_ns() / 1000000 + CANCEL_GRACE_MS;
         }
-        if (give_up_ms != 0 && now_ms() > give_up_ms) {
+        if (give_up_ms != 0 && weft_clock_ns() / 1000000 > give_up_ms) {
             return WEFT_ERR_CANCELLED;
         }
     }
@@ -254,12 +247,12 @@ static void timings_print(struct weft_engine *engine, const struct answer *answe
     fprintf(stderr, "\nanswer      %u tokens, %.1f tokens/s, finished: %s\n", last->output_token_count,
             timings->tokens_per_second, weft_finish_name(last->finish));
     for (uint32_t i = 0; i < count && i < COLLECTIVE_COUNT; i++) {
-        char size[16];
+        char size[WEFT_SIZE_TEXT_SIZE];
 
         if (stats[i].call_count > 0) {
             fprintf(stderr, "%-11s %.1f ms in %llu calls, %.1f us each, %s received\n", stats[i].name, stats[i].time_ms,
                     (unsigned long long)stats[i].call_count, stats[i].time_ms * 1000 / (double)stats[i].call_count,
-                    weft_terminal_size_text(stats[i].byte_count, size));
+                    weft_size_text(stats[i].byte_count, size));
         }
     }
 }

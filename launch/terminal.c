@@ -3,9 +3,10 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/size_text.h"
 #include "signals.h"
 #include "weft/log.h"
 
@@ -56,40 +57,18 @@ void weft_terminal_clear(struct weft_terminal *terminal)
     }
 }
 
-const char *weft_terminal_size_text(uint64_t size, char text[16])
-{
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    double value = (double)size;
-    size_t unit = 0;
-
-    while (value >= 1024 && unit < 4) {
-        value /= 1024;
-        unit++;
-    }
-    (void)snprintf(text, 16, unit == 0 || value >= 100 ? "%.0f %s" : "%.1f %s", value, units[unit]);
-    return text;
-}
-
 static void bar_draw(struct weft_terminal *terminal, const char *what, uint64_t total, int percent)
 {
     char bar[BAR_WIDTH + 1];
-    char size[16];
+    char size[WEFT_SIZE_TEXT_SIZE];
     int full = percent * BAR_WIDTH / 100;
 
     memset(bar, '.', BAR_WIDTH);
     memset(bar, '#', (size_t)full);
     bar[BAR_WIDTH] = 0;
-    fprintf(stderr, "\r\033[K%s [%s] %3d %% of %s", what, bar, percent, weft_terminal_size_text(total, size));
+    fprintf(stderr, "\r\033[K%s [%s] %3d %% of %s", what, bar, percent, weft_size_text(total, size));
     fflush(stderr);
     terminal->has_bar = true;
-}
-
-static int64_t now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 void weft_terminal_progress(void *context, const char *what, uint64_t done, uint64_t total)
@@ -98,8 +77,8 @@ void weft_terminal_progress(void *context, const char *what, uint64_t done, uint
     int percent = total > 0 ? (int)((double)done / (double)total * 100) : 100;
     /* Where lines stay for ever, few are better: one now and then, and one at the end. */
     int64_t interval_ms = terminal->is_tty ? BAR_INTERVAL_MS : PLAIN_INTERVAL_MS;
-    int64_t now = now_ms();
-    char size[16];
+    int64_t now = weft_clock_ns() / 1000000;
+    char size[WEFT_SIZE_TEXT_SIZE];
 
     if (terminal->last_ms == 0) {
         terminal->last_ms = now;
@@ -109,7 +88,7 @@ void weft_terminal_progress(void *context, const char *what, uint64_t done, uint
     }
     terminal->last_ms = now;
     if (!terminal->is_tty) {
-        fprintf(stderr, "weft: %s: %d %% of %s\n", what, percent, weft_terminal_size_text(total, size));
+        fprintf(stderr, "weft: %s: %d %% of %s\n", what, percent, weft_size_text(total, size));
         return;
     }
     bar_draw(terminal, what, total, percent);

@@ -23,7 +23,4 @@ void weft_terminal_clear(struct weft_terminal *terminal);
 void weft_terminal_progress(void *context, const char *what, uint64_t done, uint64_t total);
 void weft_terminal_line(void *context, const char *line);
 
-/* "1.2 GiB" into text[16]. */
-const char *weft_terminal_size_text(uint64_t size, char text[16]);
-
 #endif

@@ -11,26 +11,6 @@
 #include "weft/device.h"
 #include "weft/log.h"
 
-/* Value after `key` at the start of a line of /proc/meminfo; 0 when absent. */
-static uint64_t read_meminfo(const char *key)
-{
-    FILE *file = fopen("/proc/meminfo", "re");
-    uint64_t number = 0;
-    char line[256];
-
-    if (file == NULL) {
-        return 0;
-    }
-    while (fgets(line, sizeof(line), file) != NULL) {
-        if (strncmp(line, key, strlen(key)) == 0) {
-            (void)sscanf(line + strlen(key), "%" SCNu64, &number);
-            break;
-        }
-    }
-    fclose(file);
-    return number;
-}
-
 /* The bracketed word of "always [madvise] never". */
 static void read_huge_mode(char *mode, size_t size)
 {
@@ -144,8 +124,8 @@ void weft_doctor_facts_read(const struct weft_bootstrap *bootstrap, const char *
     weft_machine_read(&facts->machine);
     facts->host_id = weft_bootstrap_host_id(bootstrap);
     facts->pid = (uint64_t)getpid();
-    facts->memory_total = read_meminfo("MemTotal:") * 1024;
-    facts->huge_free = read_meminfo("HugePages_Free:") * read_meminfo("Hugepagesize:") * 1024;
+    facts->memory_total = weft_machine_meminfo("MemTotal:") * 1024;
+    facts->huge_free = weft_machine_meminfo("HugePages_Free:") * weft_machine_meminfo("Hugepagesize:") * 1024;
     facts->lock_limit = soft_limit(RLIMIT_MEMLOCK);
     facts->file_limit = soft_limit(RLIMIT_NOFILE);
     facts->cpu_count = online > 0 ? (uint32_t)online : 1;

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "engine/handshake.h"
 #include "engine/step.h"
 #include "weft/log.h"
@@ -148,7 +149,7 @@ static void take_inbox(struct weft_controller *controller)
 static uint32_t next_step(struct weft_controller *controller, enum life *life_out)
 {
     uint32_t count = 0;
-    int64_t now = weft_now_ns();
+    int64_t now = weft_clock_ns();
 
     pthread_mutex_lock(&controller->mutex);
     *life_out = controller->life;
@@ -202,7 +203,7 @@ static enum weft_status run_step(struct weft_controller *controller, uint32_t co
         controller->comm_stats = stats; /* before the tokens: who has seen the last one sees its cost too */
         pthread_mutex_unlock(&controller->mutex);
     }
-    int64_t now = weft_now_ns();
+    int64_t now = weft_clock_ns();
     for (uint32_t i = 0; i < count; i++) {
         take_result(controller, &controller->entries[i], &controller->results[i], now);
     }

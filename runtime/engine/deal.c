@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/size_text.h"
 #include "engine/pages.h"
 #include "weft/log.h"
 
@@ -129,20 +130,6 @@ void weft_deal_threads(const struct weft_member *members, uint32_t rank_count, u
 
 /* ---- memory ---- */
 
-const char *weft_size_text(uint64_t size, char text[24])
-{
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-    double value = (double)size;
-    size_t unit = 0;
-
-    while (value >= 1024.0 && unit + 1 < sizeof(units) / sizeof(units[0])) {
-        value /= 1024.0;
-        unit++;
-    }
-    snprintf(text, 24, value >= 100.0 || unit == 0 ? "%.0f %s" : "%.1f %s", value, units[unit]);
-    return text;
-}
-
 /* 90 %: the rest is for page tables, sockets, the tokenizer, and whoever else wakes up. */
 static uint64_t usable(uint64_t available)
 {
@@ -203,7 +190,7 @@ static struct fit find_fit(const struct weft_deal_memory_args *args)
 static void table(const struct weft_deal_memory_args *args, uint64_t page_count)
 {
     char line[200];
-    char texts[5][24];
+    char texts[5][WEFT_SIZE_TEXT_SIZE];
 
     if (args->line == NULL) {
         return;
@@ -230,8 +217,8 @@ static void table(const struct weft_deal_memory_args *args, uint64_t page_count)
 static enum weft_status refuse(const struct weft_deal_memory_args *args, const struct fit *fit, uint64_t page_count,
                                const char *what)
 {
-    char needed[24];
-    char available[24];
+    char needed[WEFT_SIZE_TEXT_SIZE];
+    char available[WEFT_SIZE_TEXT_SIZE];
 
     weft_log(WEFT_LOG_ERROR, "engine/memory",
              "%s does not fit: %s %u on %s needs %s (weights, activations and %" PRIu64

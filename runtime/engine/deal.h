@@ -59,7 +59,4 @@ struct weft_deal_memory_args {
 WEFT_MUST_CHECK enum weft_status weft_deal_memory(const struct weft_deal_memory_args *args, uint32_t *page_count_out,
                                                   uint32_t *context_length_out);
 
-/* "1.5 GiB", "640 KiB" into text[24]. */
-const char *weft_size_text(uint64_t size, char text[24]);
-
 #endif

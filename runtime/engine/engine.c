@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/arena.h"
+#include "base/clock.h"
 #include "engine/controller.h"
 #include "engine/group.h"
 #include "engine/identity.h"
@@ -227,7 +228,7 @@ static enum weft_status open_all(struct weft_engine *engine, const struct weft_e
 
 enum weft_status weft_engine_open(const struct weft_engine_options *options, struct weft_engine **out)
 {
-    int64_t begin = weft_now_ns();
+    int64_t begin = weft_clock_ns();
     struct weft_engine *engine = calloc(1, sizeof(*engine));
 
     if (engine == NULL) {
@@ -239,7 +240,7 @@ enum weft_status weft_engine_open(const struct weft_engine_options *options, str
         weft_engine_close(&engine);
         return status;
     }
-    engine->load_ms = (double)(weft_now_ns() - begin) / NS_PER_MS;
+    engine->load_ms = (double)(weft_clock_ns() - begin) / NS_PER_MS;
     *out = engine;
     return WEFT_OK;
 }

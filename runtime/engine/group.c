@@ -10,8 +10,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "engine/handshake.h"
 #include "engine/options.h"
 #include "engine/rendezvous.h"
@@ -37,14 +37,6 @@ struct opening {
     struct weft_ready ready[WEFT_RANK_COUNT_MAX]; /* leader: the last word of every rank */
     int64_t sign_ns[WEFT_RANK_COUNT_MAX];         /* leader: when it came */
 };
-
-static int64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 static void fill_hello(const struct opening *opening, struct weft_hello *hello)
 {
@@ -288,7 +280,7 @@ static enum weft_status hear_ready(struct opening *opening, uint32_t rank, uint3
             return WEFT_OK;
         }
         WEFT_TRY(status);
-        opening->sign_ns[rank] = now_ns();
+        opening->sign_ns[rank] = weft_clock_ns();
         timeout_ms = 0;
     }
     return WEFT_OK;
@@ -317,7 +309,7 @@ static enum weft_status load_progress(void *context, uint64_t byte_count, uint64
     struct opening *opening = context;
     struct weft_group *group = opening->group;
     struct weft_ready *own = &opening->ready[group->rank];
-    int64_t now = now_ns();
+    int64_t now = weft_clock_ns();
 
     own->byte_count = byte_count;
     own->byte_total = byte_total;
@@ -371,7 +363,7 @@ static enum weft_status watch_rank(struct opening *opening, uint32_t rank, uint3
         weft_bootstrap_abort(group->bootstrap, rank, ready->reason);
         return ready->status;
     }
-    if (!ready->is_final && now_ns() - opening->sign_ns[rank] > (int64_t)opening->timeout_ms * 1000000) {
+    if (!ready->is_final && weft_clock_ns() - opening->sign_ns[rank] > (int64_t)opening->timeout_ms * 1000000) {
         weft_bootstrap_abort(group->bootstrap, rank, "no sign of life while loading the model");
         return WEFT_ERR_TIMEOUT;
     }
@@ -385,7 +377,7 @@ static enum weft_status collect_ready(struct opening *opening)
     uint32_t final_count = 0;
 
     for (uint32_t r = 1; r < group->rank_count; r++) {
-        opening->sign_ns[r] = now_ns();
+        opening->sign_ns[r] = weft_clock_ns();
     }
     while (final_count + 1 < group->rank_count) {
         final_count = 0;

@@ -4,22 +4,14 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "engine/identity.h"
 #include "engine/pages.h"
 #include "weft/log.h"
 
 /* Bytes of text reserved per token: most tokens are shorter, so that a step need not grow the buffer. */
 enum { TEXT_PER_TOKEN = 8, TEXT_RESERVE_MAX = 64 * 1024, TOKEN_TEXT_SIZE = 1024 };
-
-int64_t weft_now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 void weft_request_init(struct weft_request *request)
 {
@@ -254,7 +246,7 @@ enum weft_status weft_job_open(const struct weft_request *request, const struct 
 {
     int32_t *ids;
     size_t count;
-    int64_t submit_ns = weft_now_ns();
+    int64_t submit_ns = weft_clock_ns();
 
     WEFT_TRY(check_settings(request));
     WEFT_TRY(prompt_tokens(request, limits, &ids, &count));

@@ -104,7 +104,4 @@ WEFT_MUST_CHECK enum weft_status weft_text_append(struct weft_text *text, const 
 /* The event of what is new; moves pending to handed. Under the mutex. */
 void weft_job_event(struct weft_job *job, struct weft_event *event_out);
 
-/* CLOCK_MONOTONIC. */
-int64_t weft_now_ns(void);
-
 #endif

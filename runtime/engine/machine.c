@@ -127,6 +127,13 @@ static void cgroups_v2(struct weft_machine *machine)
     }
 }
 
+uint64_t weft_machine_meminfo(const char *key)
+{
+    uint64_t number = 0;
+
+    return read_keyed("/proc/meminfo", key, &number) ? number : 0;
+}
+
 void weft_machine_read(struct weft_machine *machine_out)
 {
     struct weft_machine machine = {.memory_available = UINT64_MAX};

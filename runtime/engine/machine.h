@@ -16,4 +16,7 @@ struct weft_machine {
 /* Never fails: what cannot be read is taken as unlimited, at least one CPU. */
 void weft_machine_read(struct weft_machine *machine_out);
 
+/* The number behind `key` ("MemTotal:") in /proc/meminfo, in its own unit; 0 when absent. */
+uint64_t weft_machine_meminfo(const char *key);
+
 #endif

@@ -9,9 +9,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "weft/log.h"
 #include "weft/numeric.h"
 
@@ -271,18 +271,10 @@ static enum weft_status run_all(struct reader *reader)
     return WEFT_OK;
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
-}
-
 enum weft_status weft_reader_run(const struct weft_reader_args *args, struct weft_reader_stats *stats_out)
 {
     struct reader reader = {.args = args, .staging_size = STAGING_SIZE};
-    uint64_t begin = now_ns();
+    int64_t begin = weft_clock_ns();
 
     for (size_t i = 0; i < args->read_count; i++) {
         uint64_t longest = (uint64_t)args->reads[i].row_width * sizeof(float);
@@ -304,7 +296,7 @@ enum weft_status weft_reader_run(const struct weft_reader_args *args, struct wef
     free(reader.staging);
     free(reader.converted);
     if (status == WEFT_OK) {
-        reader.stats.time_ns = now_ns() - begin;
+        reader.stats.time_ns = (uint64_t)(weft_clock_ns() - begin);
         *stats_out = reader.stats;
     }
     return status;

@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from weft_cli import MPIRUN, PROMPT, WEFT, answer, group_of, is_alive, model_folder, shm_entries, until, weft
+from weft_cli import MPIRUN, PROMPT, WEFT, answer, group_of, is_alive, model_folder, mpi_ranks, shm_entries, until, weft
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")]
 COMMON = ["--prompt", PROMPT, "--max-tokens", "20", "--temperature", "0", "--threads", "1"]
@@ -83,13 +83,7 @@ def test_signal_to_mpirun(model, number):
 @pytest.mark.parametrize("victim", range(3))
 def test_kill_of_a_rank(model, victim, comm):
     process, log = serve(model, 3, "--comm", comm)
-    ranks = group_of(process.pid)
-    by_rank = {}
-    for pid in ranks - {process.pid}:
-        environment = open(f"/proc/{pid}/environ", "rb").read().split(b"\0")
-        rank = [e.split(b"=")[1] for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK=")]
-        if rank:
-            by_rank[int(rank[0])] = pid
+    by_rank = mpi_ranks(process.pid)
     # Open MPI and UCX have named files of their own; those of this group are what its processes have mapped.
     shared = set()
     for pid in by_rank.values():

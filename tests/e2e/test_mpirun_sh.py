@@ -6,7 +6,7 @@ import subprocess
 import threading
 
 import pytest
-from weft_cli import ROOT, WEFT, group_of, is_alive, model_folder, until
+from weft_cli import ROOT, WEFT, group_of, is_alive, model_folder, mpi_ranks, until
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")]
 SCRIPT = ROOT / "launch" / "mpirun.sh"
@@ -76,16 +76,7 @@ class Service:
         assert until(lambda: self.count(text) >= count, 60), "".join(self.lines)
 
     def ranks(self):
-        found = {}
-        for pid in group_of(self.process.pid):
-            try:
-                environment = open(f"/proc/{pid}/environ", "rb").read().split(b"\0")
-            except OSError:
-                continue
-            rank = [e.split(b"=")[1] for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK=")]
-            if rank:
-                found[int(rank[0])] = pid
-        return found
+        return mpi_ranks(self.process.pid)
 
     def end(self):
         code = self.process.wait(timeout=60)

@@ -89,6 +89,20 @@ def group_of(pid):
     return found
 
 
+def mpi_ranks(pid):
+    """{rank: pid} of what mpirun started below this process."""
+    found = {}
+    for child in group_of(pid):
+        try:
+            environment = open(f"/proc/{child}/environ", "rb").read().split(b"\0")
+        except OSError:
+            continue
+        for variable in environment:
+            if variable.startswith(b"OMPI_COMM_WORLD_RANK="):
+                found[int(variable.split(b"=")[1])] = child
+    return found
+
+
 def is_alive(pid):
     try:
         return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
