@@ -1,8 +1,20 @@
 /* weft: finds the command, parses, runs it. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "command.h"
+
+/*
+ * UCX, ours or Open MPI's, prints its log to standard output, where answers go, and calls a peer that leaves first at
+ * the end an error. What fails a group is named by our own log. Before anything can load UCX, and only where nobody has
+ * asked for something else.
+ */
+static void keep_ucx_off_standard_output(void)
+{
+    (void)setenv("UCX_LOG_FILE", "stderr", 0);
+    (void)setenv("UCX_LOG_LEVEL", "fatal", 0);
+}
 
 static int command_unknown(const char *word)
 {
@@ -48,6 +60,7 @@ int main(int argument_count, char **arguments)
     const struct weft_command_text *command;
     const char *word;
 
+    keep_ucx_off_standard_output();
     if (argument_count < 2) {
         weft_help_print(stderr);
         return WEFT_EXIT_USAGE;

@@ -130,3 +130,15 @@ def test_every_transport(comm, is_mpirun, tmp_path):
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     assert (got["token_ids"], got["logits_sha256"]) == (wanted["token_ids"], wanted["logits_sha256"])
+
+
+def test_ucx_keeps_its_log_off_standard_output(tmp_path):
+    """Standard output is the answer's alone, however talkative UCX is made."""
+    done = weft("run", "--quiet", "--output", "json", "--model", model_folder("qwen3", tmp_path), "--prompt", PROMPT,
+                "--max-tokens", 2, "--threads", 1, "--ranks", 2, "--comm", "ucx",
+                environment={"UCX_LOG_LEVEL": "info"})
+    if done.returncode != 0 and "in this build" in done.stderr:
+        pytest.skip("ucx is not in this build")
+    assert done.returncode == 0, done.stderr
+    assert "UCX" in done.stderr
+    assert json.loads(done.stdout)["token_ids"]
