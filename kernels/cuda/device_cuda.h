@@ -1,0 +1,105 @@
+/*
+ * The CUDA backend's own state, shared by its files. Device memory, one stream, operations in order.
+ *
+ * Operations cannot fail by themselves (weft/device.h): the first CUDA error is kept in the device, logged once, and
+ * returned by the next sync(), read() or write(). Nobody waits for the GPU without a deadline.
+ */
+#ifndef WEFT_CUDA_DEVICE_CUDA_H
+#define WEFT_CUDA_DEVICE_CUDA_H
+
+#include "cuda/port.h"
+#include "device_ops.h"
+
+/*
+ * How matrices of 16-bit weights are multiplied. EXACT: tensor cores (mma.sync m16n8k16), activations rounded to the
+ * weights' type, one instruction shape and ascending k for every batch size: the GPU class of the numerics contract.
+ * REFERENCE: the CPU's own order with fmaf, the CPU's bits; for tests and for doubts about a GPU. FAST: cuBLASLt where
+ * it is faster. Weights in f32 are always multiplied as in REFERENCE. Everything that is no matrix multiplication has
+ * the CPU's bits in all three.
+ */
+enum weft_cuda_numerics { WEFT_CUDA_EXACT, WEFT_CUDA_REFERENCE, WEFT_CUDA_FAST };
+
+struct weft_cuda_device {
+    struct weft_device base;
+    int index; /* of the GPU */
+    enum weft_cuda_numerics numerics;
+    uint32_t sm_count;
+    cudaStream_t stream;
+    enum weft_status status; /* of the first error */
+    struct weft_cuda_transfer *transfer; /* transfer.cu: pinned staging and the upload ring, owned */
+    void *scratch;                       /* scratch_size bytes of device memory, owned; see weft_cuda_scratch() */
+    size_t scratch_size;
+};
+
+static inline struct weft_cuda_device *weft_cuda_device(struct weft_device *device)
+{
+    return reinterpret_cast<struct weft_cuda_device *>(device); /* base is its first member */
+}
+
+/* Keeps the first error (WEFT_ERR_IO, for cudaErrorMemoryAllocation WEFT_ERR_MEMORY) and logs it: "WHAT: text". True
+ * when all is well. weft_cuda_launched() asks cudaPeekAtLastError() after a launch. */
+bool weft_cuda_check(struct weft_cuda_device *device, cudaError_t error, const char *what);
+bool weft_cuda_launched(struct weft_cuda_device *device, const char *kernel);
+
+/*
+ * A copy of host data in device memory for the operations issued from now on: rows, tables of sequences and pages. The
+ * host's memory is free at once; the copy is ordered in the stream and lives until the operations of this step are done
+ * (a ring; when it is full this waits). Device memory, 16-byte aligned; never NULL: after an error, memory that may be
+ * read.
+ */
+const void *weft_cuda_upload(struct weft_cuda_device *device, const void *data, size_t size);
+
+/* At least `size` bytes of scratch for one operation, shared by all: the stream keeps operations in order. Grows when
+ * needed (at opening matrices and caches, so that a step does not allocate); NULL after an error. */
+void *weft_cuda_scratch(struct weft_cuda_device *device, size_t size);
+
+/* transfer.cu */
+void *weft_cuda_alloc(struct weft_device *device, size_t size);
+void weft_cuda_free(struct weft_device *device, void *memory);
+enum weft_status weft_cuda_write(struct weft_device *device, void *to, const void *from_host, size_t size);
+enum weft_status weft_cuda_read(struct weft_device *device, void *to_host, const void *from, size_t size);
+enum weft_status weft_cuda_sync(struct weft_device *device);
+
+/* matrix.cu: packing and multiplication */
+size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
+enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
+                                       struct weft_matrix **out);
+void weft_cuda_matrix_close(struct weft_device *device, struct weft_matrix *matrix);
+enum weft_status weft_cuda_matrix_write_rows(struct weft_device *device, struct weft_matrix *matrix, uint32_t row_begin,
+                                             uint32_t row_count, const void *rows, size_t row_stride);
+void weft_cuda_embed(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows, uint32_t count,
+                     float *out);
+void weft_cuda_matmul(struct weft_device *device, const struct weft_matrix *matrix, const float *x,
+                      uint32_t token_count, const float *bias, float *out);
+
+/* elementwise.cu */
+void weft_cuda_rms_norm(struct weft_device *device, const float *x, const float *weight, uint32_t token_count,
+                        uint32_t width, float eps, float *out);
+void weft_cuda_silu_mul(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
+                        float *out);
+void weft_cuda_add(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
+                   uint32_t width);
+void weft_cuda_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,
+                           uint32_t width, float *out);
+
+/* rope.cu */
+void weft_cuda_rope_angles(struct weft_device *device, const struct weft_batch *batch, const float *inv_freq,
+                           uint32_t head_size, float scale, float *angles);
+void weft_cuda_rope(struct weft_device *device, const struct weft_rope_args *args);
+
+/* attention.cu: cache and attention */
+size_t weft_cuda_kv_cache_size(const struct weft_device *device, const struct weft_kv_desc *desc);
+enum weft_status weft_cuda_kv_cache_open(struct weft_device *device, const struct weft_kv_desc *desc,
+                                         struct weft_kv_cache **out);
+void weft_cuda_kv_cache_close(struct weft_device *device, struct weft_kv_cache *cache);
+void weft_cuda_kv_append(struct weft_device *device, struct weft_kv_cache *cache, uint32_t layer,
+                         const struct weft_batch *batch, const struct weft_heads *heads, const float *qkv);
+void weft_cuda_attention(struct weft_device *device, const struct weft_kv_cache *cache, const struct weft_batch *batch,
+                         const struct weft_attention_args *args);
+
+/* candidates.cu */
+void weft_cuda_penalize(struct weft_device *device, float *logits, uint32_t width,
+                        const struct weft_penalty *penalties, uint32_t count);
+void weft_cuda_candidates(struct weft_device *device, const struct weft_candidates_args *args);
+
+#endif

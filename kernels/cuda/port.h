@@ -1,0 +1,32 @@
+/*
+ * What the kernels' sources may use of CUDA, so that the same files also build as plain C++ for the emulator
+ * (tests/emulator), where blocks run one after another and threads are fibers.
+ *
+ * Every .cu file includes this and never <cuda_runtime.h>. A kernel is started with WEFT_CUDA_LAUNCH, takes its dynamic
+ * shared memory with WEFT_CUDA_SHARED, and keeps to: threadIdx, blockIdx, blockDim, gridDim, __shared__, __syncthreads,
+ * __syncwarp, the *_sync shuffles and votes with full masks, atomics on 32-bit words, fmaf, division and sqrtf as IEEE
+ * has them, and what ptx.h offers. Anything else belongs into a file of its own that says why it cannot be emulated.
+ */
+#ifndef WEFT_CUDA_PORT_H
+#define WEFT_CUDA_PORT_H
+
+#ifdef WEFT_CUDA_EMULATED
+
+#include "emulator/cuda_emulated.h"
+
+#else
+
+#include <cuda_runtime.h>
+
+/* Dynamic shared memory of the running block, 128-byte aligned, as `type *name`. */
+#define WEFT_CUDA_SHARED(type, name)                                                                                   \
+    extern __shared__ __align__(128) unsigned char weft_dynamic_shared[];                                              \
+    type *name = reinterpret_cast<type *>(weft_dynamic_shared)
+
+/* kernel<<<grid, block, shared_size, stream>>>(arguments...); errors appear at the next cudaPeekAtLastError(). */
+#define WEFT_CUDA_LAUNCH(kernel, grid, block, shared_size, stream, ...)                                                \
+    kernel<<<(grid), (block), (shared_size), (stream)>>>(__VA_ARGS__)
+
+#endif
+
+#endif
