@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "weft/gpu.h"
 #include "weft/log.h"
 
 size_t weft_dtype_size(enum weft_dtype dtype)
@@ -21,15 +22,62 @@ const char *weft_dtype_name(enum weft_dtype dtype)
     return "unknown";
 }
 
+/* "cuda:3" -> 3; false: no number of a GPU. */
+static bool gpu_index_parse(const char *text, uint32_t *out)
+{
+    char *end;
+
+    if (*text < '0' || *text > '9') {
+        return false;
+    }
+    unsigned long index = strtoul(text, &end, 10);
+    *out = (uint32_t)index;
+    return *end == '\0' && index < WEFT_GPU_COUNT_MAX;
+}
+
+enum weft_status weft_device_kind_parse(const char *kind, enum weft_device_kind *kind_out, uint32_t *gpu_index_out)
+{
+    static const char *const names[] = {
+        [WEFT_DEVICE_AUTO] = "auto", [WEFT_DEVICE_CPU] = "cpu", [WEFT_DEVICE_CUDA] = "cuda"};
+
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(kind == NULL ? "auto" : kind, names[i]) == 0) {
+            *kind_out = (enum weft_device_kind)i;
+            return WEFT_OK;
+        }
+    }
+    if (strncmp(kind, "cuda:", 5) == 0 && gpu_index_parse(kind + 5, gpu_index_out)) {
+        *kind_out = WEFT_DEVICE_CUDA_INDEX;
+        return WEFT_OK;
+    }
+    weft_log(WEFT_LOG_ERROR, "kernels", "device \"%s\": expected auto, cpu, cuda or cuda:0 to cuda:%d", kind,
+             WEFT_GPU_COUNT_MAX - 1);
+    return WEFT_ERR_ARGUMENT;
+}
+
+/* Not an error: most hosts have no GPU. */
+static bool has_gpu(const struct weft_device_options *options)
+{
+    struct weft_gpu gpus[WEFT_GPU_COUNT_MAX];
+    char reason[256];
+
+    if (weft_gpu_list(options->module, gpus, reason, sizeof(reason)) > 0) {
+        return true;
+    }
+    weft_log(WEFT_LOG_DEBUG, "kernels", "no GPU is used: %s", reason);
+    return false;
+}
+
 enum weft_status weft_device_open(const struct weft_device_options *options, struct weft_device **out)
 {
-    const char *kind = options->kind;
+    uint32_t gpu_index = options->gpu_index;
+    enum weft_device_kind kind;
 
-    if (kind == NULL || strcmp(kind, "auto") == 0 || strcmp(kind, "cpu") == 0) {
+    WEFT_TRY(weft_device_kind_parse(options->kind, &kind, &gpu_index));
+    if (kind == WEFT_DEVICE_CPU || (kind == WEFT_DEVICE_AUTO && !has_gpu(options))) {
         return weft_device_open_cpu(options, out);
     }
-    weft_log(WEFT_LOG_ERROR, "kernels", "unknown device \"%s\": expected auto or cpu", kind);
-    return WEFT_ERR_ARGUMENT;
+    return weft_device_open_cuda(options, gpu_index, out);
 }
 
 void weft_device_close(struct weft_device **device)

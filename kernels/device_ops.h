@@ -61,4 +61,8 @@ struct weft_device {
 WEFT_MUST_CHECK enum weft_status weft_device_open_cpu(const struct weft_device_options *options,
                                                       struct weft_device **out);
 
+/* cuda_loader.c: GPU gpu_index, through the CUDA module. */
+WEFT_MUST_CHECK enum weft_status weft_device_open_cuda(const struct weft_device_options *options, uint32_t gpu_index,
+                                                       struct weft_device **out);
+
 #endif

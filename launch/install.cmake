@@ -1,11 +1,14 @@
 # cmake --install: the binary, the library for embedders (weft.h and what it includes, shared and static library,
-# pkg-config file) and the demo model.
+# pkg-config file), the CUDA module and the demo model.
 include(GNUInstallDirs)
 
 install(TARGETS weft_static weft_shared LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION
                                                 ${CMAKE_INSTALL_LIBDIR})
 if(TARGET weft)
   install(TARGETS weft RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
+if(WEFT_CUDA_MODULE)
+  install(PROGRAMS ${WEFT_CUDA_MODULE} DESTINATION ${CMAKE_INSTALL_LIBDIR}/weft)
 endif()
 install(FILES include/weft/weft.h include/weft/status.h include/weft/log.h DESTINATION
                                                                            ${CMAKE_INSTALL_INCLUDEDIR}/weft)

@@ -40,14 +40,29 @@ size_t weft_dtype_size(enum weft_dtype dtype);
 const char *weft_dtype_name(enum weft_dtype dtype);
 
 struct weft_device_options {
-    const char *kind;      /* NULL or "auto", "cpu" */
+    /* "cpu"; "cuda": the GPU gpu_index; "cuda:1": GPU 1; NULL or "auto": as "cuda" when there is a usable GPU, else as
+     * "cpu". */
+    const char *kind;
     uint32_t thread_count; /* CPU threads, the calling one included; at least 1 */
     /* NULL or "auto": best of this machine; "ref", "avx2", "avx512" force one; ERR_UNSUPPORTED when it lacks that. */
     const char *cpu_level;
     const uint32_t *cores;      /* [thread_count] cores to pin to, or NULL: not pinned */
-    enum weft_wait_policy wait; /* between the device's own threads */
+    enum weft_wait_policy wait; /* between the device's own threads, and for the GPU */
+    uint32_t gpu_index;         /* for "cuda" and "auto" */
+    /* GPU only, how 16-bit weights are multiplied: NULL or "exact": tensor cores, one order for every batch size;
+     * "reference": the CPU's order and bits; "fast": whatever is fastest. */
+    const char *numerics;
+    const char *module;  /* file of the CUDA module; NULL: weft_cuda.so beside this program or library */
+    uint32_t timeout_ms; /* for everything that waits for the GPU; 0: 30000 */
 };
 
+enum weft_device_kind { WEFT_DEVICE_AUTO, WEFT_DEVICE_CPU, WEFT_DEVICE_CUDA, WEFT_DEVICE_CUDA_INDEX };
+/* What `kind` of the options says; *gpu_index_out is written for "cuda:N" only. ERR_ARGUMENT, logged. */
+WEFT_MUST_CHECK enum weft_status weft_device_kind_parse(const char *kind, enum weft_device_kind *kind_out,
+                                                        uint32_t *gpu_index_out);
+
+/* ERR_UNSUPPORTED, logged, when a GPU was asked for and there is no CUDA module, no driver, too old a driver or no GPU;
+ * ERR_ARGUMENT for a GPU that this process does not have. */
 WEFT_MUST_CHECK enum weft_status weft_device_open(const struct weft_device_options *options, struct weft_device **out);
 void weft_device_close(struct weft_device **device);
 /* "cpu avx512, 2 threads". */

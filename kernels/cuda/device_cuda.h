@@ -7,8 +7,13 @@
 #ifndef WEFT_CUDA_DEVICE_CUDA_H
 #define WEFT_CUDA_DEVICE_CUDA_H
 
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
 #include "cuda/port.h"
 #include "device_ops.h"
+#include "weft/log.h"
 
 /*
  * How matrices of 16-bit weights are multiplied. EXACT: tensor cores (mma.sync m16n8k16), activations rounded to the
@@ -24,17 +29,30 @@ struct weft_cuda_device {
     int index; /* of the GPU */
     enum weft_cuda_numerics numerics;
     uint32_t sm_count;
+    uint32_t timeout_ms; /* of every wait for the GPU */
+    enum weft_wait_policy wait;
     cudaStream_t stream;
     enum weft_status status; /* of the first error */
+    bool is_stuck; /* a wait ran into its deadline: whatever runs there may still use the memory, nothing is freed */
     struct weft_cuda_transfer *transfer; /* transfer.cu: pinned staging and the upload ring, owned */
     void *scratch;                       /* scratch_size bytes of device memory, owned; see weft_cuda_scratch() */
     size_t scratch_size;
 };
 
+/* Makes the GPU current for this thread, which CUDA wants to be said in every thread. */
+void weft_cuda_enter(const struct weft_cuda_device *device);
+
+/* Every operation begins with this: it also makes the GPU current for the calling thread. */
 static inline struct weft_cuda_device *weft_cuda_device(struct weft_device *device)
 {
-    return reinterpret_cast<struct weft_cuda_device *>(device); /* base is its first member */
+    struct weft_cuda_device *cuda = reinterpret_cast<struct weft_cuda_device *>(device); /* base is its first member */
+
+    weft_cuda_enter(cuda);
+    return cuda;
 }
+
+/* One line into libweft's log, from "kernels/cuda". */
+void weft_cuda_log(enum weft_log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Keeps the first error (WEFT_ERR_IO, for cudaErrorMemoryAllocation WEFT_ERR_MEMORY) and logs it: "WHAT: text". True
  * when all is well. weft_cuda_launched() asks cudaPeekAtLastError() after a launch. */
@@ -49,11 +67,27 @@ bool weft_cuda_launched(struct weft_cuda_device *device, const char *kernel);
  */
 const void *weft_cuda_upload(struct weft_cuda_device *device, const void *data, size_t size);
 
+/*
+ * to_host[size] <- device memory `from`, as it is when the operations issued so far are done. to_host is written by the
+ * next sync(), not before, and must live until then.
+ */
+void weft_cuda_download(struct weft_cuda_device *device, void *to_host, const void *from, size_t size);
+
+/* Waits for `event`, or with NULL for the whole stream, at most timeout_ms. Returns the device's status. */
+enum weft_status weft_cuda_wait(struct weft_cuda_device *device, cudaEvent_t event);
+
 /* At least `size` bytes of scratch for one operation, shared by all: the stream keeps operations in order. Grows when
  * needed (at opening matrices and caches, so that a step does not allocate); NULL after an error. */
 void *weft_cuda_scratch(struct weft_cuda_device *device, size_t size);
 
+/* device_cuda.cu */
+WEFT_MUST_CHECK enum weft_status weft_cuda_open(const struct weft_device_options *options, int index,
+                                                const struct weft_device_ops *ops, struct weft_device **out);
+void weft_cuda_close(struct weft_device *device);
+
 /* transfer.cu */
+WEFT_MUST_CHECK enum weft_status weft_cuda_transfer_open(struct weft_cuda_device *device);
+void weft_cuda_transfer_close(struct weft_cuda_device *device);
 void *weft_cuda_alloc(struct weft_device *device, size_t size);
 void weft_cuda_free(struct weft_device *device, void *memory);
 enum weft_status weft_cuda_write(struct weft_device *device, void *to, const void *from_host, size_t size);
@@ -98,8 +132,8 @@ void weft_cuda_attention(struct weft_device *device, const struct weft_kv_cache 
                          const struct weft_attention_args *args);
 
 /* candidates.cu */
-void weft_cuda_penalize(struct weft_device *device, float *logits, uint32_t width,
-                        const struct weft_penalty *penalties, uint32_t count);
+void weft_cuda_penalize(struct weft_device *device, float *logits, uint32_t width, const struct weft_penalty *penalties,
+                        uint32_t count);
 void weft_cuda_candidates(struct weft_device *device, const struct weft_candidates_args *args);
 
 #endif

@@ -10,10 +10,11 @@
 #define WEFT_CUDA_MODULE_H
 
 #include "device_ops.h"
+#include "weft/gpu.h"
 #include "weft/log.h"
 
-/* Raised whenever anything that crosses the border changes: the structs of weft/device.h included. */
-#define WEFT_CUDA_MODULE_ABI 1
+/* Raised whenever anything that crosses the border changes: the structs of weft/device.h and weft/gpu.h included. */
+#define WEFT_CUDA_MODULE_ABI 2
 
 /* What the module may call. */
 struct weft_cuda_host {
@@ -21,26 +22,13 @@ struct weft_cuda_host {
     void (*log)(enum weft_log_level level, const char *area, const char *text);
 };
 
-/* One GPU, as `weft info` and the memory table show it. */
-struct weft_cuda_gpu {
-    char name[64];          /* "NVIDIA H100 80GB HBM3" */
-    char pci_bus_id[16];    /* "0000:1b:00.0" */
-    unsigned char uuid[16]; /* the same GPU seen from two processes or containers has the same */
-    uint64_t memory_total;  /* bytes */
-    uint64_t memory_free;
-    uint32_t compute_major; /* 9 of sm_90 */
-    uint32_t compute_minor;
-    uint32_t sm_count;
-    uint64_t peer_mask; /* bit i: can reach GPU i's memory directly */
-};
-
 struct weft_cuda_module {
-    uint32_t abi; /* WEFT_CUDA_MODULE_ABI; the only member whose place is promised */
-    uint32_t driver_version;  /* 13000 for 13.0; 0: no driver */
-    uint32_t runtime_version; /* that the module was built with */
-    /* Number of usable GPUs, up to 64 of them into gpus_out[64]. 0 with one phrase in reason_out: no driver, driver too
-     * old (both versions), no GPU. Never fails a process that only asks. */
-    uint32_t (*list)(struct weft_cuda_gpu *gpus_out, char *reason_out, size_t reason_size);
+    uint32_t abi;                   /* WEFT_CUDA_MODULE_ABI; the only member whose place is promised */
+    uint32_t driver_version;        /* CUDA version that the driver is for, 13000 for 13.0; 0: no driver */
+    uint32_t runtime_version;       /* that the module was built with */
+    const char *architecture_names; /* that it has machine code for: "80,90a,100" */
+    /* As weft_gpu_list(). */
+    uint32_t (*list)(struct weft_gpu *gpus_out, char *reason_out, size_t reason_size);
     /* GPU `index`; the rest as weft_device_open(). */
     enum weft_status (*open)(const struct weft_device_options *options, int index, struct weft_device **out);
 };
