@@ -27,11 +27,11 @@ struct guest {
     char address[ADDRESS_TEXT];
 };
 
-/* A rank on its way in: one channel is there, the other not yet. */
+/* A rank on its way in: some channels are there, others not yet. */
 struct half {
-    int fds[TCP_CHANNEL_COUNT]; /* owned until attached; -1 */
+    int fds[STAR_CHANNEL_COUNT]; /* owned until attached; -1 */
     uint8_t session[16];
-    bool is_in; /* both channels attached to the star */
+    bool is_in; /* all channels attached to the star */
 };
 
 struct reception {
@@ -110,7 +110,7 @@ static bool is_hung_up(int fd)
 
 static void drop_half(struct half *half)
 {
-    for (int i = 0; i < TCP_CHANNEL_COUNT; i++) {
+    for (int i = 0; i < STAR_CHANNEL_COUNT; i++) {
         if (half->fds[i] >= 0) {
             close(half->fds[i]);
         }
@@ -126,7 +126,7 @@ static void notice_departures(struct reception *reception)
         struct star_peer *peer = &reception->bootstrap->peers[rank];
         bool is_gone = half->is_in && is_hung_up(peer->control_fd);
 
-        for (int i = 0; i < TCP_CHANNEL_COUNT && !half->is_in; i++) {
+        for (int i = 0; i < STAR_CHANNEL_COUNT && !half->is_in; i++) {
             is_gone = is_gone || (half->fds[i] >= 0 && is_hung_up(half->fds[i]));
         }
         if (is_gone) {
@@ -142,21 +142,22 @@ static enum weft_status take_in(struct reception *reception, struct guest *guest
 {
     uint32_t rank = guest->answer.rank;
     struct half *half = &reception->halves[rank];
+    int fds[STAR_CHANNEL_COUNT];
 
     weft_tcp_tune(guest->fd, guest->answer.channel);
     memcpy(half->session, guest->answer.session, sizeof(half->session));
     half->fds[guest->answer.channel] = guest->fd;
     guest->fd = -1;
-    if (half->fds[TCP_DATA] >= 0 && half->fds[TCP_CONTROL] >= 0) {
-        int data_fd = half->fds[TCP_DATA];
-        int control_fd = half->fds[TCP_CONTROL];
-
-        half->fds[TCP_DATA] = half->fds[TCP_CONTROL] = -1;
-        half->is_in = true;
-        weft_log(WEFT_LOG_DEBUG, TCP_LOG, "rank %u came from %s", rank, guest->address);
-        return weft_star_attach(reception->bootstrap, rank, data_fd, control_fd);
+    for (int i = 0; i < STAR_CHANNEL_COUNT; i++) {
+        if (half->fds[i] < 0) {
+            return WEFT_OK;
+        }
     }
-    return WEFT_OK;
+    memcpy(fds, half->fds, sizeof(fds));
+    memset(half->fds, -1, sizeof(half->fds));
+    half->is_in = true;
+    weft_log(WEFT_LOG_DEBUG, TCP_LOG, "rank %u came from %s", rank, guest->address);
+    return weft_star_attach(reception->bootstrap, rank, fds);
 }
 
 static bool is_duplicate(struct reception *reception, const struct tcp_answer *answer)
@@ -167,7 +168,12 @@ static bool is_duplicate(struct reception *reception, const struct tcp_answer *a
     if (half->is_in || half->fds[answer->channel] >= 0) {
         return true;
     }
-    return half->fds[1 - answer->channel] >= 0 && memcmp(half->session, answer->session, sizeof(half->session)) != 0;
+    for (int i = 0; i < STAR_CHANNEL_COUNT; i++) {
+        if (half->fds[i] >= 0 && memcmp(half->session, answer->session, sizeof(half->session)) != 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* Reads on; a complete answer is judged at once. */
@@ -294,11 +300,11 @@ static enum weft_status receive_all(struct reception *reception, uint32_t timeou
     return WEFT_OK;
 }
 
-/* Two descriptors per rank and some to spare; the usual soft limit of 1024 ends at about 500 ranks. */
+/* A descriptor per channel and some to spare; the usual soft limit of 1024 ends at about 300 ranks. */
 static void raise_fd_limit(uint32_t rank_count)
 {
     struct rlimit limit;
-    rlim_t want = 2 * (rlim_t)rank_count + 256;
+    rlim_t want = STAR_CHANNEL_COUNT * (rlim_t)rank_count + 256;
 
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < want) {
         limit.rlim_cur = limit.rlim_max < want ? limit.rlim_max : want;
@@ -327,7 +333,7 @@ enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, int liste
         reception->guests[i].fd = -1;
     }
     for (uint32_t rank = 0; rank < bootstrap->rank_count; rank++) {
-        reception->halves[rank].fds[TCP_DATA] = reception->halves[rank].fds[TCP_CONTROL] = -1;
+        memset(reception->halves[rank].fds, -1, sizeof(reception->halves[rank].fds));
     }
     status = receive_all(reception, timeout_ms);
     for (size_t i = 0; i < GUEST_MAX; i++) {

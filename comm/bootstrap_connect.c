@@ -134,13 +134,13 @@ static bool greet(int fd, const struct tcp_secret *secret, struct tcp_answer *an
     return false;
 }
 
-/* Both channels to one address; fds_out set on success only. */
+/* All channels to one address; fds_out set on success only. */
 static bool try_address(const struct tcp_target *to, const struct tcp_join *join, struct tcp_answer *answer,
                         struct attempt *attempt, int *fds_out)
 {
-    int fds[TCP_CHANNEL_COUNT] = {-1, -1};
+    int fds[STAR_CHANNEL_COUNT] = {-1, -1, -1};
 
-    for (uint32_t channel = 0; channel < TCP_CHANNEL_COUNT; channel++) {
+    for (uint32_t channel = 0; channel < STAR_CHANNEL_COUNT; channel++) {
         answer->channel = channel;
         fds[channel] = connect_to(to, attempt);
         if (fds[channel] < 0 || !greet(fds[channel], &join->secret, answer, attempt)) {
@@ -182,7 +182,7 @@ enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tc
     struct tcp_answer answer = {.rank = bootstrap->rank, .rank_count = bootstrap->rank_count};
     int64_t go_deadline;
     int pause_ms = RETRY_MIN_MS;
-    int fds[TCP_CHANNEL_COUNT];
+    int fds[STAR_CHANNEL_COUNT];
     enum weft_status status;
 
     WEFT_TRY(weft_tcp_random(answer.session, sizeof(answer.session)));
@@ -202,7 +202,7 @@ enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tc
         (void)poll(NULL, 0, pause_ms);
         pause_ms = pause_ms * 2 < RETRY_MAX_MS ? pause_ms * 2 : RETRY_MAX_MS;
     }
-    WEFT_TRY(weft_star_attach(bootstrap, 0, fds[TCP_DATA], fds[TCP_CONTROL]));
+    WEFT_TRY(weft_star_attach(bootstrap, 0, fds));
     go_deadline = attempt.deadline == STAR_FOREVER ? STAR_FOREVER : attempt.deadline + (int64_t)GO_MORE_MS * 1000000;
     status = weft_star_go(bootstrap, go_deadline);
     if (status == WEFT_ERR_TIMEOUT) {

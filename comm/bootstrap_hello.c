@@ -108,7 +108,7 @@ enum tcp_verdict_code weft_tcp_judge(const struct tcp_secret *secret, const stru
     if (answer->rank_count != challenge->rank_count) {
         return TCP_WRONG_RANK_COUNT;
     }
-    if (answer->rank == 0 || answer->rank >= challenge->rank_count || answer->channel >= TCP_CHANNEL_COUNT) {
+    if (answer->rank == 0 || answer->rank >= challenge->rank_count || answer->channel >= STAR_CHANNEL_COUNT) {
         return TCP_WRONG_RANK;
     }
     return TCP_ACCEPTED;
@@ -140,7 +140,7 @@ bool weft_tcp_is_authentic(const struct tcp_secret *secret, const struct tcp_cha
            CRYPTO_memcmp(mac, verdict->mac, sizeof(verdict->mac)) == 0;
 }
 
-void weft_tcp_tune(int fd, enum tcp_channel channel)
+void weft_tcp_tune(int fd, enum star_channel channel)
 {
     int on = 1;
     int idle_s = 2;
@@ -154,7 +154,7 @@ void weft_tcp_tune(int fd, enum tcp_channel channel)
     (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
     (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probe_count, sizeof(probe_count));
     /* Not for data: there it would also end a connection to a rank that lives but computes and does not read. */
-    if (channel == TCP_CONTROL) {
+    if (channel == STAR_CONTROL) {
         (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout_ms, sizeof(user_timeout_ms));
     }
 }

@@ -103,8 +103,8 @@ static void close_end(struct weft_bootstrap *bootstrap)
 static const struct star_hooks hooks = {.describe = describe, .close_end = close_end};
 
 /* In the new process: an own star instead of the leader's, whose descriptors all close. */
-static enum weft_status become_child(struct weft_bootstrap *leader, pid_t leader_pid, uint32_t rank, const int fds[2],
-                                     struct weft_bootstrap **out)
+static enum weft_status become_child(struct weft_bootstrap *leader, pid_t leader_pid, uint32_t rank,
+                                     const int fds[STAR_CHANNEL_COUNT], struct weft_bootstrap **out)
 {
     struct local_state *state = leader->state;
     uint32_t rank_count = leader->rank_count;
@@ -129,7 +129,7 @@ static enum weft_status become_child(struct weft_bootstrap *leader, pid_t leader
         close(null_fd);
     }
     WEFT_TRY(weft_star_open("local", rank, rank_count, &bootstrap));
-    if (weft_star_attach(bootstrap, 0, fds[0], fds[1]) != WEFT_OK) {
+    if (weft_star_attach(bootstrap, 0, fds) != WEFT_OK) {
         weft_star_free(bootstrap);
         return WEFT_ERR_IO;
     }
@@ -142,38 +142,29 @@ static enum weft_status fork_rank(struct weft_bootstrap *leader, uint32_t rank, 
 {
     struct local_state *state = leader->state;
     pid_t leader_pid = getpid();
-    int data[2];
-    int control[2];
+    int ours[STAR_CHANNEL_COUNT];
+    int theirs[STAR_CHANNEL_COUNT];
     pid_t pid;
 
-    WEFT_TRY(weft_star_pair(data));
-    if (weft_star_pair(control) != WEFT_OK) {
-        close(data[0]);
-        close(data[1]);
-        return WEFT_ERR_IO;
-    }
+    WEFT_TRY(weft_star_pairs(ours, theirs));
     (void)fflush(NULL); /* or both processes print what is buffered */
     pid = fork();
     if (pid == 0) {
-        int fds[2] = {data[1], control[1]};
-
-        close(data[0]);
-        close(control[0]);
-        if (become_child(leader, leader_pid, rank, fds, child_out) != WEFT_OK) {
+        weft_star_close_all(ours);
+        if (become_child(leader, leader_pid, rank, theirs, child_out) != WEFT_OK) {
             _exit(1);
         }
         return WEFT_OK;
     }
-    close(data[1]);
-    close(control[1]);
     if (pid < 0) {
         weft_log(WEFT_LOG_ERROR, STAR_LOG, "fork of rank %u: %s", rank, strerror(errno));
-        close(data[0]);
-        close(control[0]);
+        weft_star_close_all(ours);
+        weft_star_close_all(theirs);
         return WEFT_ERR_IO;
     }
+    weft_star_close_all(theirs);
     state->children[rank].pid = pid;
-    return weft_star_attach(leader, rank, data[0], control[0]);
+    return weft_star_attach(leader, rank, ours);
 }
 
 static enum weft_status open_leader(uint32_t rank_count, struct weft_bootstrap **out)

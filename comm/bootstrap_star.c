@@ -415,12 +415,34 @@ enum weft_status weft_star_send(struct weft_bootstrap *bootstrap, uint32_t rank,
 
 /* ---- opening and closing ---- */
 
-enum weft_status weft_star_pair(int fds_out[2])
+void weft_star_close_all(const int fds[STAR_CHANNEL_COUNT])
 {
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds_out) < 0) {
-        weft_log(WEFT_LOG_ERROR, STAR_LOG, "socketpair: %s", strerror(errno));
-        return WEFT_ERR_IO;
+    for (int i = 0; i < STAR_CHANNEL_COUNT; i++) {
+        if (fds[i] >= 0) {
+            close(fds[i]);
+        }
     }
+}
+
+enum weft_status weft_star_pairs(int ours_out[STAR_CHANNEL_COUNT], int theirs_out[STAR_CHANNEL_COUNT])
+{
+    int ours[STAR_CHANNEL_COUNT] = {-1, -1, -1};
+    int theirs[STAR_CHANNEL_COUNT] = {-1, -1, -1};
+
+    for (int i = 0; i < STAR_CHANNEL_COUNT; i++) {
+        int pair[2];
+
+        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
+            weft_log(WEFT_LOG_ERROR, STAR_LOG, "socketpair: %s", strerror(errno));
+            weft_star_close_all(ours);
+            weft_star_close_all(theirs);
+            return WEFT_ERR_IO;
+        }
+        ours[i] = pair[0];
+        theirs[i] = pair[1];
+    }
+    memcpy(ours_out, ours, sizeof(ours));
+    memcpy(theirs_out, theirs, sizeof(theirs));
     return WEFT_OK;
 }
 
@@ -441,7 +463,7 @@ enum weft_status weft_star_open(const char *kind, uint32_t rank, uint32_t rank_c
     bootstrap->peer_count = peer_count;
     bootstrap->failed_rank = -1;
     for (uint32_t i = 0; i < peer_count; i++) {
-        bootstrap->peers[i].data_fd = bootstrap->peers[i].control_fd = -1;
+        bootstrap->peers[i] = (struct star_peer){.data_fd = -1, .control_fd = -1, .beat_fd = -1};
     }
     bootstrap->epoll_fd = rank_count > 1 ? epoll_create1(EPOLL_CLOEXEC) : -1;
     if (rank_count > 1 && bootstrap->epoll_fd < 0) {
@@ -454,14 +476,15 @@ enum weft_status weft_star_open(const char *kind, uint32_t rank, uint32_t rank_c
     return WEFT_OK;
 }
 
-enum weft_status weft_star_attach(struct weft_bootstrap *bootstrap, uint32_t rank, int data_fd, int control_fd)
+enum weft_status weft_star_attach(struct weft_bootstrap *bootstrap, uint32_t rank, const int fds[STAR_CHANNEL_COUNT])
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = rank};
     struct star_peer *peer = &bootstrap->peers[rank];
 
-    peer->data_fd = data_fd;
-    peer->control_fd = control_fd;
-    if (epoll_ctl(bootstrap->epoll_fd, EPOLL_CTL_ADD, control_fd, &event) < 0) {
+    peer->data_fd = fds[STAR_DATA];
+    peer->control_fd = fds[STAR_CONTROL];
+    peer->beat_fd = fds[STAR_BEAT];
+    if (epoll_ctl(bootstrap->epoll_fd, EPOLL_CTL_ADD, peer->control_fd, &event) < 0) {
         weft_log(WEFT_LOG_ERROR, STAR_LOG, "epoll: rank %u: %s", rank, strerror(errno));
         weft_star_detach(bootstrap, rank);
         return WEFT_ERR_IO;
@@ -477,9 +500,12 @@ void weft_star_detach(struct weft_bootstrap *bootstrap, uint32_t rank)
     if (peer->data_fd >= 0) {
         close(peer->data_fd);
     }
+    if (peer->beat_fd >= 0) {
+        close(peer->beat_fd);
+    }
     free(peer->incoming);
     free(peer->current);
-    *peer = (struct star_peer){.data_fd = -1, .control_fd = -1};
+    *peer = (struct star_peer){.data_fd = -1, .control_fd = -1, .beat_fd = -1};
 }
 
 enum weft_status weft_star_go(struct weft_bootstrap *bootstrap, int64_t deadline)

@@ -1,11 +1,12 @@
 /*
  * The star of sockets behind every bootstrap (bootstrap.h); private to the bootstrap_*.c files.
  *
- * Two stream sockets per worker, not one. `data` carries length-prefixed frames in order; `control` carries fixed-size
- * notices ("rank 3 is dead", "I leave"). Rejected: one socket with both kinds of frame. There a notice has to wait
- * behind a data frame that is half written or not yet read, so news of a death could not overtake bulk data, and a
- * non-blocking check would have to buffer whatever data precedes a notice. All control sockets sit in one epoll
- * instance: a check is one system call however many ranks there are, and the epoll descriptor itself can be polled.
+ * Three stream sockets per worker, not one. `data` carries length-prefixed frames in order; `control` carries
+ * fixed-size notices ("rank 3 is dead", "I leave"); `beat` carries heartbeats and belongs to a thread of its own
+ * (heart.h). Rejected: one socket with both kinds of frame. There a notice has to wait behind a data frame that is half
+ * written or not yet read, so news of a death could not overtake bulk data, and a non-blocking check would have to
+ * buffer whatever data precedes a notice. All control sockets sit in one epoll instance: a check is one system call
+ * however many ranks there are, and the epoll descriptor itself can be polled.
  */
 #ifndef WEFT_BOOTSTRAP_STAR_H
 #define WEFT_BOOTSTRAP_STAR_H
@@ -22,6 +23,8 @@
 #define STAR_RANK_MAX    1024u
 #define STAR_REASON_SIZE 112
 #define STAR_FOREVER     INT64_MAX
+
+enum star_channel { STAR_DATA = 0, STAR_CONTROL = 1, STAR_BEAT = 2, STAR_CHANNEL_COUNT };
 
 enum star_frame_kind {
     STAR_FRAME_DATA = 1,   /* weft_bootstrap_send() */
@@ -51,6 +54,7 @@ struct star_notice {
 struct star_peer {
     int data_fd; /* owned; -1 when none */
     int control_fd;
+    int beat_fd;      /* owned until the heart takes it */
     bool has_left;    /* said so; closing is then no failure */
     bool is_complete; /* `incoming` holds a whole frame that recv has not taken yet */
     struct star_header header;
@@ -87,15 +91,16 @@ struct weft_bootstrap {
     void *state; /* of the hooks */
 };
 
-/* A stream socket pair, non-blocking calls only (MSG_DONTWAIT), closed on exec. Logged. */
-WEFT_MUST_CHECK enum weft_status weft_star_pair(int fds_out[2]);
+/* Both ends of every channel, as stream socket pairs; closed on exec. Logged. */
+WEFT_MUST_CHECK enum weft_status weft_star_pairs(int ours_out[STAR_CHANNEL_COUNT], int theirs_out[STAR_CHANNEL_COUNT]);
+void weft_star_close_all(const int fds[STAR_CHANNEL_COUNT]);
 
 /* A star without any socket yet. */
 WEFT_MUST_CHECK enum weft_status weft_star_open(const char *kind, uint32_t rank, uint32_t rank_count,
                                                 struct weft_bootstrap **out);
-/* Takes both descriptors over, also on error. */
-WEFT_MUST_CHECK enum weft_status weft_star_attach(struct weft_bootstrap *bootstrap, uint32_t rank, int data_fd,
-                                                  int control_fd);
+/* Takes the descriptors over, also on error. */
+WEFT_MUST_CHECK enum weft_status weft_star_attach(struct weft_bootstrap *bootstrap, uint32_t rank,
+                                                  const int fds[STAR_CHANNEL_COUNT]);
 /* Closes the sockets of one neighbour without a word; attach may follow. */
 void weft_star_detach(struct weft_bootstrap *bootstrap, uint32_t rank);
 /* Leader: tells everybody that all have come. Worker: waits for that. */

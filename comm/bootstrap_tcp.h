@@ -1,7 +1,7 @@
 /*
  * Rendezvous over TCP, shared by the tcp and the mpi bootstrap. Private to bootstrap_*.c.
  *
- * Every worker opens two connections (data, control). On each the leader speaks first:
+ * Every worker opens a connection per channel of the star. On each the leader speaks first:
  *
  *   leader -> worker  challenge: version, nonce
  *   worker -> leader  answer: rank, rank count, channel, session, nonce, HMAC-SHA256(secret, challenge + answer)
@@ -19,8 +19,6 @@
 
 #define TCP_LOG "comm/bootstrap_tcp"
 
-enum tcp_channel { TCP_DATA = 0, TCP_CONTROL = 1, TCP_CHANNEL_COUNT };
-
 /* A secret of any length; borrowed. */
 struct tcp_secret {
     const void *data;
@@ -28,7 +26,7 @@ struct tcp_secret {
 };
 
 /* Changes with every incompatible change of anything that ranks say to each other. */
-#define TCP_HELLO_VERSION 1u
+#define TCP_HELLO_VERSION 2u
 
 struct tcp_challenge {
     char magic[8];
@@ -42,8 +40,8 @@ struct tcp_answer {
     uint32_t version;
     uint32_t rank;
     uint32_t rank_count;
-    uint32_t channel;    /* enum tcp_channel */
-    uint8_t session[16]; /* of this process: its two channels belong together */
+    uint32_t channel;    /* enum star_channel */
+    uint8_t session[16]; /* of this process: its channels belong together */
     uint8_t nonce[32];
     uint8_t mac[32];
 };
@@ -116,11 +114,11 @@ struct tcp_join {
     uint32_t timeout_ms;
 };
 
-/* Worker: connects both channels, tries again until the deadline, and waits until everybody has come. */
+/* Worker: connects all channels, tries again until the deadline, and waits until everybody has come. */
 WEFT_MUST_CHECK enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tcp_join *join);
 
 /* No delay, and a peer whose host or network is gone is noticed within about 5 s. */
-void weft_tcp_tune(int fd, enum tcp_channel channel);
+void weft_tcp_tune(int fd, enum star_channel channel);
 /* A listening socket, or -1 with errno. */
 int weft_tcp_listen(const struct sockaddr *address, socklen_t size);
 /* On every interface, v4 and v6; port 0: any. */

@@ -1,6 +1,5 @@
 /* Bootstraps inside one process: one rank alone, and ranks as threads (tests). */
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "bootstrap_star.h"
 #include "weft/log.h"
@@ -13,21 +12,15 @@ enum weft_status weft_bootstrap_open_self(struct weft_bootstrap **out)
 /* Rank 0's and `rank`'s ends of two new socket pairs. */
 static enum weft_status join(struct weft_bootstrap *leader, struct weft_bootstrap *worker, uint32_t rank)
 {
-    int data[2];
-    int control[2];
+    int ours[STAR_CHANNEL_COUNT];
+    int theirs[STAR_CHANNEL_COUNT];
 
-    WEFT_TRY(weft_star_pair(data));
-    if (weft_star_pair(control) != WEFT_OK) {
-        close(data[0]);
-        close(data[1]);
+    WEFT_TRY(weft_star_pairs(ours, theirs));
+    if (weft_star_attach(leader, rank, ours) != WEFT_OK) {
+        weft_star_close_all(theirs);
         return WEFT_ERR_IO;
     }
-    if (weft_star_attach(leader, rank, data[0], control[0]) != WEFT_OK) {
-        close(data[1]);
-        close(control[1]);
-        return WEFT_ERR_IO;
-    }
-    return weft_star_attach(worker, 0, data[1], control[1]);
+    return weft_star_attach(worker, 0, theirs);
 }
 
 enum weft_status weft_bootstrap_open_threads(uint32_t rank_count, struct weft_bootstrap **out)
