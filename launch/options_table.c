@@ -11,6 +11,7 @@
 
 static const char *const cpu_levels[] = {"ref", "avx2", "avx512", NULL};
 static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", NULL};
+static const char *const numerics[] = {"exact", "reference", "fast", NULL};
 static const char *const kv_dtypes[] = {"f32", "bf16", NULL};
 static const char *const outputs[] = {"text", "json", NULL};
 
@@ -99,6 +100,14 @@ const struct weft_option weft_options[] = {
     {"prefill-chunk", 0, WEFT_OPTION_U32, RUN | SERVE, rank_group, "N",
      "prompt tokens per step; does not change the answer", "256", "WEFT_PREFILL_CHUNK", AT(prefill_chunk), .min = 1,
      .max = 1048576},
+    {"device", 'd', WEFT_OPTION_TEXT, ALL, rank_group, "auto|cpu|cuda[:N]",
+     "what ranks run on: a GPU each when every rank has one, else CPUs; cuda: a GPU each; cuda:N: all on GPU N", "auto",
+     "WEFT_DEVICE", AT(device)},
+    {"numerics", 0, WEFT_OPTION_CHOICE, RUN | SERVE, rank_group, "exact|reference|fast",
+     "on GPUs: exact gives the same bits for any ranks, batch and chunk; reference the bits of CPUs, slowly; fast may "
+     "vary with the batch. On CPUs always exact", "exact", "WEFT_NUMERICS", AT(numerics), .choices = numerics},
+    {"cuda-module", 0, WEFT_OPTION_TEXT, ALL, rank_group, "FILE",
+     "the library that drives GPUs; for tests", "weft_cuda.so beside weft", "WEFT_CUDA_MODULE", AT(cuda_module)},
     {"cpu-level", 0, WEFT_OPTION_CHOICE, RUN | SERVE, rank_group, "ref|avx2|avx512",
      "instruction set; does not change the answer", "best of this machine", "WEFT_CPU_LEVEL", AT(cpu_level),
      .choices = cpu_levels},

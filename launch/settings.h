@@ -34,6 +34,9 @@ struct weft_settings {
     uint32_t leaves;
     uint32_t prefill_chunk;
     const char *cpu_level;
+    const char *device;
+    const char *numerics;
+    const char *cuda_module;
     const char *comm;
     const char *interface;
     uint32_t timeout_ms;

@@ -152,6 +152,9 @@ bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings 
     options->share_count = settings->shares.count;
     options->leaf_count = settings->leaves;
     options->cpu_level = settings->cpu_level;
+    options->device = settings->device;
+    options->numerics = settings->numerics;
+    options->cuda_module = settings->cuda_module;
     options->comm = settings->comm;
     options->interface = settings->interface;
     options->kv_dtype = settings->kv_dtype;

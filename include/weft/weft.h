@@ -42,20 +42,25 @@ typedef void weft_text_callback(void *context, const char *line);
 struct weft_engine_options {
     const char *model; /* Hugging Face model folder */
     enum weft_launch launch;
-    uint32_t rank_count;         /* 0: what the launcher gave, else 1 */
-    uint32_t rank;               /* WEFT_LAUNCH_TCP */
-    const char *leader;          /* WEFT_LAUNCH_TCP: "host:port" */
-    const char *secret;          /* WEFT_LAUNCH_TCP: shared by all ranks, or NULL */
-    uint32_t thread_count;       /* per rank; 0: cores of this host / ranks on it, at least 1 */
-    const uint32_t *shares;      /* [share_count] proportions of the model per rank; NULL: equal */
-    uint32_t share_count;        /* 0, or rank_count */
-    uint32_t leaf_count;         /* V; 0: 8, at most 64. Part of the model's identity: changes the bits */
-    const char *device;          /* NULL or "auto", "cpu" */
+    uint32_t rank_count;    /* 0: what the launcher gave, else 1 */
+    uint32_t rank;          /* WEFT_LAUNCH_TCP */
+    const char *leader;     /* WEFT_LAUNCH_TCP: "host:port" */
+    const char *secret;     /* WEFT_LAUNCH_TCP: shared by all ranks, or NULL */
+    uint32_t thread_count;  /* per rank; 0: cores of this host / ranks on it, at least 1 */
+    const uint32_t *shares; /* [share_count] proportions of the model per rank; NULL: equal */
+    uint32_t share_count;   /* 0, or rank_count */
+    uint32_t leaf_count;    /* V; 0: 8, at most 64. Part of the model's identity: changes the bits */
+    /* NULL or "auto": GPUs when every rank has one, else CPUs; "cpu"; "cuda": each rank its own GPU; "cuda:1": GPU 1
+     * for every rank of this host, shared if they are several. A group runs on GPUs or on CPUs, not on both. */
+    const char *device;
+    const char
+        *numerics; /* GPU only: NULL or "exact", "reference": the CPU's bits, slow, "fast". On CPUs always exact */
+    const char *cuda_module;     /* file of the CUDA module; NULL: beside this program or library */
     const char *cpu_level;       /* NULL: best; "ref", "avx2", "avx512" */
     const char *comm;            /* NULL: auto; "self", "shm", "tcp", "ucx", "mpi" */
     const char *interface;       /* network interface between hosts: name or CIDR */
     const char *kv_dtype;        /* NULL: "f32"; "bf16" halves the cache (and changes the bits) */
-    uint64_t memory_limit;       /* bytes per rank for weights + KV + activations; 0: 90 % of what is available */
+    uint64_t memory_limit;       /* bytes per rank for weights + KV + activations; 0: 90 % of what is available there */
     uint32_t context_length;     /* positions per request; 0: the model's */
     uint32_t sequence_count_max; /* requests running at once; 0: 16 */
     uint32_t queue_count_max;    /* requests waiting; 0: 1024. Beyond it submit says ERR_LIMIT */

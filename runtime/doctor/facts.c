@@ -75,7 +75,7 @@ static bool digest_binary(uint8_t *digest_out)
 /* Second word of the device's name: "cpu avx512, 1 thread". */
 static void read_cpu_level(char *level, size_t size)
 {
-    const struct weft_device_options options = {.thread_count = 1, .wait = WEFT_WAIT_YIELD};
+    const struct weft_device_options options = {.kind = "cpu", .thread_count = 1, .wait = WEFT_WAIT_YIELD};
     struct weft_device *device = NULL;
     const char *word;
 
@@ -100,6 +100,7 @@ static void read_model(const char *folder, struct weft_doctor_facts *facts)
     weft_engine_options_init(&options);
     options.model = folder;
     options.device = "cpu";
+    options.numerics = "exact";
     options.kv_dtype = "f32";
     options.comm = "auto";
     was_quiet = weft_log_set_quiet(true); /* it becomes a finding */

@@ -107,12 +107,15 @@ static uint32_t fair_threads(const struct weft_member *members, uint32_t rank_co
     return threads > 0 ? threads : 1;
 }
 
-void weft_deal_threads(const struct weft_member *members, uint32_t rank_count, uint32_t *thread_counts_out,
-                       enum weft_wait_policy *waits_out)
+void weft_deal_threads(const struct weft_member *members, const int32_t *gpus, uint32_t rank_count,
+                       uint32_t *thread_counts_out, enum weft_wait_policy *waits_out)
 {
     for (uint32_t r = 0; r < rank_count; r++) {
-        thread_counts_out[r] =
-            members[r].thread_count > 0 ? members[r].thread_count : fair_threads(members, rank_count, r);
+        if (members[r].thread_count > 0) {
+            thread_counts_out[r] = members[r].thread_count;
+        } else {
+            thread_counts_out[r] = gpus == NULL || gpus[r] == WEFT_NO_GPU ? fair_threads(members, rank_count, r) : 1;
+        }
     }
     for (uint32_t r = 0; r < rank_count; r++) {
         uint64_t threads = 0;
@@ -145,8 +148,8 @@ static uint64_t need(const struct weft_model_memory *memory, uint64_t page_count
 struct fit {
     uint64_t page_count;
     uint32_t rank;
-    bool is_by_limit;   /* its own --memory, not the host's */
-    uint64_t available; /* to the rank, or to all ranks of its host */
+    bool is_by_limit;   /* its own --memory, not the host's or GPU's */
+    uint64_t available; /* to the rank, or to all ranks of its host or GPU */
     uint64_t fixed;     /* needed of that, whatever the cache */
     uint64_t kv_page;
 };
@@ -163,6 +166,31 @@ static void narrow(struct fit *fit, uint32_t rank, bool is_by_limit, uint64_t av
     }
 }
 
+/* NULL for a rank on CPUs. */
+static const struct weft_member_gpu *gpu_of(const struct weft_deal_memory_args *args, uint32_t rank)
+{
+    return args->gpus == NULL || args->gpus[rank] == WEFT_NO_GPU ? NULL : &args->members[rank].gpus[args->gpus[rank]];
+}
+
+static uint64_t memory_of(const struct weft_deal_memory_args *args, uint32_t rank)
+{
+    const struct weft_member_gpu *gpu = gpu_of(args, rank);
+
+    return gpu != NULL ? gpu->memory_free : args->members[rank].machine.memory_available;
+}
+
+/* Whether two ranks live from the same memory. */
+static bool is_shared(const struct weft_deal_memory_args *args, uint32_t a, uint32_t b)
+{
+    const struct weft_member_gpu *gpu_a = gpu_of(args, a);
+    const struct weft_member_gpu *gpu_b = gpu_of(args, b);
+
+    if (gpu_a == NULL || gpu_b == NULL) {
+        return gpu_a == gpu_b && args->members[a].host_id == args->members[b].host_id;
+    }
+    return memcmp(gpu_a->uuid, gpu_b->uuid, sizeof(gpu_a->uuid)) == 0;
+}
+
 static struct fit find_fit(const struct weft_deal_memory_args *args)
 {
     struct fit fit = {.page_count = UINT32_MAX};
@@ -172,8 +200,8 @@ static struct fit find_fit(const struct weft_deal_memory_args *args)
         uint64_t fixed = 0;
         uint64_t kv_page = 0;
         for (uint32_t other = 0; other < args->rank_count; other++) {
-            if (args->members[other].host_id == args->members[r].host_id) {
-                uint64_t free_here = args->members[other].machine.memory_available;
+            if (is_shared(args, r, other)) {
+                uint64_t free_here = memory_of(args, other);
                 available = free_here < available ? free_here : available;
                 fixed += need(&args->fixed[other], 0);
                 kv_page += args->fixed[other].kv_page;
@@ -195,14 +223,20 @@ static void table(const struct weft_deal_memory_args *args, uint64_t page_count)
     if (args->line == NULL) {
         return;
     }
-    snprintf(line, sizeof(line), "%4s  %-16s %11s %11s %11s %11s %11s", "rank", "host", "weights", "KV cache",
-             "activations", "together", "available");
+    snprintf(line, sizeof(line), "%4s  %-16s %11s %11s %11s %11s %11s", "rank",
+             gpu_of(args, 0) == NULL ? "host" : "host, GPU", "weights", "KV cache", "activations", "together",
+             "available");
     args->line(args->context, line);
     for (uint32_t r = 0; r < args->rank_count; r++) {
         const struct weft_model_memory *memory = &args->fixed[r];
         uint64_t limit = args->members[r].memory_limit;
-        uint64_t available = usable(args->members[r].machine.memory_available);
-        snprintf(line, sizeof(line), "%4u  %-16.32s %11s %11s %11s %11s %11s%s", r, args->members[r].machine.host_name,
+        uint64_t available = usable(memory_of(args, r));
+        char place[40];
+        snprintf(place, sizeof(place), "%.32s", args->members[r].machine.host_name);
+        if (gpu_of(args, r) != NULL) {
+            snprintf(place, sizeof(place), "%.32s, %d", args->members[r].machine.host_name, args->gpus[r]);
+        }
+        snprintf(line, sizeof(line), "%4u  %-16s %11s %11s %11s %11s %11s%s", r, place,
                  weft_size_text(memory->weights, texts[0]), weft_size_text(page_count * memory->kv_page, texts[1]),
                  weft_size_text(memory->activations, texts[2]), weft_size_text(need(memory, page_count), texts[3]),
                  weft_size_text(limit > 0 && limit < available ? limit : available, texts[4]),
@@ -214,18 +248,53 @@ static void table(const struct weft_deal_memory_args *args, uint64_t page_count)
     args->line(args->context, line);
 }
 
+/* "the GPU of rank 1 (NVIDIA H100 80GB HBM3) on node7". */
+static void say_where(const struct weft_deal_memory_args *args, const struct fit *fit, char *text, size_t size)
+{
+    const struct weft_member_gpu *gpu = gpu_of(args, fit->rank);
+    const char *host = args->members[fit->rank].machine.host_name;
+
+    if (fit->is_by_limit) {
+        snprintf(text, size, "rank %u on %s", fit->rank, host);
+    } else if (gpu != NULL) {
+        snprintf(text, size, "the GPU of rank %u (%s) on %s", fit->rank, gpu->name, host);
+    } else {
+        snprintf(text, size, "the host of rank %u on %s", fit->rank, host);
+    }
+}
+
+/* What would do instead: ranks with as much memory each, or positions. */
+static void say_remedy(const struct weft_deal_memory_args *args, const struct fit *fit, char *text, size_t size)
+{
+    uint64_t total = 0;
+
+    text[0] = '\0';
+    for (uint32_t r = 0; r < args->rank_count; r++) {
+        total += need(&args->fixed[r], 0);
+    }
+    if (fit->page_count > 0) {
+        snprintf(text, size, "; %" PRIu64 " positions would fit", fit->page_count * WEFT_PAGE_POSITIONS);
+    } else if (gpu_of(args, fit->rank) != NULL && fit->available > 0) {
+        snprintf(text, size, "; at least %" PRIu64 " such GPUs would be needed",
+                 total / fit->available + (total % fit->available != 0));
+    }
+}
+
 static enum weft_status refuse(const struct weft_deal_memory_args *args, const struct fit *fit, uint64_t page_count,
                                const char *what)
 {
     char needed[WEFT_SIZE_TEXT_SIZE];
     char available[WEFT_SIZE_TEXT_SIZE];
+    char place[192];
+    char remedy[96];
 
+    say_where(args, fit, place, sizeof(place));
+    say_remedy(args, fit, remedy, sizeof(remedy));
     weft_log(WEFT_LOG_ERROR, "engine/memory",
-             "%s does not fit: %s %u on %s needs %s (weights, activations and %" PRIu64
-             " positions of KV cache), %s available",
-             what, fit->is_by_limit ? "rank" : "the host of rank", fit->rank,
-             args->members[fit->rank].machine.host_name, weft_size_text(fit->fixed + page_count * fit->kv_page, needed),
-             page_count * WEFT_PAGE_POSITIONS, weft_size_text(fit->available, available));
+             "%s does not fit: %s needs %s (weights, activations and %" PRIu64
+             " positions of KV cache), %s available%s",
+             what, place, weft_size_text(fit->fixed + page_count * fit->kv_page, needed),
+             page_count * WEFT_PAGE_POSITIONS, weft_size_text(fit->available, available), remedy);
     return WEFT_ERR_LIMIT;
 }
 

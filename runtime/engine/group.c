@@ -19,7 +19,7 @@
 #include "weft/log.h"
 
 /* Of wire.proto; raised whenever the meaning of a message changes. */
-enum { PROTOCOL = 1 };
+enum { PROTOCOL = 2 };
 
 /* Between two signs of life while loading. */
 enum { PROGRESS_INTERVAL_NS = 250000000 };
@@ -31,20 +31,26 @@ enum { READY_WAIT_MS = 20 };
 struct opening {
     const struct weft_group_args *args;
     struct weft_group *group;
+    enum weft_status status; /* OK, or why this rank cannot take part */
     enum weft_wait_policy wait;
+    int32_t gpu;         /* WEFT_NO_GPU: CPUs */
     uint32_t timeout_ms; /* for other ranks to start or to show a sign of life */
     int64_t progress_time;
     struct weft_ready ready[WEFT_RANK_COUNT_MAX]; /* leader: the last word of every rank */
     int64_t sign_ns[WEFT_RANK_COUNT_MAX];         /* leader: when it came */
 };
 
-static void fill_hello(const struct opening *opening, struct weft_hello *hello)
+static void fill_hello(struct opening *opening, struct weft_hello *hello)
 {
     const struct weft_group_args *args = opening->args;
 
-    *hello = (struct weft_hello){.protocol = PROTOCOL, .status = args->status};
+    *hello = (struct weft_hello){.protocol = PROTOCOL};
+    if (opening->status == WEFT_OK) {
+        opening->status = weft_member_read_gpus(args->options, &hello->member);
+    }
+    hello->status = opening->status;
     snprintf(hello->version, sizeof(hello->version), "%s", weft_version());
-    if (args->status == WEFT_OK) {
+    if (hello->status == WEFT_OK) {
         memcpy(hello->model, args->identity->model, sizeof(hello->model));
         memcpy(hello->options, args->identity->options, sizeof(hello->options));
     } else {
@@ -82,7 +88,7 @@ static enum weft_status check_hello(const struct opening *opening, uint32_t rank
     }
     if (memcmp(hello->options, identity->options, sizeof(hello->options)) != 0) {
         weft_log(WEFT_LOG_ERROR, "engine/group",
-                 "rank %u on %s was started with other options than the leader (leaves, shares, KV cache, device, "
+                 "rank %u on %s was started with other options than the leader (leaves, shares, KV cache, numerics, "
                  "comm or limits)",
                  rank, host);
         return WEFT_ERR_ARGUMENT;
@@ -94,7 +100,7 @@ static enum weft_status check_hello(const struct opening *opening, uint32_t rank
 static enum weft_status hear_workers(struct opening *opening, struct weft_member *members)
 {
     struct weft_group *group = opening->group;
-    enum weft_status verdict = opening->args->status;
+    enum weft_status verdict = opening->status;
 
     for (uint32_t r = 1; r < group->rank_count; r++) {
         struct weft_hello hello;
@@ -116,10 +122,14 @@ static enum weft_status hear_workers(struct opening *opening, struct weft_member
 static enum weft_status open_device(struct opening *opening)
 {
     const struct weft_engine_options *options = opening->args->options;
-    const struct weft_device_options device_options = {.kind = options->device,
+    const struct weft_device_options device_options = {.kind = opening->gpu == WEFT_NO_GPU ? "cpu" : "cuda",
+                                                       .gpu_index = (uint32_t)opening->gpu,
                                                        .thread_count = opening->group->thread_count,
                                                        .cpu_level = options->cpu_level,
-                                                       .wait = opening->wait};
+                                                       .wait = opening->wait,
+                                                       .numerics = options->numerics,
+                                                       .module = options->cuda_module,
+                                                       .timeout_ms = options->timeout_ms};
 
     return weft_device_open(&device_options, &opening->group->device);
 }
@@ -143,8 +153,8 @@ static void fill_limits(const struct weft_engine_options *options, struct weft_g
                                               .vocab_size = group->config->vocab_size};
 }
 
-static enum weft_status decide(struct opening *opening, const struct weft_member *members, uint32_t *thread_counts,
-                               enum weft_wait_policy *waits)
+static enum weft_status decide(struct opening *opening, const struct weft_member *members, int32_t *gpus,
+                               uint32_t *thread_counts, enum weft_wait_policy *waits)
 {
     const struct weft_engine_options *options = opening->args->options;
     struct weft_group *group = opening->group;
@@ -152,11 +162,13 @@ static enum weft_status decide(struct opening *opening, const struct weft_member
 
     WEFT_TRY(
         weft_deal_leaves(group->leaf_count, group->rank_count, options->shares, options->share_count, group->leaves));
-    weft_deal_threads(members, group->rank_count, thread_counts, waits);
+    WEFT_TRY(weft_deal_devices(members, group->rank_count, gpus));
+    weft_deal_threads(members, gpus, group->rank_count, thread_counts, waits);
     fill_slices(group);
     fill_limits(options, group);
     group->thread_count = thread_counts[0];
     opening->wait = waits[0];
+    opening->gpu = gpus[0];
     WEFT_TRY(open_device(opening));
     const struct weft_model_limits model_limits = {.token_count_max = group->limits.token_count_max,
                                                    .logit_row_max = group->limits.row_count_max,
@@ -165,6 +177,7 @@ static enum weft_status decide(struct opening *opening, const struct weft_member
         weft_model_memory(group->device, group->config, &group->slices[r], &model_limits, &fixed[r]);
     }
     const struct weft_deal_memory_args memory = {.members = members,
+                                                 .gpus = gpus,
                                                  .fixed = fixed,
                                                  .rank_count = group->rank_count,
                                                  .context_length = options->context_length,
@@ -180,6 +193,7 @@ static enum weft_status lead(struct opening *opening)
 {
     struct weft_group *group = opening->group;
     struct weft_member members[WEFT_RANK_COUNT_MAX];
+    int32_t gpus[WEFT_RANK_COUNT_MAX];
     uint32_t thread_counts[WEFT_RANK_COUNT_MAX];
     enum weft_wait_policy waits[WEFT_RANK_COUNT_MAX];
     struct weft_hello own;
@@ -188,7 +202,7 @@ static enum weft_status lead(struct opening *opening)
     members[0] = own.member;
     enum weft_status status = hear_workers(opening, members);
     if (status == WEFT_OK) {
-        status = decide(opening, members, thread_counts, waits);
+        status = decide(opening, members, gpus, thread_counts, waits);
     }
     struct weft_setup setup = {.generation = group->generation, .limits = group->limits, .status = status};
     memcpy(setup.leaves, group->leaves, sizeof(setup.leaves));
@@ -198,6 +212,7 @@ static enum weft_status lead(struct opening *opening)
     for (uint32_t r = 1; r < group->rank_count && weft_bootstrap_failed_rank(group->bootstrap) < 0; r++) {
         if (status == WEFT_OK) {
             setup.thread_count = thread_counts[r];
+            setup.gpu = gpus[r];
             setup.wait = waits[r];
         }
         enum weft_status sent = weft_setup_send(group->bootstrap, r, &setup, group->timeout_ms);
@@ -223,7 +238,7 @@ static enum weft_status join(struct opening *opening)
         weft_log(WEFT_LOG_ERROR, "engine/group", "the leader refused the group: %s", setup.reason);
         return setup.status;
     }
-    WEFT_TRY(opening->args->status);
+    WEFT_TRY(opening->status);
     for (uint32_t r = 0; r < group->rank_count; r++) {
         if (setup.leaves[r].begin != leaf || setup.leaves[r].end <= leaf || setup.leaves[r].end > group->leaf_count) {
             weft_log(WEFT_LOG_ERROR, "engine/group", "the leader gave rank %u leaves [%u, %u) of %u", r,
@@ -238,6 +253,7 @@ static enum weft_status join(struct opening *opening)
     group->limits = setup.limits;
     group->limits.vocab_size = group->config->vocab_size;
     opening->wait = setup.wait;
+    opening->gpu = setup.gpu;
     fill_slices(group);
     return open_device(opening);
 }
@@ -436,7 +452,7 @@ enum weft_status weft_group_open(const struct weft_group_args *args, struct weft
                                .config = args->status == WEFT_OK ? &args->identity->config : NULL,
                                .leaf_count = options->leaf_count,
                                .bootstrap = bootstrap};
-    struct opening opening = {.args = args, .group = &group};
+    struct opening opening = {.args = args, .group = &group, .status = args->status};
     enum weft_status status;
 
     if (group.rank_count > WEFT_RANK_COUNT_MAX) {

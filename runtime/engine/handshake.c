@@ -9,7 +9,7 @@
 #include "weft/log.h"
 #include "wire.pb-c.h"
 
-/* The largest is a Setup of 64 ranks, or a reason. */
+/* The largest is a Setup of 64 ranks, a Hello of 16 GPUs, or a reason. */
 enum { MESSAGE_SIZE_MAX = 4096 };
 
 static enum weft_status send_message(struct weft_bootstrap *bootstrap, uint32_t rank, const ProtobufCMessage *message,
@@ -64,11 +64,46 @@ static enum weft_status take_status(int32_t status)
     return status > 0 || status < WEFT_ERR_STATE ? WEFT_ERR_FORMAT : (enum weft_status)status;
 }
 
+static void pack_gpus(struct weft_member *member, Weft__Wire__Gpu *gpus, Weft__Wire__Gpu **list)
+{
+    for (uint32_t i = 0; i < member->gpu_count; i++) {
+        struct weft_member_gpu *gpu = &member->gpus[i];
+        gpus[i] = (Weft__Wire__Gpu)WEFT__WIRE__GPU__INIT;
+        gpus[i].name = gpu->name;
+        gpus[i].uuid = (ProtobufCBinaryData){sizeof(gpu->uuid), gpu->uuid};
+        gpus[i].memory_total = gpu->memory_total;
+        gpus[i].memory_free = gpu->memory_free;
+        list[i] = &gpus[i];
+    }
+}
+
+/* A rank that tells of more than fits, or asks for a GPU that it has not told of, is taken to have none. */
+static void take_gpus(const Weft__Wire__Hello *message, struct weft_member *member)
+{
+    member->device_kind =
+        message->device_kind <= WEFT_DEVICE_CUDA_INDEX ? (enum weft_device_kind)message->device_kind : WEFT_DEVICE_AUTO;
+    member->gpu_index = message->gpu_index;
+    member->gpu_count = message->n_gpus <= WEFT_MEMBER_GPU_MAX ? (uint32_t)message->n_gpus : 0;
+    if (member->device_kind == WEFT_DEVICE_CUDA_INDEX && member->gpu_index >= member->gpu_count) {
+        member->gpu_count = 0;
+    }
+    for (uint32_t i = 0; i < member->gpu_count; i++) {
+        const Weft__Wire__Gpu *gpu = message->gpus[i];
+        copy_text(member->gpus[i].name, sizeof(member->gpus[i].name), gpu->name);
+        copy_bytes(member->gpus[i].uuid, sizeof(member->gpus[i].uuid), &gpu->uuid);
+        member->gpus[i].memory_total = gpu->memory_total;
+        member->gpus[i].memory_free = gpu->memory_free;
+    }
+    copy_text(member->no_gpu_reason, sizeof(member->no_gpu_reason), message->no_gpu_text);
+}
+
 enum weft_status weft_hello_send(struct weft_bootstrap *bootstrap, const struct weft_hello *hello, uint32_t timeout_ms)
 {
     Weft__Wire__Hello message = WEFT__WIRE__HELLO__INIT;
     struct weft_hello copy = *hello; /* protobuf-c wants mutable pointers */
     const struct weft_machine *machine = &copy.member.machine;
+    Weft__Wire__Gpu gpus[WEFT_MEMBER_GPU_MAX];
+    Weft__Wire__Gpu *gpu_list[WEFT_MEMBER_GPU_MAX];
 
     message.protocol = copy.protocol;
     message.version = copy.version;
@@ -83,6 +118,12 @@ enum weft_status weft_hello_send(struct weft_bootstrap *bootstrap, const struct 
     message.thread_count = copy.member.thread_count;
     message.status = copy.status;
     message.text = copy.reason;
+    message.device_kind = (uint32_t)copy.member.device_kind;
+    message.gpu_index = copy.member.gpu_index;
+    message.no_gpu_text = copy.member.no_gpu_reason;
+    pack_gpus(&copy.member, gpus, gpu_list);
+    message.n_gpus = copy.member.gpu_count;
+    message.gpus = gpu_list;
     return send_message(bootstrap, 0, &message.base, timeout_ms);
 }
 
@@ -105,6 +146,7 @@ enum weft_status weft_hello_recv(struct weft_bootstrap *bootstrap, uint32_t rank
     machine->memory_available = message->memory_available;
     hello_out->member.memory_limit = message->memory_limit;
     hello_out->member.thread_count = message->thread_count;
+    take_gpus(message, &hello_out->member);
     hello_out->status = take_status(message->status);
     copy_text(hello_out->reason, sizeof(hello_out->reason), message->text);
     protobuf_c_message_free_unpacked(base, NULL);
@@ -134,6 +176,7 @@ enum weft_status weft_setup_send(struct weft_bootstrap *bootstrap, uint32_t rank
         message.n_leaf_ends = rank_count;
         message.leaf_ends = ends;
         message.thread_count = setup->thread_count;
+        message.gpu = setup->gpu == WEFT_NO_GPU ? 0 : (uint32_t)setup->gpu + 1;
         message.wait_policy = setup->wait;
         message.token_count_max = setup->limits.token_count_max;
         message.row_count_max = setup->limits.row_count_max;
@@ -155,7 +198,8 @@ static enum weft_status take_setup(const Weft__Wire__Setup *message, uint32_t ra
     if (message->n_leaf_begins != rank_count || message->n_leaf_ends != rank_count ||
         rank_count > WEFT_RANK_COUNT_MAX || message->thread_count < 1 || message->thread_count > WEFT_CPU_COUNT_MAX ||
         message->token_count_max < 1 || message->row_count_max < 1 || message->candidate_count_max < 1 ||
-        message->sequence_count_max < 1 || message->page_count < 1 || message->context_length < 1) {
+        message->sequence_count_max < 1 || message->page_count < 1 || message->context_length < 1 ||
+        message->gpu > WEFT_MEMBER_GPU_MAX) {
         weft_log(WEFT_LOG_ERROR, "engine/group", "the leader's Setup does not describe a group of %u ranks",
                  rank_count);
         return WEFT_ERR_FORMAT;
@@ -164,6 +208,7 @@ static enum weft_status take_setup(const Weft__Wire__Setup *message, uint32_t ra
         setup->leaves[r] = (struct weft_range){message->leaf_begins[r], message->leaf_ends[r]};
     }
     setup->thread_count = message->thread_count;
+    setup->gpu = message->gpu == 0 ? WEFT_NO_GPU : (int32_t)message->gpu - 1;
     setup->wait = message->wait_policy == WEFT_WAIT_SPIN ? WEFT_WAIT_SPIN : WEFT_WAIT_YIELD;
     setup->limits = (struct weft_plan_limits){.token_count_max = message->token_count_max,
                                               .sequence_count_max = message->sequence_count_max,

@@ -31,6 +31,7 @@ struct weft_setup {
     uint64_t generation;
     struct weft_range leaves[WEFT_RANK_COUNT_MAX]; /* [rank_count] */
     uint32_t thread_count;
+    int32_t gpu; /* WEFT_NO_GPU: CPUs */
     enum weft_wait_policy wait;
     struct weft_plan_limits limits;
     enum weft_status status; /* not OK: refused, `reason` says why; nothing else is set */

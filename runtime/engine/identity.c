@@ -87,15 +87,16 @@ static enum weft_status digest_model(EVP_MD_CTX *digest, const char *folder, cha
     return status;
 }
 
-/* Options that shape plans or bits. Not those of one rank or host: threads, memory, CPU level, paths. */
+/* Options that shape plans or bits. Not those of one rank or host: threads, memory, CPU level,
+ * paths; what each rank runs on is the leader's to check (devices.c). */
 static void digest_options(EVP_MD_CTX *digest, const struct weft_engine_options *options)
 {
     char text[1024];
 
     snprintf(text, sizeof(text),
-             "weft %s leaves %u device %s kv %s comm %s context %u sequences %u cache %u chunk %u "
+             "weft %s leaves %u numerics %s kv %s comm %s context %u sequences %u cache %u chunk %u "
              "candidates %u shares",
-             weft_version(), options->leaf_count, options->device, options->kv_dtype, options->comm,
+             weft_version(), options->leaf_count, options->numerics, options->kv_dtype, options->comm,
              options->context_length, options->sequence_count_max, options->kv_token_count, options->prefill_chunk,
              options->candidate_count);
     EVP_DigestUpdate(digest, text, strlen(text));

@@ -78,7 +78,8 @@ static enum weft_status inspect(const struct weft_engine_options *options, struc
 {
     struct weft_model_config config;
     struct weft_range leaves[WEFT_RANK_COUNT_MAX];
-    const struct weft_device_options device_options = {.kind = options->device, .thread_count = 1};
+    const struct weft_device_options device_options = {
+        .kind = options->device, .thread_count = 1, .module = options->cuda_module};
     struct weft_device *device = NULL;
     uint32_t rank_count = options->rank_count == 0 ? 1 : options->rank_count;
 

@@ -59,8 +59,9 @@ static enum weft_status check_word(const char *name, const char *value, const ch
 
 static enum weft_status copy_texts(struct weft_arena *arena, struct weft_engine_options *options)
 {
-    const char **const texts[] = {&options->model, &options->leader,    &options->secret,   &options->device,
-                                  &options->comm,  &options->interface, &options->kv_dtype, &options->cpu_level};
+    const char **const texts[] = {&options->model,    &options->leader,     &options->secret,   &options->device,
+                                  &options->comm,     &options->interface,  &options->kv_dtype, &options->cpu_level,
+                                  &options->numerics, &options->cuda_module};
 
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
         if (*texts[i] != NULL) {
@@ -105,10 +106,12 @@ static enum weft_status check_launch(const struct weft_engine_options *options)
 enum weft_status weft_options_resolve(const struct weft_engine_options *options, struct weft_arena *arena,
                                       struct weft_engine_options *resolved_out)
 {
-    static const char *const devices[] = {"auto", "cpu", NULL};
+    static const char *const numerics[] = {"exact", "reference", "fast", NULL};
     static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", NULL};
     static const char *const dtypes[] = {"f32", "bf16", NULL};
     struct weft_engine_options resolved = *options;
+    enum weft_device_kind kind;
+    uint32_t gpu_index;
 
     default_to(&resolved.leaf_count, LEAF_COUNT);
     default_to(&resolved.sequence_count_max, SEQUENCE_COUNT);
@@ -117,6 +120,7 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     default_to(&resolved.candidate_count, CANDIDATE_COUNT);
     default_to(&resolved.timeout_ms, TIMEOUT_MS);
     resolved.device = resolved.device == NULL ? "auto" : resolved.device;
+    resolved.numerics = resolved.numerics == NULL ? "exact" : resolved.numerics;
     resolved.comm = resolved.comm == NULL ? "auto" : resolved.comm;
     resolved.kv_dtype = resolved.kv_dtype == NULL ? "f32" : resolved.kv_dtype;
     if (resolved.prefill_chunk > PREFILL_CHUNK_MAX) {
@@ -132,7 +136,8 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     WEFT_TRY(check_range("sequences at once", resolved.sequence_count_max, SEQUENCE_COUNT_MAX));
     WEFT_TRY(check_range("candidates", resolved.candidate_count, CANDIDATE_COUNT_MAX));
     WEFT_TRY(check_range("context length", resolved.context_length, INT32_MAX));
-    WEFT_TRY(check_word("device", resolved.device, devices));
+    WEFT_TRY(weft_device_kind_parse(resolved.device, &kind, &gpu_index));
+    WEFT_TRY(check_word("numerics", resolved.numerics, numerics));
     WEFT_TRY(check_word("comm", resolved.comm, comms));
     WEFT_TRY(check_word("KV cache type", resolved.kv_dtype, dtypes));
     WEFT_TRY(copy_texts(arena, &resolved));

@@ -155,7 +155,8 @@ static enum weft_status open_parts(struct weft_model *model, const struct weft_m
     WEFT_TRY(open_host_memory(model, options->slices));
     WEFT_TRY(open_weights(model, options));
     WEFT_TRY(weft_kv_cache_open(model->device, &desc, &model->kv));
-    return open_activations(model);
+    WEFT_TRY(open_activations(model));
+    return weft_device_sync(model->device); /* what went wrong on the way shows now, not in the first step */
 }
 
 enum weft_status weft_model_open(const struct weft_model_options *options, struct weft_model **out)

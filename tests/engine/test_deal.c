@@ -49,7 +49,7 @@ static void test_threads_of_shared_and_bound_ranks(void **state)
     member_init(&members[1], 1, 0, 16);
     member_init(&members[2], 2, 0, 4);
     member_init(&members[3], 2, 4, 8);
-    weft_deal_threads(members, 4, threads, waits);
+    weft_deal_threads(members, NULL, 4, threads, waits);
     assert_int_equal(threads[0], 8);
     assert_int_equal(threads[1], 8);
     assert_int_equal(threads[2], 4);
@@ -59,7 +59,7 @@ static void test_threads_of_shared_and_bound_ranks(void **state)
     }
     /* One more thread than CPUs on the first host only. */
     members[0].thread_count = 9;
-    weft_deal_threads(members, 4, threads, waits);
+    weft_deal_threads(members, NULL, 4, threads, waits);
     assert_int_equal(threads[0], 9);
     assert_int_equal(waits[0], WEFT_WAIT_YIELD);
     assert_int_equal(waits[1], WEFT_WAIT_YIELD);
@@ -76,7 +76,7 @@ static void test_more_ranks_than_cpus_and_quotas(void **state)
     for (uint32_t r = 0; r < 8; r++) {
         member_init(&members[r], 1, 0, 2);
     }
-    weft_deal_threads(members, 8, threads, waits);
+    weft_deal_threads(members, NULL, 8, threads, waits);
     for (uint32_t r = 0; r < 8; r++) {
         assert_int_equal(threads[r], 1);
         assert_int_equal(waits[r], WEFT_WAIT_YIELD);
@@ -86,7 +86,7 @@ static void test_more_ranks_than_cpus_and_quotas(void **state)
         member_init(&members[r], 1, 0, 64);
         members[r].machine.cpu_quota = 6;
     }
-    weft_deal_threads(members, 2, threads, waits);
+    weft_deal_threads(members, NULL, 2, threads, waits);
     assert_int_equal(threads[0], 3);
     assert_int_equal(waits[0], WEFT_WAIT_SPIN);
 }
@@ -212,6 +212,110 @@ static void test_impossible_memory_is_refused_with_numbers(void **state)
     assert_int_equal(pages, 1024);
 }
 
+/* GPUs 0 to count - 1 of a host, each with 80 GiB; uuids from `first` on. */
+static void member_gpus(struct weft_member *member, enum weft_device_kind kind, uint32_t count, uint8_t first)
+{
+    member->device_kind = kind;
+    member->gpu_count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        struct weft_member_gpu *gpu = &member->gpus[i];
+        *gpu = (struct weft_member_gpu){.name = "H100", .memory_total = 80 * GIB, .memory_free = 80 * GIB};
+        gpu->uuid[0] = (uint8_t)(first + i);
+    }
+}
+
+static void test_every_rank_gets_a_gpu_of_its_own(void **state)
+{
+    struct weft_member members[4];
+    int32_t gpus[4];
+
+    (void)state;
+    /* Two hosts whose ranks see both GPUs. */
+    for (uint32_t r = 0; r < 4; r++) {
+        member_init(&members[r], r / 2, 0, 8);
+        member_gpus(&members[r], WEFT_DEVICE_AUTO, 2, (uint8_t)(10 * (r / 2)));
+    }
+    assert_int_equal(weft_deal_devices(members, 4, gpus), WEFT_OK);
+    for (int r = 0; r < 4; r++) {
+        assert_int_equal(gpus[r], r % 2);
+    }
+    /* A launcher that shows each rank its own GPU, as number 0. */
+    for (uint32_t r = 0; r < 4; r++) {
+        member_gpus(&members[r], WEFT_DEVICE_CUDA, 1, (uint8_t)r);
+    }
+    assert_int_equal(weft_deal_devices(members, 4, gpus), WEFT_OK);
+    for (int r = 0; r < 4; r++) {
+        assert_int_equal(gpus[r], 0);
+    }
+    /* More ranks than GPUs, and the same when sharing was asked for. */
+    member_gpus(&members[3], WEFT_DEVICE_CUDA, 1, 2);
+    assert_int_equal(weft_deal_devices(members, 4, gpus), WEFT_ERR_ARGUMENT);
+    assert_non_null(strstr(last_line, "rank 3 on host1 finds no GPU of its own"));
+    members[3].device_kind = WEFT_DEVICE_CUDA_INDEX;
+    assert_int_equal(weft_deal_devices(members, 4, gpus), WEFT_OK);
+    assert_int_equal(gpus[3], 0);
+    /* None anywhere. */
+    for (uint32_t r = 0; r < 4; r++) {
+        member_gpus(&members[r], WEFT_DEVICE_AUTO, 0, 0);
+    }
+    assert_int_equal(weft_deal_devices(members, 4, gpus), WEFT_OK);
+    assert_int_equal(gpus[0], WEFT_NO_GPU);
+    assert_int_equal(gpus[3], WEFT_NO_GPU);
+}
+
+static void test_mixed_groups_are_refused_by_rank(void **state)
+{
+    struct weft_member members[5];
+    int32_t gpus[5];
+
+    (void)state;
+    for (uint32_t r = 0; r < 5; r++) {
+        member_init(&members[r], r, 0, 8);
+        member_gpus(&members[r], WEFT_DEVICE_AUTO, r < 2 ? 1 : 0, (uint8_t)r);
+    }
+    member_gpus(&members[3], WEFT_DEVICE_AUTO, 1, 3);
+    snprintf(members[2].no_gpu_reason, sizeof(members[2].no_gpu_reason), "no NVIDIA driver");
+    assert_int_equal(weft_deal_devices(members, 5, gpus), WEFT_ERR_ARGUMENT);
+    assert_non_null(strstr(last_line, "GPUs (0-1, 3)"));
+    assert_non_null(strstr(last_line, "CPUs (2, 4, on host2: no NVIDIA driver)"));
+    members[0].device_kind = WEFT_DEVICE_CPU;
+    assert_int_equal(weft_deal_devices(members, 2, gpus), WEFT_ERR_ARGUMENT);
+    assert_non_null(strstr(last_line, "CPUs (0, on host0: --device cpu)"));
+}
+
+static void test_memory_of_a_gpu_is_what_counts(void **state)
+{
+    struct weft_member members[2];
+    struct weft_model_memory fixed[2];
+    int32_t gpus[2] = {0, 1};
+    struct table table;
+    struct weft_deal_memory_args args;
+    uint32_t pages;
+    uint32_t context;
+
+    (void)state;
+    memory_args(members, fixed, &table, &args);
+    args.gpus = gpus;
+    for (uint32_t r = 0; r < 2; r++) {
+        member_gpus(&members[r], WEFT_DEVICE_AUTO, 2, 0);
+        members[r].machine.memory_available = GIB; /* of the host: not where the model goes */
+        members[r].gpus[0].memory_free = members[r].gpus[1].memory_free = 12 * GIB;
+    }
+    assert_int_equal(weft_deal_memory(&args, &pages, &context), WEFT_OK);
+    assert_true(pages >= 800 && pages <= 820); /* 10.8 of 12 GiB, 10 of them for the rest */
+    assert_non_null(strstr(table.text, "host1, 1"));
+    /* Both on one GPU. */
+    gpus[1] = 0;
+    assert_int_equal(weft_deal_memory(&args, &pages, &context), WEFT_ERR_LIMIT);
+    assert_non_null(strstr(last_line, "the GPU of rank 0 (H100) on host1 needs 20.0 GiB"));
+    assert_non_null(strstr(last_line, "10.8 GiB available; at least 2 such GPUs"));
+    /* Room for the model, not for the cache that was asked for. */
+    gpus[1] = 1;
+    args.kv_token_count = 160000;
+    assert_int_equal(weft_deal_memory(&args, &pages, &context), WEFT_ERR_LIMIT);
+    assert_non_null(strstr(last_line, " positions would fit"));
+}
+
 static void test_machine_tells_something_sensible(void **state)
 {
     struct weft_machine machine;
@@ -235,6 +339,9 @@ int main(void)
         cmocka_unit_test_setup(test_leaves_refusals_name_what_would_do, set_up),
         cmocka_unit_test_setup(test_memory_by_default_and_by_limits, set_up),
         cmocka_unit_test_setup(test_impossible_memory_is_refused_with_numbers, set_up),
+        cmocka_unit_test_setup(test_every_rank_gets_a_gpu_of_its_own, set_up),
+        cmocka_unit_test_setup(test_mixed_groups_are_refused_by_rank, set_up),
+        cmocka_unit_test_setup(test_memory_of_a_gpu_is_what_counts, set_up),
         cmocka_unit_test(test_machine_tells_something_sensible),
     };
 

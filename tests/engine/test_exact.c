@@ -68,7 +68,7 @@ static void answer_alone(const char *model, uint32_t leaf_count)
 
 static bool has_level(const char *level)
 {
-    const struct weft_device_options options = {.thread_count = 1, .cpu_level = level};
+    const struct weft_device_options options = {.kind = "cpu", .thread_count = 1, .cpu_level = level};
     struct weft_device *device = NULL;
 
     if (weft_device_open(&options, &device) != WEFT_OK) {
