@@ -46,6 +46,7 @@ struct tcp_channel {
     struct weft_channel base;
     struct weft_door door;
     struct tcp_address address;
+    uint32_t own_member;
     struct tcp_peer *peers;  /* [member_count] */
     struct pollfd *poll_fds; /* [member_count] */
 };
@@ -94,6 +95,7 @@ static enum weft_status tcp_prepare(const struct weft_channel_options *options, 
         return WEFT_ERR_MEMORY;
     }
     weft_channel_init(channel, &weft_backend_tcp, options);
+    tcp->own_member = (uint32_t)weft_channel_member_index(channel, options->rank);
     weft_door_init(&tcp->door, -1);
     tcp->peers = calloc(options->member_count, sizeof(tcp->peers[0]));
     tcp->poll_fds = calloc(options->member_count, sizeof(tcp->poll_fds[0]));
@@ -278,7 +280,10 @@ static void sleep_on_sockets(struct tcp_channel *tcp, size_t count)
     (void)poll(tcp->poll_fds, used, WEFT_WAIT_SLEEP_MS);
 }
 
-/* One look at every connection. *missing_out: a member that is not done, or member_count. */
+/*
+ * One look at every connection, beginning with the member after oneself: were all to begin with the first, its link
+ * would be full and the others' idle. *missing_out: a member that is not done, or member_count.
+ */
 static enum weft_status move_bytes(struct tcp_channel *tcp, const struct weft_transfer *transfers, size_t count,
                                    bool *has_moved_out, uint32_t *missing_out)
 {
@@ -286,7 +291,8 @@ static enum weft_status move_bytes(struct tcp_channel *tcp, const struct weft_tr
 
     *has_moved_out = false;
     *missing_out = member_count;
-    for (uint32_t m = 0; m < member_count; m++) {
+    for (uint32_t i = 1; i < member_count; i++) {
+        uint32_t m = (tcp->own_member + i) % member_count;
         struct tcp_peer *peer = &tcp->peers[m];
 
         WEFT_TRY(push_bytes(tcp, m, transfers, count, has_moved_out));

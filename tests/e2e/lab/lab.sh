@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
 # Several "hosts" on one machine: each has its own network, host name, /dev/shm, /sys and sshd, on one bridge.
 #   lab.sh N COMMAND...    makes hosts node0..node(N-1), runs COMMAND beside them, takes all away; COMMAND's exit status
-# Host I is 10.77.0.(10+I), its interface eth0. COMMAND finds in its environment:
+# Host I is 10.77.0.(10+I) and fd77::(10+I) (in hexadecimal digits: fd77::10 is host 0), its interface eth0; with
+#   LAB_WIRE="MBIT US [MTU]"  also 10.78.0.(10+I) and fd78::(10+I), its interface "wire": a second network of that rate and
+#                          one-way delay, in which IP packets larger than MTU vanish (wire.c; build/lab_wire)
+#   LAB_FAMILY=4 or 6      no addresses of the other family
+#   LAB_SLOTS=N            slots per host in the hostfile
+# COMMAND finds in its environment:
 #   LAB                    a folder: hostfile, and the programs below
 #   $LAB/on I CMD...       runs CMD on host I
 #   $LAB/link I up|down    its cable
@@ -20,6 +25,12 @@ if [ "${LAB_INSIDE:-}" != yes ]; then
         command -v "$program" > /dev/null || skip "no $program"
     done
     [ -x /usr/sbin/sshd ] || skip "no sshd"
+    if [ -n "${LAB_WIRE:-}" ]; then
+        LAB_WIRE_PROGRAM=$(realpath "${WEFT_BUILD:-$(dirname "$0")/../../../build}/lab_wire")
+        export LAB_WIRE_PROGRAM
+        [ -x "$LAB_WIRE_PROGRAM" ] || skip "no $LAB_WIRE_PROGRAM"
+        [ -w /dev/net/tun ] || skip "no /dev/net/tun"
+    fi
     unshare --mount --net --uts --pid --fork true 2> /dev/null || skip "no right to make namespaces"
     unshare --net sh -c 'ip link add name labtest type bridge' 2> /dev/null || skip "no bridges in this kernel"
     export LAB_INSIDE=yes
@@ -39,8 +50,24 @@ ssh-keygen -q -t ecdsa -b 521 -N '' -f "$LAB/id"
 ssh-keygen -q -t ed25519 -N '' -f "$LAB/hostkey"
 cp "$LAB/id.pub" "$LAB/authorized_keys"
 echo "127.0.0.1 localhost" > "$LAB/hosts"
+# Of host I, in both families as far as wanted.
+addresses() # NETWORK I
+{
+    [ "${LAB_FAMILY:-4}" != 4 ] || echo "10.$1.0.$((10 + $2))/24"
+    [ "${LAB_FAMILY:-6}" != 6 ] || echo "fd$1::$((10 + $2))/64"
+}
+give_addresses() # NETWORK I INTERFACE
+{
+    local address
+    for address in $(addresses "$1" "$2"); do
+        case $address in
+            *:*) "$LAB/on" "$2" ip addr add "$address" dev "$3" nodad ;;
+            *) "$LAB/on" "$2" ip addr add "$address" dev "$3" ;;
+        esac
+    done
+}
 for i in $(seq 0 $((count - 1))); do
-    echo "10.77.0.$((10 + i)) node$i" >> "$LAB/hosts"
+    echo "$(addresses 77 "$i" | head -n 1 | cut -d/ -f1) node$i" >> "$LAB/hosts"
     echo "node$i slots=${LAB_SLOTS:-1}" >> "$LAB/hostfile"
 done
 
@@ -92,10 +119,10 @@ for i in $(seq 0 $((count - 1))); do
     [ -e "$LAB/ready$i" ] || { echo "host $i did not start:" >&2; cat "$LAB/log$i" >&2; exit 1; }
     ip link add "port$i" type veth peer name eth0 netns "$(cat "$LAB/pid$i")"
     ip link set "port$i" master bridge up
-    "$LAB/on" "$i" ip addr add "10.77.0.$((10 + i))/24" dev eth0
+    give_addresses 77 "$i" eth0
     "$LAB/on" "$i" ip link set eth0 up
     cat > "$LAB/sshd_config$i" << END
-ListenAddress 10.77.0.$((10 + i)):22
+ListenAddress node$i
 HostKey $LAB/hostkey
 AuthorizedKeysFile $LAB/authorized_keys
 PermitRootLogin prohibit-password
@@ -106,6 +133,21 @@ MaxStartups 100:30:200
 END
     "$LAB/on" "$i" /usr/sbin/sshd -f "$LAB/sshd_config$i" -E "$LAB/sshd_log$i"
 done
+
+if [ -n "${LAB_WIRE:-}" ]; then
+    read -r rate delay mtu <<< "$LAB_WIRE"
+    : > "$LAB/wire.log"
+    "$LAB_WIRE_PROGRAM" "$rate" "$delay" "${mtu:-0}" $(seq -f "$LAB/pid%g" 0 $((count - 1)) | xargs cat) > "$LAB/wire.log" 2>&1 &
+    for _ in $(seq 500); do
+        ! grep -q ready "$LAB/wire.log" || break
+        sleep 0.01
+    done
+    grep -q ready "$LAB/wire.log" || { cat "$LAB/wire.log" >&2; exit 1; }
+    for i in $(seq 0 $((count - 1))); do
+        give_addresses 78 "$i" wire
+        "$LAB/on" "$i" ip link set wire up
+    done
+fi
 
 # What the MPI operator of Kubernetes sets, so that the same names are tested; and binding off: mpirun would bind the
 # first rank of every host to the same core. One interface: docker's and loopback's addresses are the same everywhere.
