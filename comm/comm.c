@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "comm_internal.h"
+#include "staging.h"
 
 /* Poisons. A failure that no peer caused is told to the others as our own, so that they do not wait for us in vain. */
 static enum weft_status settle(struct weft_comm *comm, enum weft_status status)
@@ -53,6 +54,34 @@ static enum weft_status end_op(struct weft_comm *comm, enum weft_comm_op op, str
     return settle(comm, status);
 }
 
+/* ---- activations: where they lie decides ---- */
+
+static enum weft_status run_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
+{
+    if (!comm->has_device) {
+        return weft_comm_run_tree_sum(comm, nodes, count, out);
+    }
+    if (comm->rank_count == 1) {
+        comm->device.copy(comm->device.context, out, nodes, count * sizeof(float));
+        return WEFT_OK;
+    }
+    return weft_staging_tree_sum(comm, nodes, count, out);
+}
+
+static enum weft_status run_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out)
+{
+    if (!comm->has_device) {
+        return weft_comm_run_gather(comm, in, sizes, out);
+    }
+    if (comm->rank_count == 1) {
+        if (sizes[0] > 0) {
+            comm->device.copy(comm->device.context, out, in, sizes[0]);
+        }
+        return WEFT_OK;
+    }
+    return weft_staging_gather(comm, in, sizes, out);
+}
+
 enum weft_status weft_comm_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
 {
     struct timing timing = begin_op(comm);
@@ -62,26 +91,46 @@ enum weft_status weft_comm_tree_sum(struct weft_comm *comm, const float *nodes, 
     if (count == 0) {
         return WEFT_OK;
     }
-    return end_op(comm, WEFT_COMM_TREE_SUM, timing, weft_comm_run_tree_sum(comm, nodes, count, out));
+    return end_op(comm, WEFT_COMM_TREE_SUM, timing, run_tree_sum(comm, nodes, count, out));
 }
 
 float *weft_comm_sum_buffer(struct weft_comm *comm, size_t count)
 {
     assert(count <= comm->sum_count_max);
-    return comm->inner->backend->buffer(comm->inner, WEFT_AREA_SUM);
+    return comm->has_device ? comm->device_nodes : comm->inner->backend->buffer(comm->inner, WEFT_AREA_SUM);
 }
 
-enum weft_status weft_comm_all_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out)
+static size_t total_of(const struct weft_comm *comm, const size_t *sizes)
 {
-    struct timing timing = begin_op(comm);
     size_t total = 0;
 
     for (uint32_t r = 0; r < comm->rank_count; r++) {
         total += sizes[r];
     }
-    assert(total <= comm->gather_size_max);
+    return total;
+}
+
+enum weft_status weft_comm_all_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out)
+{
+    struct timing timing = begin_op(comm);
+
+    assert(total_of(comm, sizes) <= comm->gather_size_max);
+    WEFT_TRY(comm->status);
+    return end_op(comm, WEFT_COMM_ALL_GATHER, timing, run_gather(comm, in, sizes, out));
+}
+
+enum weft_status weft_comm_all_gather_host(struct weft_comm *comm, const void *in, const size_t *sizes, void *out)
+{
+    struct timing timing = begin_op(comm);
+
+    assert(total_of(comm, sizes) <= comm->gather_size_max);
     WEFT_TRY(comm->status);
     return end_op(comm, WEFT_COMM_ALL_GATHER, timing, weft_comm_run_gather(comm, in, sizes, out));
+}
+
+enum weft_status weft_comm_sync(struct weft_comm *comm)
+{
+    return comm->status; /* staging has waited for every peer by itself */
 }
 
 enum weft_status weft_comm_broadcast(struct weft_comm *comm, uint32_t root, void *data, size_t size)

@@ -20,6 +20,17 @@ struct comm_node {
     uint8_t index; /* among the owner's nodes */
 };
 
+/* Two rounds of device memory in flight, see staging.c. */
+#define STAGING_SLOTS 2
+struct comm_pinned {
+    char *in[STAGING_SLOTS];  /* owned pinned host memory: [own nodes][round_count] or own bytes of a gather */
+    char *out[STAGING_SLOTS]; /* owned pinned host memory */
+    size_t in_size;
+    size_t out_size;
+    size_t round_count;             /* elements */
+    bool is_writing[STAGING_SLOTS]; /* the device may still be copying from out[] */
+};
+
 struct weft_comm {
     struct weft_bootstrap *bootstrap; /* borrowed */
     uint32_t rank;
@@ -29,6 +40,7 @@ struct weft_comm {
     struct weft_range leaves[COMM_RANK_MAX];
     size_t sum_count_max;
     size_t gather_size_max;
+    size_t host_sum_count_max; /* of the host channels: what they are sized for */
     bool is_traced;
     char name[16];
     char reason[128]; /* of the choice */
@@ -60,6 +72,11 @@ struct weft_comm {
     float *temporaries;                    /* owned: [64][WEFT_SUM_BLOCK] */
     struct weft_transfer *transfers;       /* owned: [transfer_count_max] */
     uint32_t transfer_count_max;
+
+    bool has_device;
+    struct weft_comm_device device; /* when has_device */
+    float *device_nodes;            /* owned device memory: [own nodes][sum_count_max] */
+    struct comm_pinned pinned;
 
     enum weft_status status; /* of the first failure */
     int failed_rank;

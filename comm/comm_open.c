@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "select.h"
+#include "staging.h"
 #include "weft/log.h"
 
 /* Rounds between hosts: 512 KiB per node stays in L2, and adding one round overlaps the wire's next. */
@@ -135,16 +136,16 @@ static size_t larger(size_t a, size_t b)
 
 static enum weft_status size_buffers(struct weft_comm *comm)
 {
-    size_t slice_size = (comm->sum_count_max / comm->member_count + 1 + 16) * sizeof(float);
+    size_t slice_size = (comm->host_sum_count_max / comm->member_count + 1 + 16) * sizeof(float);
     size_t staging_count = 0;
     uint32_t entries = 1;
 
-    comm->chunk_count = larger(1, smaller(comm->sum_count_max, CHUNK_COUNT));
+    comm->chunk_count = larger(1, smaller(comm->host_sum_count_max, CHUNK_COUNT));
     comm->scratch_size =
         larger(larger(slice_size, comm->chunk_count * sizeof(float)), smaller(comm->gather_size_max, SCRATCH_SIZE));
     comm->scratch_size = (comm->scratch_size + 63) / 64 * 64;
     for (uint32_t m = 0; m < comm->member_count; m++) {
-        comm->sum_sizes[m] = larger(64, comm->node_counts[comm->members[m]] * comm->sum_count_max * sizeof(float));
+        comm->sum_sizes[m] = larger(64, comm->node_counts[comm->members[m]] * comm->host_sum_count_max * sizeof(float));
     }
     for (uint32_t h = 0; h < comm->host_count; h++) {
         uint32_t rank_count = 0;
@@ -168,6 +169,31 @@ static enum weft_status size_buffers(struct weft_comm *comm)
         return WEFT_ERR_MEMORY;
     }
     return WEFT_OK;
+}
+
+/* What device memory needs besides. */
+static enum weft_status open_device_part(struct weft_comm *comm)
+{
+    size_t size = comm->node_counts[comm->rank] * comm->sum_count_max * sizeof(float);
+
+    if (!comm->has_device) {
+        return WEFT_OK;
+    }
+    comm->device_nodes = comm->device.alloc(comm->device.context, larger(64, size));
+    if (comm->device_nodes == NULL) {
+        return WEFT_ERR_MEMORY; /* logged by the device */
+    }
+    return comm->rank_count == 1 ? WEFT_OK : weft_staging_init(comm);
+}
+
+static void close_device_part(struct weft_comm *comm)
+{
+    if (comm->has_device) {
+        weft_staging_fini(comm);
+    }
+    if (comm->device_nodes != NULL) {
+        comm->device.free(comm->device.context, comm->device_nodes);
+    }
 }
 
 /* ---- channels ---- */
@@ -267,7 +293,13 @@ static void init_comm(struct weft_comm *comm, struct weft_bootstrap *bootstrap, 
     comm->leaf_count = options->leaf_count;
     comm->sum_count_max = options->sum_count_max;
     comm->gather_size_max = options->gather_size_max;
+    comm->host_sum_count_max = options->sum_count_max;
     comm->is_traced = options->is_traced;
+    if (options->device != NULL) {
+        comm->has_device = true;
+        comm->device = *options->device;
+        comm->host_sum_count_max = weft_staging_round_count(options->sum_count_max);
+    }
     comm->failed_rank = -1;
     memcpy(comm->leaves, options->leaves, comm->rank_count * sizeof(comm->leaves[0]));
     for (uint32_t r = 0; r < comm->rank_count; r++) {
@@ -296,7 +328,8 @@ enum weft_status weft_comm_open(struct weft_bootstrap *bootstrap, const struct w
     plan_top(comm);
     snprintf(comm->name, sizeof(comm->name), "%s", choice.name);
     snprintf(comm->reason, sizeof(comm->reason), "%s", choice.reason);
-    status = agree(comm, "allocate", size_buffers(comm));
+    status = size_buffers(comm);
+    status = agree(comm, "allocate", status == WEFT_OK ? open_device_part(comm) : status);
     if (status == WEFT_OK) {
         status = open_channels(comm, options, &choice);
     }
@@ -326,6 +359,7 @@ void weft_comm_close(struct weft_comm **comm_pointer)
     if (comm->inner != NULL) {
         comm->inner->backend->close(&comm->inner);
     }
+    close_device_part(comm);
     free(comm->transfers);
     free(comm->temporaries);
     free(comm->staging);

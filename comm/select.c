@@ -27,6 +27,7 @@ struct card {
     uint64_t host_id;
     uint64_t nonce;   /* rank 0's counts */
     uint64_t options; /* digest: all ranks must open alike */
+    uint32_t has_device;
     char forced[16];
     struct {
         char name[8];
@@ -63,7 +64,8 @@ static enum weft_status fill_card(struct weft_bootstrap *bootstrap, const struct
     bool is_auto = options->backend == NULL || strcmp(options->backend, "auto") == 0;
 
     *card = (struct card){.host_id = weft_bootstrap_host_id(bootstrap),
-                          .options = digest_options(options, probe.rank_count)};
+                          .options = digest_options(options, probe.rank_count),
+                          .has_device = options->device != NULL};
     if (getrandom(&card->nonce, sizeof(card->nonce), 0) != (ssize_t)sizeof(card->nonce)) {
         weft_log(WEFT_LOG_ERROR, "comm", "getrandom: %s", strerror(errno));
         return WEFT_ERR_IO;
@@ -212,6 +214,11 @@ static enum weft_status choose_auto(const struct card *cards, uint32_t rank_coun
 static enum weft_status compare_cards(const struct card *cards, uint32_t rank_count)
 {
     for (uint32_t r = 1; r < rank_count; r++) {
+        if (cards[r].has_device != cards[0].has_device) {
+            weft_log(WEFT_LOG_ERROR, "comm", "rank %u computes on a %s, rank 0 on a %s: all must be of one kind", r,
+                     cards[r].has_device ? "GPU" : "CPU", cards[0].has_device ? "GPU" : "CPU");
+            return WEFT_ERR_UNSUPPORTED;
+        }
         if (cards[r].options != cards[0].options || strcmp(cards[r].forced, cards[0].forced) != 0) {
             weft_log(WEFT_LOG_ERROR, "comm", "rank %u opens with other leaves, sizes or backend than rank 0", r);
             return WEFT_ERR_ARGUMENT;

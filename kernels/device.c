@@ -1,6 +1,7 @@
 /* weft/device.h: chooses the backend and forwards to it. */
 #include "device_ops.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -120,6 +121,60 @@ enum weft_status weft_device_read(struct weft_device *device, void *to_host, con
     return device->ops->read(device, to_host, from, size);
 }
 
+bool weft_device_is_host(const struct weft_device *device)
+{
+    return device->is_host;
+}
+
+void *weft_device_stream(const struct weft_device *device)
+{
+    return device->stream;
+}
+
+void weft_device_id(const struct weft_device *device, unsigned char id_out[WEFT_DEVICE_ID_SIZE])
+{
+    device->ops->id(device, id_out);
+}
+
+void *weft_device_alloc_host(struct weft_device *device, size_t size)
+{
+    return device->ops->alloc_host(device, size);
+}
+
+void weft_device_free_host(struct weft_device *device, void *memory)
+{
+    if (memory != NULL) {
+        device->ops->free_host(device, memory);
+    }
+}
+
+void weft_device_begin_read(struct weft_device *device, void *to_host, const void *from, size_t size)
+{
+    device->ops->begin_read(device, to_host, from, size);
+}
+
+void weft_device_begin_write(struct weft_device *device, void *to, const void *from_host, size_t size)
+{
+    device->ops->begin_write(device, to, from_host, size);
+}
+
+void weft_device_copy(struct weft_device *device, void *to, const void *from, size_t size)
+{
+    device->ops->copy(device, to, from, size);
+}
+
+void weft_device_mark(struct weft_device *device, uint32_t mark)
+{
+    assert(mark < WEFT_DEVICE_MARK_COUNT);
+    device->ops->mark(device, mark);
+}
+
+enum weft_status weft_device_wait(struct weft_device *device, uint32_t mark, uint32_t timeout_ms)
+{
+    assert(mark < WEFT_DEVICE_MARK_COUNT);
+    return device->ops->wait(device, mark, timeout_ms);
+}
+
 size_t weft_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc)
 {
     return device->ops->matrix_size(device, desc);
@@ -215,6 +270,12 @@ void weft_device_add(struct weft_device *device, float *x, const float *y, const
                      uint32_t width)
 {
     device->ops->add(device, x, y, bias, token_count, width);
+}
+
+void weft_device_tree_add(struct weft_device *device, const struct weft_tree_add_args *args)
+{
+    assert(args->input_count >= 1 && args->input_count <= WEFT_LEAF_COUNT_MAX);
+    device->ops->tree_add(device, args);
 }
 
 void weft_device_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,

@@ -11,10 +11,18 @@
 struct weft_device_ops {
     void (*close)(struct weft_device *device);
     enum weft_status (*sync)(struct weft_device *device);
+    void (*id)(const struct weft_device *device, unsigned char id_out[WEFT_DEVICE_ID_SIZE]);
     void *(*alloc)(struct weft_device *device, size_t size);
     void (*free)(struct weft_device *device, void *memory);
     enum weft_status (*write)(struct weft_device *device, void *to, const void *from_host, size_t size);
     enum weft_status (*read)(struct weft_device *device, void *to_host, const void *from, size_t size);
+    void *(*alloc_host)(struct weft_device *device, size_t size);
+    void (*free_host)(struct weft_device *device, void *memory);
+    void (*begin_read)(struct weft_device *device, void *to_host, const void *from, size_t size);
+    void (*begin_write)(struct weft_device *device, void *to, const void *from_host, size_t size);
+    void (*copy)(struct weft_device *device, void *to, const void *from, size_t size);
+    void (*mark)(struct weft_device *device, uint32_t mark);
+    enum weft_status (*wait)(struct weft_device *device, uint32_t mark, uint32_t timeout_ms);
 
     size_t (*matrix_size)(const struct weft_device *device, const struct weft_matrix_desc *desc);
     enum weft_status (*matrix_open)(struct weft_device *device, const struct weft_matrix_desc *desc,
@@ -45,6 +53,7 @@ struct weft_device_ops {
                      float *out);
     void (*add)(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
                 uint32_t width);
+    void (*tree_add)(struct weft_device *device, const struct weft_tree_add_args *args);
     void (*select_rows)(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,
                         uint32_t width, float *out);
     void (*penalize)(struct weft_device *device, float *logits, uint32_t width, const struct weft_penalty *penalties,
@@ -55,6 +64,8 @@ struct weft_device_ops {
 struct weft_device {
     const struct weft_device_ops *ops;
     char name[64];
+    bool is_host;
+    void *stream; /* or NULL */
 };
 
 /* cpu/device_cpu.c */

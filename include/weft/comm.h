@@ -7,6 +7,10 @@
  * where those cannot.
  *
  * A communicator belongs to one thread at a time; all ranks make the same calls in the same order with the same sizes.
+ * Activations (tree_sum, sum_buffer, all_gather) lie in host memory, or in device memory when the communicator is
+ * opened with a struct weft_comm_device: then these calls take effect in the order of the device's stream and need not
+ * be done when they return; weft_comm_sync() waits for what other ranks have to add. Everything else moves host memory.
+ *
  * Every wait has the deadline of weft_comm_options.timeout_ms. The first failure poisons the communicator: every later
  * call returns the same error, weft_comm_failed_rank() names the peer. Nothing here spins for ever and nothing is
  * static.
@@ -25,6 +29,35 @@
 
 struct weft_comm;
 
+/*
+ * How to handle device memory: filled by the runtime from the device table (weft/device.h has the same operations), so
+ * that comm knows no device. All take effect in the order of one stream, also with what the caller issues by itself.
+ * Functions without a status keep the device's first error; wait() returns it.
+ */
+#define WEFT_COMM_MARK_COUNT 4
+struct weft_comm_device {
+    void *context;        /* first argument of every function; borrowed until close */
+    unsigned char id[16]; /* two ranks with the same one share the device */
+    void *stream;         /* cudaStream_t, or NULL: NCCL cannot be used */
+    /* `size` bytes of device memory, 64-byte aligned; NULL: logged. */
+    void *(*alloc)(void *context, size_t size);
+    void (*free)(void *context, void *memory);
+    /* The same in host memory that is copied at the link's speed (pinned). Freed with nothing under way, unless the
+     * device hangs: then it is the device's to know that it may still write there. */
+    void *(*alloc_host)(void *context, size_t size);
+    void (*free_host)(void *context, void *memory);
+    /* Begin a copy from the device, to it, inside it. The host's side is left alone until a later mark was waited for.
+     */
+    void (*read)(void *context, void *to_host, const void *from, size_t size);
+    void (*write)(void *context, void *to, const void *from_host, size_t size);
+    void (*copy)(void *context, void *to, const void *from, size_t size);
+    void (*tree_add)(void *context, const struct weft_tree_add_args *args);
+    /* Sets mark 0 to WEFT_COMM_MARK_COUNT - 1 behind everything issued so far. */
+    void (*mark)(void *context, uint32_t mark);
+    /* Until all before the mark is done. ERR_TIMEOUT: not logged, call again; otherwise the device's first error. */
+    enum weft_status (*wait)(void *context, uint32_t mark, uint32_t timeout_ms);
+};
+
 struct weft_comm_options {
     const char *backend;             /* NULL or "auto"; "self", "shm", "tcp", "ucx", "mpi" forces one for all pairs */
     const char *interface;           /* name or CIDR that tcp and ucx must use between hosts; NULL: by route */
@@ -34,7 +67,8 @@ struct weft_comm_options {
     size_t sum_count_max;            /* largest `count` of tree_sum(), elements */
     size_t gather_size_max;          /* largest sum of sizes of all_gather() and largest broadcast(), bytes */
     enum weft_wait_policy wait;
-    bool is_traced; /* collect weft_comm_stats (two clock reads per collective) */
+    const struct weft_comm_device *device; /* NULL: activations in host memory; copied. The same kind on all ranks */
+    bool is_traced;                        /* collect weft_comm_stats (two clock reads per collective) */
 };
 
 /* Collective over the bootstrap, which is borrowed until close. Logs the choice and its reason once, on rank 0. */
@@ -46,11 +80,12 @@ void weft_comm_close(struct weft_comm **comm);
  * out[i] <- sum over all V leaves of the tree, in tree order, 0 <= i < count; the same bits on every rank.
  *
  * nodes   [node_count][count] f32: this rank's partial sums, one per maximal node of its leaf range, in leaf order
- *         (node_count = weft_tree_nodes(own range)); borrowed until the call returns. May be what
- *         weft_comm_sum_buffer() returned: then shm saves a copy.
+ *         (node_count = weft_tree_nodes(own range)); borrowed until the call returns (device memory: until the stream
+ *         is past it). May be what weft_comm_sum_buffer() returned: then shm saves a copy.
  * out     [count] f32; must not overlap nodes.
  *
- * Cost: one exchange; (sum over ranks of node_count - own) * count * 4 bytes received per rank.
+ * Cost: one exchange; (sum over ranks of node_count - own) * count * 4 bytes received per rank. Device memory without
+ * NCCL: besides a copy to the host and one back, in rounds that overlap with the exchange.
  * ERR_PEER, ERR_TIMEOUT poison the communicator.
  */
 WEFT_MUST_CHECK enum weft_status weft_comm_tree_sum(struct weft_comm *comm, const float *nodes, size_t count,
@@ -58,7 +93,8 @@ WEFT_MUST_CHECK enum weft_status weft_comm_tree_sum(struct weft_comm *comm, cons
 
 /*
  * Room for [node_count][count] f32 into which the caller may produce its nodes for the next tree_sum(), 64-byte
- * aligned. Valid until that tree_sum(). Never NULL for count <= sum_count_max.
+ * aligned, in device memory when opened with a device. Valid until that tree_sum(). Never NULL for count <=
+ * sum_count_max.
  */
 float *weft_comm_sum_buffer(struct weft_comm *comm, size_t count);
 
@@ -67,7 +103,17 @@ float *weft_comm_sum_buffer(struct weft_comm *comm, size_t count);
 WEFT_MUST_CHECK enum weft_status weft_comm_all_gather(struct weft_comm *comm, const void *in, const size_t *sizes,
                                                       void *out);
 
-/* data[size] of `root` reaches every rank. */
+/* The same between host memory, whatever the communicator was opened with. */
+WEFT_MUST_CHECK enum weft_status weft_comm_all_gather_host(struct weft_comm *comm, const void *in, const size_t *sizes,
+                                                           void *out);
+
+/*
+ * Waits until nothing on the device's stream depends on other ranks any more, keeping an eye on them: a rank that dies
+ * ends it. To be called before the host waits for the device in another way. Nothing to wait for in host memory.
+ */
+WEFT_MUST_CHECK enum weft_status weft_comm_sync(struct weft_comm *comm);
+
+/* data[size] of `root` reaches every rank. Host memory, as all below. */
 WEFT_MUST_CHECK enum weft_status weft_comm_broadcast(struct weft_comm *comm, uint32_t root, void *data, size_t size);
 
 /* Point to point, blocking, matched in order per pair. For set-up and tests; not for the hot path. */

@@ -69,6 +69,13 @@ void weft_device_close(struct weft_device **device);
 const char *weft_device_name(const struct weft_device *device);
 /* Waits until everything issued so far has happened. */
 WEFT_MUST_CHECK enum weft_status weft_device_sync(struct weft_device *device);
+/* Device memory is host memory, and every operation is done when it returns. */
+bool weft_device_is_host(const struct weft_device *device);
+/* The cudaStream_t in whose order operations take effect; NULL: there is none that NCCL could use. */
+void *weft_device_stream(const struct weft_device *device);
+/* Bytes that two devices share exactly when they are the same piece of hardware, in whatever process; zeroes: host. */
+#define WEFT_DEVICE_ID_SIZE 16
+void weft_device_id(const struct weft_device *device, unsigned char id_out[WEFT_DEVICE_ID_SIZE]);
 
 /* ---- memory ---- */
 
@@ -81,6 +88,27 @@ WEFT_MUST_CHECK enum weft_status weft_device_write(struct weft_device *device, v
                                                    size_t size);
 WEFT_MUST_CHECK enum weft_status weft_device_read(struct weft_device *device, void *to_host, const void *from,
                                                   size_t size);
+
+/*
+ * The same without waiting, and how to wait: for communication through host memory. Copies take effect in order with
+ * all other operations; the host leaves its side alone until a mark set afterwards was waited for. Host memory from
+ * weft_device_alloc_host() (64-byte aligned, zeroed; NULL out of memory, logged) is copied at the link's speed, other
+ * memory may make the call wait.
+ */
+void *weft_device_alloc_host(struct weft_device *device, size_t size);
+void weft_device_free_host(struct weft_device *device, void *memory);
+void weft_device_begin_read(struct weft_device *device, void *to_host, const void *from, size_t size);
+void weft_device_begin_write(struct weft_device *device, void *to, const void *from_host, size_t size);
+/* Inside device memory. */
+void weft_device_copy(struct weft_device *device, void *to, const void *from, size_t size);
+/* Sets mark `mark` (below WEFT_DEVICE_MARK_COUNT) behind everything issued so far; setting it again moves it. */
+#define WEFT_DEVICE_MARK_COUNT 8
+void weft_device_mark(struct weft_device *device, uint32_t mark);
+/*
+ * Waits until all before the mark has happened. ERR_TIMEOUT (not logged, nothing lost: call again) after timeout_ms, 0
+ * only looks; otherwise the device's first error. A mark never set has been reached.
+ */
+WEFT_MUST_CHECK enum weft_status weft_device_wait(struct weft_device *device, uint32_t mark, uint32_t timeout_ms);
 
 /* ---- weight matrices ---- */
 
@@ -224,6 +252,9 @@ void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint
 /* x[t, :] <- x[t, :] + (y[t, :] + bias[:]). x, y [T, D]; bias [D] or NULL. */
 void weft_device_add(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
                      uint32_t width);
+
+/* args->out[i] <- the sum of args->inputs[...][i] along the leaf tree, one f32 addition per edge. */
+void weft_device_tree_add(struct weft_device *device, const struct weft_tree_add_args *args);
 
 /* out[i, :] <- x[rows[i], :]. rows[count] host. */
 void weft_device_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,

@@ -29,6 +29,16 @@ struct weft_tree_add {
     uint8_t right;
 };
 
+/* One sum along the tree, as devices compute it: slots start as inputs, adds[] run in order, slot 0 is the result. */
+struct weft_tree_add_args {
+    const float *const *inputs; /* [input_count] host; each [count] in device memory, borrowed */
+    uint32_t input_count;       /* 1 to WEFT_LEAF_COUNT_MAX, ascending nodes that make up the whole tree */
+    const struct weft_tree_add
+        *adds; /* [input_count - 1] host, from weft_tree_adds(); borrowed until the call returns */
+    size_t count;
+    float *out; /* [count] in device memory; overlaps no input */
+};
+
 static inline uint32_t weft_range_count(struct weft_range range)
 {
     return range.end - range.begin;

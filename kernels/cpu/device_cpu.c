@@ -112,13 +112,63 @@ static void cpu_select_rows(struct weft_device *device, const float *x, const ui
     }
 }
 
+static void cpu_id(const struct weft_device *device, unsigned char id_out[WEFT_DEVICE_ID_SIZE])
+{
+    (void)device;
+    memset(id_out, 0, WEFT_DEVICE_ID_SIZE);
+}
+
+static void cpu_copy_in_order(struct weft_device *device, void *to, const void *from, size_t size)
+{
+    (void)cpu_copy(device, to, from, size);
+}
+
+static void cpu_mark(struct weft_device *device, uint32_t mark)
+{
+    (void)device;
+    (void)mark;
+}
+
+static enum weft_status cpu_wait(struct weft_device *device, uint32_t mark, uint32_t timeout_ms)
+{
+    (void)device;
+    (void)mark;
+    (void)timeout_ms;
+    return WEFT_OK;
+}
+
+/* The definition, for other devices to compare with; ranks on CPUs add in comm/. */
+static void cpu_tree_add(struct weft_device *device, const struct weft_tree_add_args *args)
+{
+    float slots[WEFT_LEAF_COUNT_MAX] = {0};
+
+    (void)device;
+    for (size_t i = 0; i < args->count; i++) {
+        for (uint32_t n = 0; n < args->input_count; n++) {
+            slots[n] = args->inputs[n][i];
+        }
+        for (uint32_t a = 0; a + 1 < args->input_count; a++) {
+            slots[args->adds[a].left] += slots[args->adds[a].right];
+        }
+        args->out[i] = slots[0];
+    }
+}
+
 static const struct weft_device_ops cpu_ops = {
     .close = cpu_close,
     .sync = cpu_sync,
+    .id = cpu_id,
     .alloc = weft_cpu_alloc,
     .free = weft_cpu_free,
     .write = cpu_copy,
     .read = cpu_copy,
+    .alloc_host = weft_cpu_alloc,
+    .free_host = weft_cpu_free,
+    .begin_read = cpu_copy_in_order,
+    .begin_write = cpu_copy_in_order,
+    .copy = cpu_copy_in_order,
+    .mark = cpu_mark,
+    .wait = cpu_wait,
     .matrix_size = weft_cpu_matrix_size,
     .matrix_open = weft_cpu_matrix_open,
     .matrix_close = weft_cpu_matrix_close,
@@ -135,6 +185,7 @@ static const struct weft_device_ops cpu_ops = {
     .attention = weft_cpu_attention,
     .silu_mul = cpu_silu_mul,
     .add = cpu_add,
+    .tree_add = cpu_tree_add,
     .select_rows = cpu_select_rows,
     .penalize = weft_cpu_penalize,
     .candidates = weft_cpu_candidates,
@@ -162,6 +213,7 @@ enum weft_status weft_device_open_cpu(const struct weft_device_options *options,
         return WEFT_ERR_MEMORY;
     }
     cpu->base.ops = &cpu_ops;
+    cpu->base.is_host = true;
     cpu->thread_count = options->thread_count;
     weft_cpu_kernels_init(&cpu->kernels, level);
     snprintf(cpu->base.name, sizeof(cpu->base.name), "cpu %s, %u thread%s", weft_cpu_level_name(level),

@@ -16,6 +16,7 @@
 #include "engine/options.h"
 #include "engine/rendezvous.h"
 #include "engine/scheduler.h"
+#include "model/seat.h"
 #include "weft/log.h"
 
 /* Of wire.proto; raised whenever the meaning of a message changes. */
@@ -272,7 +273,11 @@ static enum weft_status open_comm(struct opening *opening, const struct weft_mod
                                              .leaves = group->leaves,
                                              .wait = opening->wait,
                                              .is_traced = options->is_traced};
+    struct weft_comm_device seat;
 
+    if (weft_seat_init(group->device, &seat)) {
+        comm_options.device = &seat;
+    }
     weft_model_comm_limits(group->config, model_limits, &comm_options.sum_count_max, &comm_options.gather_size_max);
     size_t row = (size_t)limits->vocab_size * sizeof(float);
     size_t candidates = (size_t)limits->row_count_max *

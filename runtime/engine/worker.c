@@ -140,7 +140,7 @@ static enum weft_status gather_row(struct weft_worker *worker, uint32_t row, flo
     }
     WEFT_TRY(weft_device_read(group->device, worker->own_row, worker->logits + (size_t)row * worker->width,
                               worker->width * sizeof(float)));
-    return weft_comm_all_gather(group->comm, worker->own_row, sizes, out);
+    return weft_comm_all_gather_host(group->comm, worker->own_row, sizes, out);
 }
 
 /* Where whole row `row` is kept: only the leader keeps all of them. */
@@ -208,7 +208,7 @@ static enum weft_status hand_over_candidates(struct weft_worker *worker, const s
         .lse_out = (struct weft_lse *)(best + (size_t)step->row_count * step->candidate_count)};
     weft_device_candidates(group->device, &args);
     WEFT_TRY(weft_device_sync(group->device));
-    WEFT_TRY(weft_comm_all_gather(group->comm, worker->block, sizes, worker->blocks));
+    WEFT_TRY(weft_comm_all_gather_host(group->comm, worker->block, sizes, worker->blocks));
     worker->digest = weft_digest_mix(worker->digest, worker->blocks, total);
     return WEFT_OK;
 }

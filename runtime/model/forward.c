@@ -65,8 +65,7 @@ static enum weft_status embed(struct weft_model *model, const struct weft_forwar
         return WEFT_OK;
     }
     weft_device_embed(model->device, model->weights.embedding, model->rows, owned_count, a->norm); /* [own T, D] */
-    WEFT_TRY(weft_device_sync(model->device));
-    WEFT_TRY(weft_comm_all_gather(args->comm, a->norm, model->owned_sizes, a->sum)); /* [T, D], by rank */
+    WEFT_TRY(weft_comm_all_gather(args->comm, a->norm, model->owned_sizes, a->sum));               /* [T, D], by rank */
     list_gathered(model, token_count);
     weft_device_select_rows(model->device, a->sum, model->rows, token_count, model->config.width, a->x); /* [T, D] */
     return WEFT_OK;
@@ -77,10 +76,13 @@ static enum weft_status matmul_sum(struct weft_model *model, struct weft_comm *c
                                    const float *x, uint32_t token_count)
 {
     size_t count = (size_t)token_count * model->config.width;
-    float *nodes = weft_comm_sum_buffer(comm, count);
+    bool is_alone = model->rank_count == 1; /* the one node is the sum */
+    float *nodes = is_alone ? model->activations.sum : weft_comm_sum_buffer(comm, count);
 
     weft_device_matmul(model->device, matrix, x, token_count, NULL, nodes); /* [nodes, T, D] */
-    WEFT_TRY(weft_device_sync(model->device));
+    if (is_alone) {
+        return WEFT_OK;
+    }
     return weft_comm_tree_sum(comm, nodes, count, model->activations.sum); /* [T, D] */
 }
 
@@ -190,7 +192,7 @@ enum weft_status weft_model_forward(struct weft_model *model, const struct weft_
             token_count = args->logit_row_count;
         }
         if (token_count == 0) {
-            return WEFT_OK; /* a part of a prompt: its keys and values were all that was wanted */
+            return weft_comm_sync(args->comm); /* part of a prompt: its keys and values were all that was wanted */
         }
         WEFT_TRY(attention_out(model, args->comm, layer, token_count)); /* [T, D] */
         WEFT_TRY(ffn(model, args->comm, layer, token_count));           /* [T, D] */
@@ -199,5 +201,5 @@ enum weft_status weft_model_forward(struct weft_model *model, const struct weft_
                          a->norm);                                                          /* [R, D] */
     weft_device_matmul(device, model->weights.head, a->norm, token_count, NULL, a->logits); /* [R, N] */
     *logits_out = a->logits;
-    return WEFT_OK;
+    return weft_comm_sync(args->comm);
 }

@@ -8,6 +8,7 @@ enum hosts { HOSTS_REAL, HOSTS_BLOCK, HOSTS_CYCLIC };
 
 static const char *backend_name;
 static enum hosts hosts;
+static bool has_device;
 
 uint64_t __real_weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap);
 uint64_t __wrap_weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap);
@@ -31,6 +32,43 @@ const char *member_backend(void)
     return backend_name;
 }
 
+bool member_has_device(void)
+{
+    return has_device;
+}
+
+struct fake_device *member_open_device(const struct weft_bootstrap *bootstrap)
+{
+    return has_device ? fake_device_open(weft_bootstrap_rank(bootstrap) + 1) : NULL;
+}
+
+const struct weft_comm_device *member_seat(struct fake_device *device)
+{
+    return device == NULL ? NULL : fake_device_seat(device);
+}
+
+/* Device memory of the test itself. */
+static void open_device_buffers(struct member *member, const struct group *group)
+{
+    const struct weft_comm_device *seat = member_seat(member->device);
+
+    member->device_input = seat->alloc(seat->context, member->node_count * group->count_max * sizeof(float));
+    member->device_output = seat->alloc(seat->context, group->count_max * sizeof(float));
+    member->gather_input = seat->alloc(seat->context, MEMBER_GATHER_MAX);
+    member->gather_output = seat->alloc(seat->context, MEMBER_GATHER_MAX);
+}
+
+static bool close_device_buffers(struct member *member)
+{
+    const struct weft_comm_device *seat = member_seat(member->device);
+
+    seat->free(seat->context, member->device_input);
+    seat->free(seat->context, member->device_output);
+    seat->free(seat->context, member->gather_input);
+    seat->free(seat->context, member->gather_output);
+    return fake_device_close(&member->device);
+}
+
 bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member)
 {
     struct weft_comm_options options = {
@@ -40,7 +78,7 @@ bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, st
         .leaf_count = group->leaf_count,
         .leaves = member->ranges,
         .sum_count_max = group->count_max,
-        .gather_size_max = 2000000,
+        .gather_size_max = MEMBER_GATHER_MAX,
         .wait = WEFT_WAIT_YIELD,
         .is_traced = true,
     };
@@ -53,37 +91,90 @@ bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, st
     member->output = malloc(group->count_max * sizeof(float));
     member->expected = malloc(group->count_max * sizeof(float));
     CHECK(member->input != NULL && member->output != NULL && member->expected != NULL);
+    member->device = member_open_device(bootstrap);
+    options.device = member_seat(member->device);
+    if (member->device != NULL) {
+        open_device_buffers(member, group);
+    }
     CHECK(weft_comm_open(bootstrap, &options, &member->comm) == WEFT_OK);
     CHECK(weft_comm_failed_rank(member->comm) == -1);
     return true;
 }
 
-void member_close(struct member *member)
+bool member_close(struct member *member)
 {
     weft_comm_close(&member->comm);
     free(member->input);
     free(member->output);
     free(member->expected);
+    return member->device == NULL || close_device_buffers(member);
+}
+
+const float *member_produce(struct member *member, size_t count, uint32_t seed, bool is_in_place)
+{
+    float *buffer = weft_comm_sum_buffer(member->comm, count);
+    float *host = is_in_place && member->device == NULL ? buffer : member->input;
+
+    for (size_t n = 0; n < member->node_count; n++) {
+        values_fill(member->nodes[n], seed, count, host + n * count);
+    }
+    if (member->device == NULL) {
+        return host;
+    }
+    buffer = is_in_place ? buffer : member->device_input;
+    fake_device_put(member->device, buffer, host, member->node_count * count * sizeof(float));
+    return buffer;
+}
+
+float *member_result(struct member *member)
+{
+    return member->device == NULL ? member->output : member->device_output;
+}
+
+void member_fetch(struct member *member, size_t count)
+{
+    if (member->device != NULL) {
+        fake_device_get(member->device, member->output, member->device_output, count * sizeof(float));
+    }
 }
 
 bool member_check_sum(struct member *member, size_t count, uint32_t seed, bool is_in_place)
 {
-    float *input = is_in_place ? weft_comm_sum_buffer(member->comm, count) : member->input;
+    const float *nodes = member_produce(member, count, seed, is_in_place);
 
     CHECK(((uintptr_t)weft_comm_sum_buffer(member->comm, count) & 63) == 0);
-    for (size_t n = 0; n < member->node_count; n++) {
-        values_fill(member->nodes[n], seed, count, input + n * count);
-    }
     memset(member->output, 0xff, count * sizeof(float));
-    CHECK(weft_comm_tree_sum(member->comm, input, count, member->output) == WEFT_OK);
+    CHECK(weft_comm_tree_sum(member->comm, nodes, count, member_result(member)) == WEFT_OK);
+    CHECK(weft_comm_sync(member->comm) == WEFT_OK);
+    member_fetch(member, count);
     values_fill((struct weft_range){0, member->leaf_count}, seed, count, member->expected);
     CHECK(memcmp(member->output, member->expected, count * sizeof(float)) == 0);
     return true;
 }
 
+enum weft_status member_gather(struct member *member, const void *in, const size_t *sizes, void *out)
+{
+    size_t total = 0;
+
+    if (member->device == NULL) {
+        return weft_comm_all_gather(member->comm, in, sizes, out);
+    }
+    for (uint32_t r = 0; r < member->rank_count; r++) {
+        total += sizes[r];
+    }
+    fake_device_put(member->device, member->gather_input, in, sizes[member->rank]);
+    WEFT_TRY(weft_comm_all_gather(member->comm, member->gather_input, sizes, member->gather_output));
+    WEFT_TRY(weft_comm_sync(member->comm));
+    fake_device_get(member->device, out, member->gather_output, total);
+    return WEFT_OK;
+}
+
 enum weft_status member_sum(struct member *member, size_t count)
 {
-    return weft_comm_tree_sum(member->comm, member->input, count, member->output);
+    const float *nodes = member->device == NULL ? member->input : member->device_input;
+
+    WEFT_TRY(weft_comm_tree_sum(member->comm, nodes, count, member_result(member)));
+    return weft_comm_sync(member->comm);
 }
 
 /* True unless this build or machine lacks the backend: any other failure is the tests' business. */
@@ -115,8 +206,9 @@ enum ranks_mode member_configure(int argument_count, char **arguments)
     int mode = argument_count < 3 ? -1 : find(arguments[2], modes, 3);
     int kind = argument_count < 4 ? 0 : find(arguments[3], kinds, 3);
 
-    if (mode < 0 || kind < 0) {
-        fprintf(stderr, "usage: %s BACKEND threads|processes|mpirun [real|block|cyclic]\n", arguments[0]);
+    has_device = argument_count == 5 && strcmp(arguments[4], "device") == 0;
+    if (mode < 0 || kind < 0 || (argument_count > 4 && !has_device)) {
+        fprintf(stderr, "usage: %s BACKEND threads|processes|mpirun [real|block|cyclic [device]]\n", arguments[0]);
         exit(2);
     }
     backend_name = arguments[1];

@@ -1,4 +1,5 @@
-/* The conformance suite of all backends: test_comm BACKEND threads|processes|mpirun [real|block|cyclic], see member.h.
+/* The conformance suite of all backends: test_comm BACKEND threads|processes|mpirun [real|block|cyclic [device]], see
+ * member.h.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -39,10 +40,15 @@ static bool check_gather(struct member *member, size_t unit, uint32_t seed)
         in[i] = pattern(member->rank, i, seed);
     }
     out[total] = 0x5a;
-    CHECK(weft_comm_all_gather(member->comm, in, sizes, out) == WEFT_OK);
-    for (uint32_t r = 0; r < member->rank_count; r++) {
-        for (size_t i = 0; i < sizes[r]; i++) {
-            CHECK(out[at++] == pattern(r, i, seed));
+    for (int is_host = 0; is_host < 2; is_host++) {
+        memset(out, 0, total);
+        CHECK((is_host ? weft_comm_all_gather_host(member->comm, in, sizes, out)
+                       : member_gather(member, in, sizes, out)) == WEFT_OK);
+        at = 0;
+        for (uint32_t r = 0; r < member->rank_count; r++) {
+            for (size_t i = 0; i < sizes[r]; i++) {
+                CHECK(out[at++] == pattern(r, i, seed));
+            }
         }
     }
     CHECK(out[total] == 0x5a);
@@ -140,8 +146,7 @@ static bool conformance_body(struct weft_bootstrap *bootstrap, const void *conte
     CHECK(check_broadcast(&member, group->rank_count - 1, 900000, 9));
     CHECK(check_stats(&member));
     CHECK(weft_comm_failed_rank(member.comm) == -1);
-    member_close(&member);
-    return true;
+    return member_close(&member);
 }
 
 static void nap(uint32_t microseconds)
@@ -173,8 +178,7 @@ static bool mixture_body(struct weft_bootstrap *bootstrap, const void *context)
         case 5: CHECK(check_broadcast(&member, (uint32_t)(random >> 40) % member.rank_count, 100, i)); break;
         }
     }
-    member_close(&member);
-    return true;
+    return member_close(&member);
 }
 
 static bool large_body(struct weft_bootstrap *bootstrap, const void *context)
@@ -185,8 +189,7 @@ static bool large_body(struct weft_bootstrap *bootstrap, const void *context)
     CHECK(member_open(bootstrap, group, &member));
     CHECK(member_check_sum(&member, group->count_max, 1, false));
     CHECK(member_check_sum(&member, group->count_max - 7, 2, true));
-    member_close(&member);
-    return true;
+    return member_close(&member);
 }
 
 /* A produced but not yet summed buffer survives other collectives. */
@@ -194,23 +197,21 @@ static bool survival_body(struct weft_bootstrap *bootstrap, const void *context)
 {
     struct member member;
     const size_t count = 500;
-    float *input;
+    const float *input;
 
     CHECK(member_open(bootstrap, context, &member));
     for (uint32_t round = 0; round < 5; round++) {
-        input = weft_comm_sum_buffer(member.comm, count);
-        for (size_t n = 0; n < member.node_count; n++) {
-            values_fill(member.nodes[n], round, count, input + n * count);
-        }
+        input = member_produce(&member, count, round, true);
         for (uint32_t i = 0; i <= round; i++) {
             CHECK(check_gather(&member, 700, i));
         }
-        CHECK(weft_comm_tree_sum(member.comm, input, count, member.output) == WEFT_OK);
+        CHECK(weft_comm_tree_sum(member.comm, input, count, member_result(&member)) == WEFT_OK);
+        CHECK(weft_comm_sync(member.comm) == WEFT_OK);
+        member_fetch(&member, count);
         values_fill((struct weft_range){0, member.leaf_count}, round, count, member.expected);
         CHECK(memcmp(member.output, member.expected, count * sizeof(float)) == 0);
     }
-    member_close(&member);
-    return true;
+    return member_close(&member);
 }
 
 static const uint32_t UNEVEN[] = {3, 1, 2, 5, 1, 1, 4, 2};

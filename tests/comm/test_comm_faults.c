@@ -1,5 +1,5 @@
 /*
- * Ranks that die, hang, fail or disagree: test_comm_faults BACKEND threads|processes [real|block|cyclic], see
+ * Ranks that die, hang, fail or disagree: test_comm_faults BACKEND threads|processes [real|block|cyclic [device]], see
  * member.h. Whatever happens, every other rank gets an error that names the culprit, in time, and stays poisoned.
  */
 #include <setjmp.h>
@@ -19,6 +19,7 @@
 
 #include "member.h"
 #include "trace.h"
+#include "weft/log.h"
 
 /* Deadline of each wait in tests where it is not the point; a death must be seen long before. */
 #define LONG_MS 60000u
@@ -124,8 +125,7 @@ static bool fault_body(struct weft_bootstrap *bootstrap, const void *context)
         nap(fault->how == HOW_KILLED_IDLE ? 150 : 0); /* idle: nobody is in a call when it happens */
         is_good = expect_failure(&member, fault);
     }
-    member_close(&member);
-    return is_good;
+    return member_close(&member) && is_good;
 }
 
 static void run_fault(enum how how, uint32_t rank_count, uint32_t victim, size_t count, uint32_t timeout_ms)
@@ -164,6 +164,7 @@ static bool reopen_body(struct weft_bootstrap *bootstrap, const void *context)
     const struct fault_case *fault = context;
     uint32_t rank = weft_bootstrap_rank(bootstrap);
     uint64_t begin = now_ms();
+    struct fake_device *device = member_open_device(bootstrap);
     struct weft_range ranges[WEFT_LEAF_COUNT_MAX];
     struct weft_comm *comm;
     pthread_t thread;
@@ -174,8 +175,12 @@ static bool reopen_body(struct weft_bootstrap *bootstrap, const void *context)
         CHECK(pthread_create(&thread, NULL, kill_soon, NULL) == 0);
     }
     do {
-        const struct weft_comm_options options = {
-            .backend = member_backend(), .timeout_ms = LONG_MS, .leaf_count = 8, .leaves = ranges, .sum_count_max = 99};
+        const struct weft_comm_options options = {.backend = member_backend(),
+                                                  .timeout_ms = LONG_MS,
+                                                  .leaf_count = 8,
+                                                  .leaves = ranges,
+                                                  .sum_count_max = 99,
+                                                  .device = member_seat(device)};
 
         status = weft_comm_open(bootstrap, &options, &comm);
         if (status == WEFT_OK) {
@@ -185,7 +190,7 @@ static bool reopen_body(struct weft_bootstrap *bootstrap, const void *context)
     CHECK(status == WEFT_ERR_PEER);
     CHECK(weft_bootstrap_failed_rank(bootstrap) == (int)fault->victim);
     CHECK(now_ms() - begin < SOON_MS);
-    return true;
+    return device == NULL || fake_device_close(&device);
 }
 
 static void test_killed_while_opening(void **state)
@@ -238,7 +243,7 @@ static enum weft_status run_series(struct member *member)
     }
     for (uint32_t i = 0; i < 4; i++) {
         WEFT_TRY(member_sum(member, 500));
-        WEFT_TRY(weft_comm_all_gather(member->comm, in, sizes, out));
+        WEFT_TRY(member_gather(member, in, sizes, out));
         WEFT_TRY(member_sum(member, 20000));
         WEFT_TRY(weft_comm_barrier(member->comm));
         WEFT_TRY(weft_comm_broadcast(member->comm, i % member->rank_count, in, 64));
@@ -266,8 +271,7 @@ static bool injected_body(struct weft_bootstrap *bootstrap, const void *context)
         CHECK(weft_comm_failed_rank(member.comm) == (int)injected->victim);
         CHECK(weft_comm_barrier(member.comm) == status);
     }
-    member_close(&member);
-    return true;
+    return member_close(&member);
 }
 
 static void run_injected(uint32_t victim, struct weft_fault fault, uint32_t timeout_ms)
@@ -299,6 +303,73 @@ static void test_delay_changes_nothing(void **state)
     run_injected(2, (struct weft_fault){WEFT_FAULT_DELAY, 0, 3000, 0}, LONG_MS);
 }
 
+/* ---- devices ---- */
+
+/* One rank's device hangs or reports an error: its own fault, by name, everywhere. */
+static bool device_body(struct weft_bootstrap *bootstrap, const void *context)
+{
+    const struct fault_case *fault = context;
+    bool is_hang = fault->how == HOW_STOPPED;
+    struct member member;
+    enum weft_status status;
+    uint64_t begin;
+
+    CHECK(member_open(bootstrap, &fault->group, &member));
+    CHECK(member_check_sum(&member, fault->count, 1, false));
+    CHECK(weft_comm_barrier(member.comm) == WEFT_OK);
+    begin = now_ms();
+    if (member.rank == fault->victim) {
+        (is_hang ? fake_device_hang : fake_device_break)(member.device);
+    }
+    do {
+        status = member_sum(&member, fault->count);
+    } while (status == WEFT_OK);
+    CHECK(now_ms() - begin < SOON_MS);
+    CHECK(weft_comm_failed_rank(member.comm) == (int)fault->victim);
+    CHECK(member.rank != fault->victim || status == WEFT_ERR_PEER ||
+          status == (is_hang ? WEFT_ERR_TIMEOUT : WEFT_ERR_IO));
+    return member_close(&member);
+}
+
+static void test_device_that_fails_or_hangs(void **state)
+{
+    static const enum how hows[] = {HOW_STOPPED, HOW_KILLED_INSIDE};
+
+    (void)state;
+    if (!member_has_device()) {
+        skip();
+    }
+    for (size_t i = 0; i < 2; i++) {
+        const struct fault_case fault = {
+            {3, 8, NULL, 300000, i == 0 ? HANG_MS : LONG_MS, NULL}, hows[i], 1, i == 0 ? 300000 : 1000};
+
+        assert_true(ranks_run(mode, 3, device_body, &fault, -1));
+    }
+}
+
+/* CPU and GPU ranks do not mix; every rank is told which is which. */
+static bool mixed_body(struct weft_bootstrap *bootstrap, const void *context)
+{
+    uint32_t rank = weft_bootstrap_rank(bootstrap);
+    struct fake_device *device = rank == 1 ? fake_device_open(1) : NULL;
+    struct weft_range ranges[2] = {{0, 4}, {4, 8}};
+    const struct weft_comm_options options = {
+        .timeout_ms = SOON_MS, .leaf_count = 8, .leaves = ranges, .sum_count_max = 9, .device = member_seat(device)};
+    struct weft_comm *comm = NULL;
+
+    (void)context;
+    CHECK(weft_comm_open(bootstrap, &options, &comm) == WEFT_ERR_UNSUPPORTED);
+    CHECK(comm == NULL);
+    CHECK(strstr(weft_log_last_error(), "rank 1 computes on a GPU, rank 0 on a CPU") != NULL);
+    return device == NULL || fake_device_close(&device);
+}
+
+static void test_mixed_groups_are_refused(void **state)
+{
+    (void)state;
+    assert_true(ranks_run(mode, 2, mixed_body, NULL, -1));
+}
+
 /* ---- disagreement ---- */
 
 static bool mismatch_body(struct weft_bootstrap *bootstrap, const void *context)
@@ -310,8 +381,7 @@ static bool mismatch_body(struct weft_bootstrap *bootstrap, const void *context)
     status = member_sum(&member, member.rank == 1 ? 100 : 101);
     CHECK(status == WEFT_ERR_PEER);
     CHECK(weft_comm_failed_rank(member.comm) >= 0);
-    member_close(&member);
-    return true;
+    return member_close(&member);
 }
 
 static void test_different_sizes_are_noticed(void **state)
@@ -416,6 +486,8 @@ int main(int argument_count, char **arguments)
         cmocka_unit_test(test_each_call_may_fail),
         cmocka_unit_test(test_silence_is_named),
         cmocka_unit_test(test_delay_changes_nothing),
+        cmocka_unit_test(test_device_that_fails_or_hangs),
+        cmocka_unit_test(test_mixed_groups_are_refused),
         cmocka_unit_test(test_different_sizes_are_noticed),
         cmocka_unit_test(test_open_refuses),
         cmocka_unit_test(test_rank_without_descriptors),

@@ -117,7 +117,7 @@ static int gather_row(struct rank *rank)
     for (uint32_t i = 0; i < rank->options->rank_count; i++) {
         sizes[i] = weft_range_count(rank->slices[i].vocab) * sizeof(float);
     }
-    RANK_CHECK(rank, weft_comm_all_gather(rank->comm, rank->local, sizes, rank->gathered) == WEFT_OK);
+    RANK_CHECK(rank, weft_comm_all_gather_host(rank->comm, rank->local, sizes, rank->gathered) == WEFT_OK);
     return 0;
 }
 
