@@ -3,8 +3,9 @@
  * inside the host again.
  *
  * Who waits for somebody that may wait himself gets more time: a leader waits for its members the least, for other
- * leaders longer, a member for its leader the longest. So when a rank is stuck, those that wait for it directly run out
- * first and report it, before the others could blame the one in between.
+ * leaders longer, a member for its leader the longest; for its own device each waits the least of all. So when a rank
+ * is stuck, those that wait for it directly run out first and report it, before the others could blame the one in
+ * between.
  */
 #include "comm_internal.h"
 
@@ -34,6 +35,12 @@ static size_t smaller(size_t a, size_t b)
 
 /* ---- phases ---- */
 
+/* Of a wait for ranks that wait for nobody but their device. */
+static uint32_t timeout_of(const struct weft_comm *comm)
+{
+    return comm->timeout_ms + (comm->has_device ? STEP_MS : 0);
+}
+
 static enum weft_status exchange(struct weft_comm *comm, enum weft_area area, const void *in, const size_t *sizes,
                                  const void **views)
 {
@@ -43,7 +50,7 @@ static enum weft_status exchange(struct weft_comm *comm, enum weft_area area, co
         .in = in,
         .sizes = sizes,
         .views_out = views,
-        .timeout_ms = comm->timeout_ms + (is_behind_leader ? 2 * STEP_MS : 0),
+        .timeout_ms = timeout_of(comm) + (is_behind_leader ? 2 * STEP_MS : 0),
     };
 
     for (uint32_t m = 0; m < comm->member_count; m++) {
@@ -73,7 +80,7 @@ static enum weft_status transfer_outer(struct weft_comm *comm, uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         comm->received_size += comm->transfers[i].recv_size;
     }
-    return comm->outer->backend->transfer(comm->outer, comm->transfers, count, comm->timeout_ms + STEP_MS);
+    return comm->outer->backend->transfer(comm->outer, comm->transfers, count, timeout_of(comm) + STEP_MS);
 }
 
 /* ---- tree_sum ---- */
