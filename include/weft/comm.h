@@ -42,8 +42,8 @@ struct weft_comm_device {
     /* `size` bytes of device memory, 64-byte aligned; NULL: logged. */
     void *(*alloc)(void *context, size_t size);
     void (*free)(void *context, void *memory);
-    /* The same in host memory that is copied at the link's speed (pinned). Freed with nothing under way, unless the
-     * device hangs: then it is the device's to know that it may still write there. */
+    /* The same in host memory that is copied at the link's speed (pinned). Freed with nothing under way, unless
+     * wait() failed or ran out: then it is the device's to know whether it may still write there. */
     void *(*alloc_host)(void *context, size_t size);
     void (*free_host)(void *context, void *memory);
     /* Begin a copy from the device, to it, inside it. The host's side is left alone until a later mark was waited for.

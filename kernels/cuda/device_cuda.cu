@@ -51,7 +51,7 @@ static int64_t now_ms(void)
     return static_cast<int64_t>(time.tv_sec) * 1000 + time.tv_nsec / 1000000;
 }
 
-enum weft_status weft_cuda_wait(struct weft_cuda_device *device, cudaEvent_t event)
+enum weft_status weft_cuda_poll(struct weft_cuda_device *device, cudaEvent_t event, uint32_t timeout_ms)
 {
     const uint32_t spins = device->wait == WEFT_WAIT_SPIN ? SPIN_QUERIES : YIELD_QUERIES;
     int64_t deadline = 0;
@@ -65,17 +65,26 @@ enum weft_status weft_cuda_wait(struct weft_cuda_device *device, cudaEvent_t eve
             (void)weft_cuda_check(device, error, "waiting for its operations");
             return device->status;
         }
-        if (i < spins) {
-            continue;
-        }
         int64_t now = now_ms();
-        deadline = deadline == 0 ? now + device->timeout_ms : deadline;
+        deadline = deadline == 0 ? now + timeout_ms : deadline;
         if (now >= deadline) {
-            break;
+            return WEFT_ERR_TIMEOUT;
         }
-        const struct timespec pause = {0, SLEEP_NS};
-        (void)(device->wait == WEFT_WAIT_SPIN ? 0 : sched_yield());
-        (void)nanosleep(&pause, NULL);
+        if (i >= spins) {
+            const struct timespec pause = {0, SLEEP_NS};
+            (void)(device->wait == WEFT_WAIT_SPIN ? 0 : sched_yield());
+            (void)nanosleep(&pause, NULL);
+        }
+    }
+}
+
+enum weft_status weft_cuda_wait(struct weft_cuda_device *device, cudaEvent_t event)
+{
+    const bool is_stuck = device->is_stuck;
+    enum weft_status status = weft_cuda_poll(device, event, device->timeout_ms);
+
+    if (is_stuck || status != WEFT_ERR_TIMEOUT) {
+        return status;
     }
     device->is_stuck = true;
     if (device->status == WEFT_OK) {
@@ -125,6 +134,9 @@ static enum weft_status open_stream(struct weft_cuda_device *device)
         !weft_cuda_check(device, cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking), "a stream")) {
         return device->status;
     }
+#ifndef WEFT_CUDA_EMULATED
+    device->base.stream = device->stream; /* NCCL could do nothing with the emulator's */
+#endif
     device->sm_count = static_cast<uint32_t>(properties.multiProcessorCount);
     snprintf(device->base.name, sizeof(device->base.name), "cuda:%d %.40s", device->index, properties.name);
     return weft_cuda_transfer_open(device);
@@ -165,6 +177,11 @@ void weft_cuda_close(struct weft_device *base)
     weft_cuda_transfer_close(device);
     if (!device->is_stuck) { /* freeing would wait for the GPU without a deadline */
         (void)cudaFree(device->scratch);
+        for (int i = 0; i < WEFT_DEVICE_MARK_COUNT; i++) {
+            if (device->marks[i] != NULL) {
+                (void)cudaEventDestroy(device->marks[i]);
+            }
+        }
         if (device->stream != NULL) {
             (void)cudaStreamDestroy(device->stream);
         }

@@ -37,6 +37,7 @@ struct weft_cuda_device {
     struct weft_cuda_transfer *transfer; /* transfer.cu: pinned staging and the upload ring, owned */
     void *scratch;                       /* scratch_size bytes of device memory, owned; see weft_cuda_scratch() */
     size_t scratch_size;
+    cudaEvent_t marks[WEFT_DEVICE_MARK_COUNT]; /* weft_device_mark(); made when first set, owned */
 };
 
 /* Makes the GPU current for this thread, which CUDA wants to be said in every thread. */
@@ -75,6 +76,8 @@ void weft_cuda_download(struct weft_cuda_device *device, void *to_host, const vo
 
 /* Waits for `event`, or with NULL for the whole stream, at most timeout_ms. Returns the device's status. */
 enum weft_status weft_cuda_wait(struct weft_cuda_device *device, cudaEvent_t event);
+/* The same with a deadline that is no error: ERR_TIMEOUT, and nothing is kept or logged. */
+enum weft_status weft_cuda_poll(struct weft_cuda_device *device, cudaEvent_t event, uint32_t timeout_ms);
 
 /* At least `size` bytes of scratch for one operation, shared by all: the stream keeps operations in order. Grows when
  * needed (at opening matrices and caches, so that a step does not allocate); NULL after an error. */
@@ -93,6 +96,17 @@ void weft_cuda_free(struct weft_device *device, void *memory);
 enum weft_status weft_cuda_write(struct weft_device *device, void *to, const void *from_host, size_t size);
 enum weft_status weft_cuda_read(struct weft_device *device, void *to_host, const void *from, size_t size);
 enum weft_status weft_cuda_sync(struct weft_device *device);
+
+/* ordered.cu: copies in the order of the stream, marks, pinned memory; sums along the leaf tree */
+void weft_cuda_id(const struct weft_device *device, unsigned char id_out[WEFT_DEVICE_ID_SIZE]);
+void *weft_cuda_alloc_host(struct weft_device *device, size_t size);
+void weft_cuda_free_host(struct weft_device *device, void *memory);
+void weft_cuda_begin_read(struct weft_device *device, void *to_host, const void *from, size_t size);
+void weft_cuda_begin_write(struct weft_device *device, void *to, const void *from_host, size_t size);
+void weft_cuda_copy(struct weft_device *device, void *to, const void *from, size_t size);
+void weft_cuda_mark(struct weft_device *device, uint32_t mark);
+enum weft_status weft_cuda_wait_mark(struct weft_device *device, uint32_t mark, uint32_t timeout_ms);
+void weft_cuda_tree_add(struct weft_device *device, const struct weft_tree_add_args *args);
 
 /* matrix.cu: packing and multiplication */
 size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc);

@@ -109,6 +109,16 @@ static void *memory_of(struct fake_stream *stream, const void *pointer)
     return device->real + offset;
 }
 
+/* Waits for everything issued, without a mark. */
+static void drain(struct fake_device *device)
+{
+    pthread_mutex_lock(&device->mutex);
+    while (device->done_count < device->issued_count) {
+        pthread_cond_wait(&device->changed, &device->mutex);
+    }
+    pthread_mutex_unlock(&device->mutex);
+}
+
 /* ---- the seat ---- */
 
 static void *seat_alloc(void *context, size_t size)
@@ -143,6 +153,9 @@ static void seat_free_host(void *context, void *memory)
     struct fake_device *device = context;
 
     device->live_count--;
+    if (atomic_load(&device->is_broken)) {
+        drain(device);
+    }
     if (device->is_hanging) { /* only this thread sets it */
         assert(device->left_count < LEFT_MAX);
         device->left[device->left_count++] = memory;
@@ -329,16 +342,6 @@ bool fake_device_close(struct fake_device **pointer)
 const struct weft_comm_device *fake_device_seat(struct fake_device *device)
 {
     return &device->seat;
-}
-
-/* Waits for everything issued, without a mark. */
-static void drain(struct fake_device *device)
-{
-    pthread_mutex_lock(&device->mutex);
-    while (device->done_count < device->issued_count) {
-        pthread_cond_wait(&device->changed, &device->mutex);
-    }
-    pthread_mutex_unlock(&device->mutex);
 }
 
 void fake_device_put(struct fake_device *device, void *to, const void *from_host, size_t size)
