@@ -1,4 +1,4 @@
-/* weft info: a model folder and what each rank would hold. */
+/* weft info: a model folder, what each rank would hold, and the GPUs of this host. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,6 +6,7 @@
 #include "base/json.h"
 #include "base/size_text.h"
 #include "command.h"
+#include "gpus.h"
 
 enum { RANK_COUNT_MAX = 64 };
 
@@ -55,7 +56,7 @@ static void summary_print(const char *folder, const struct weft_model_summary *m
 }
 
 static bool summary_print_json(const char *folder, const struct weft_model_summary *model,
-                               const struct weft_rank_summary *ranks)
+                               const struct weft_rank_summary *ranks, const struct weft_settings *settings)
 {
     json_t *list = json_array();
     json_t *object;
@@ -71,13 +72,13 @@ static bool summary_print_json(const char *folder, const struct weft_model_summa
                                               (json_int_t)rank->activation_size, "kv_bytes_per_position",
                                               (json_int_t)rank->kv_token_size));
     }
-    object = json_pack("{s:s, s:s, s:s, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:o}", "model", folder,
-                       "architecture", model->architecture, "weight_dtype", model->weight_dtype, "parameter_count",
-                       (json_int_t)model->parameter_count, "layer_count", (int)model->layer_count, "width",
-                       (int)model->width, "head_count", (int)model->head_count, "kv_head_count",
-                       (int)model->kv_head_count, "head_size", (int)model->head_size, "ffn_width",
-                       (int)model->ffn_width, "vocab_size", (int)model->vocab_size, "context_length",
-                       (int)model->context_length, "leaf_count", (int)model->leaf_count, "ranks", list);
+    object = json_pack(
+        "{s:s, s:s, s:s, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:o, s:o}", "model", folder, "architecture",
+        model->architecture, "weight_dtype", model->weight_dtype, "parameter_count", (json_int_t)model->parameter_count,
+        "layer_count", (int)model->layer_count, "width", (int)model->width, "head_count", (int)model->head_count,
+        "kv_head_count", (int)model->kv_head_count, "head_size", (int)model->head_size, "ffn_width",
+        (int)model->ffn_width, "vocab_size", (int)model->vocab_size, "context_length", (int)model->context_length,
+        "leaf_count", (int)model->leaf_count, "ranks", list, "gpus", weft_gpus_json(settings));
     line = object != NULL ? json_dumps(object, 0) : NULL;
     json_decref(object);
     if (line == NULL) {
@@ -105,8 +106,9 @@ int weft_command_info(struct weft_settings *settings)
         return WEFT_EXIT_FAILURE; /* logged */
     }
     if (strcmp(settings->output, "json") == 0) {
-        return summary_print_json(setup.options.model, &model, ranks) ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
+        return summary_print_json(setup.options.model, &model, ranks, settings) ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
     }
     summary_print(setup.options.model, &model, ranks);
+    weft_gpus_print(settings);
     return fflush(stdout) == 0 ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
 }

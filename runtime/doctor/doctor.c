@@ -53,6 +53,12 @@ static enum weft_status gather_facts(struct weft_bootstrap *bootstrap, const str
     weft_doctor_facts_read(bootstrap, options->engine->model, &own);
     own.memory_limit = options->engine->memory_limit;
     own.thread_count = options->engine->thread_count;
+    bool was_quiet = weft_log_set_quiet(true); /* it becomes a finding */
+    own.gpu_status = weft_member_read_gpus(options->engine, &own.member);
+    (void)weft_log_set_quiet(was_quiet);
+    if (own.gpu_status != WEFT_OK) {
+        snprintf(own.gpu_error, sizeof(own.gpu_error), "%s", weft_log_last_error());
+    }
     return weft_bootstrap_all_gather(bootstrap, &own, sizeof(own), report->facts,
                                      weft_rendezvous_timeout_ms(options->engine));
 }
@@ -112,6 +118,7 @@ static void fill_needs(const struct weft_doctor_options *options, struct weft_do
         return;
     }
     engine.rank_count = report->rank_count;
+    engine.device = report->gpus[0] == WEFT_NO_GPU ? "cpu" : engine.device; /* refused GPUs are a finding already */
     was_quiet = weft_log_set_quiet(true);
     status = weft_engine_inspect(&engine, &summary, ranks, WEFT_LEAF_COUNT_MAX);
     (void)weft_log_set_quiet(was_quiet);
@@ -140,6 +147,8 @@ static void judge(struct weft_bootstrap *bootstrap, struct weft_doctor_report *r
         add_failure(report, where, "the ranks cannot talk to each other as a run would",
                     "see the ranks' own messages; try another --comm or --interface");
     }
+    weft_doctor_gpus_deal(&group, report->gpus, &report->findings);
+    group.gpus = report->gpus;
     fill_needs(report->options, report);
     group.link_count = report->link_count;
     group.memory_needs = report->memory_needs;

@@ -20,9 +20,10 @@ struct weft_doctor_options {
 /* Of the leader. */
 struct weft_doctor_report {
     const struct weft_doctor_options *options;
-    struct weft_doctor_facts *facts; /* [rank_count] */
-    struct weft_doctor_link *links;  /* [link_count] */
-    uint64_t *memory_needs;          /* [rank_count]; NULL: not known */
+    struct weft_doctor_facts *facts;   /* [rank_count] */
+    struct weft_doctor_link *links;    /* [link_count] */
+    uint64_t *memory_needs;            /* [rank_count]; NULL: not known */
+    int32_t gpus[WEFT_RANK_COUNT_MAX]; /* [rank_count] GPU of each rank, WEFT_NO_GPU: CPUs */
     uint32_t rank_count;
     uint32_t link_count;
     char kind[16];      /* how the ranks came about: "local", "mpi", "tcp", "self" */

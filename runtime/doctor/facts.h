@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "engine/deal.h"
 #include "engine/identity.h"
 #include "engine/machine.h"
 #include "weft/bootstrap.h"
@@ -28,8 +29,11 @@ struct weft_doctor_facts {
     uint8_t has_binary;
     uint8_t binary[WEFT_SHA256_SIZE]; /* of the program's file */
     uint8_t model[WEFT_SHA256_SIZE];  /* fingerprint of the model's files */
-    char huge_mode[16];               /* of transparent huge pages: "always", "madvise", "never", "?" */
-    char cpu_level[16];               /* "avx512" */
+    struct weft_member member;        /* device_kind and GPUs only */
+    int32_t gpu_status;               /* enum weft_status of looking for them */
+    char gpu_error[WEFT_DOCTOR_TEXT_SIZE];
+    char huge_mode[16]; /* of transparent huge pages: "always", "madvise", "never", "?" */
+    char cpu_level[16]; /* "avx512" */
     char version[32];
     char model_error[WEFT_DOCTOR_TEXT_SIZE];
 };

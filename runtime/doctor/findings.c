@@ -264,6 +264,10 @@ static void judge_memory(const struct weft_doctor_group *group, uint32_t rank, s
         weft_doctor_findings_add(findings, &finding, "needs %.0f MiB for weights and activations, --memory allows %.0f",
                                  (double)group->memory_needs[rank] / MIB, (double)own->memory_limit / MIB);
     }
+    if (group->gpus != NULL && group->gpus[rank] != WEFT_NO_GPU) {
+        weft_doctor_judge_gpu_memory(group, rank, findings);
+        return;
+    }
     for (uint32_t r = 0; r < group->rank_count && is_first(group, rank); r++) {
         need += group->facts[r].host_id == own->host_id ? group->memory_needs[r] : 0;
     }

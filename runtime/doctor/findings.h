@@ -33,11 +33,19 @@ struct weft_doctor_group {
     const struct weft_doctor_link *links; /* [link_count] */
     uint32_t link_count;
     const uint64_t *memory_needs; /* [rank_count] bytes of weights and activations; NULL: no model */
+    const int32_t *gpus;          /* [rank_count] of weft_deal_devices(); NULL: all on CPUs */
 };
 
 /* Adds one; format makes `what`. */
 void weft_doctor_findings_add(struct weft_doctor_findings *findings, const struct weft_doctor_finding *finding,
                               const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* gpus.c: what each rank would run on into gpus_out[rank_count]; a group that would be refused is a finding. */
+void weft_doctor_gpus_deal(const struct weft_doctor_group *group, int32_t *gpus_out,
+                           struct weft_doctor_findings *findings);
+/* gpus.c: whether the model fits into the GPU of `rank`, which has one. */
+void weft_doctor_judge_gpu_memory(const struct weft_doctor_group *group, uint32_t rank,
+                                  struct weft_doctor_findings *findings);
 
 /* Adds what is to say about the group. */
 void weft_doctor_judge(const struct weft_doctor_group *group, struct weft_doctor_findings *findings);

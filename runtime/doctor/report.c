@@ -70,6 +70,21 @@ static void print_ranks(const struct weft_doctor_report *report, FILE *file)
     }
 }
 
+static void print_gpus(const struct weft_doctor_report *report, FILE *file)
+{
+    if (report->gpus[0] == WEFT_NO_GPU) {
+        const char *reason = report->facts[0].member.no_gpu_reason;
+        fprintf(file, "\nGPUs       none used%s%s\n", reason[0] != '\0' ? ": " : "", reason);
+        return;
+    }
+    fprintf(file, "\n%4s  %3s  %-32s %s\n", "rank", "GPU", "name", "free/GiB");
+    for (uint32_t r = 0; r < report->rank_count; r++) {
+        const struct weft_member_gpu *gpu = &report->facts[r].member.gpus[report->gpus[r]];
+        fprintf(file, "%4u  %3d  %-32.32s %.1f/%.1f\n", r, report->gpus[r], gpu->name,
+                (double)gpu->memory_free / 1073741824.0, (double)gpu->memory_total / 1073741824.0);
+    }
+}
+
 static void print_links(const struct weft_doctor_report *report, FILE *file)
 {
     if (report->transport[0] != '\0') {
@@ -127,6 +142,7 @@ void weft_doctor_report_print(const struct weft_doctor_report *report, bool is_q
         fprintf(file, "rank       0 is this process (from %s)\n", options->rank_origin);
         fprintf(file, "leader     %s (from %s)\n\n", leader != NULL ? leader : "this process", options->leader_origin);
         print_ranks(report, file);
+        print_gpus(report, file);
         print_links(report, file);
     }
     print_findings(report, is_quiet, file);

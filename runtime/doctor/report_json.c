@@ -21,24 +21,35 @@ static json_t *digest_json(bool is_known, const uint8_t *digest)
     return json_string(text);
 }
 
+static json_t *gpu_json(const struct weft_doctor_report *report, uint32_t rank)
+{
+    if (report->gpus[rank] == WEFT_NO_GPU) {
+        return json_null();
+    }
+    const struct weft_member_gpu *gpu = &report->facts[rank].member.gpus[report->gpus[rank]];
+    return json_pack("{s:i, s:s, s:I, s:I}", "index", (int)report->gpus[rank], "name", gpu->name, "memory_free_bytes",
+                     (json_int_t)gpu->memory_free, "memory_total_bytes", (json_int_t)gpu->memory_total);
+}
+
 static json_t *rank_json(const struct weft_doctor_report *report, uint32_t rank)
 {
     const struct weft_doctor_facts *facts = &report->facts[rank];
     bool has_model = facts->has_model && facts->model_status == WEFT_OK;
     char cores[256];
 
-    return json_pack("{s:i, s:s, s:I, s:s, s:i, s:i, s:i, s:i, s:I, s:I, s:s, s:I, s:s, s:o, s:o, s:s, s:o, s:o, s:o}",
-                     "rank", (int)rank, "host", facts->machine.host_name, "pid", (json_int_t)facts->pid, "cores",
-                     weft_doctor_cores_text(&facts->machine, cores, sizeof(cores)), "core_count",
-                     (int)weft_doctor_core_count(&facts->machine), "core_quota", (int)facts->machine.cpu_quota,
-                     "host_core_count", (int)facts->cpu_count, "numa_node_count", (int)facts->numa_count,
-                     "memory_available_bytes", (json_int_t)facts->machine.memory_available, "memory_total_bytes",
-                     (json_int_t)facts->memory_total, "huge_pages", facts->huge_mode, "huge_pages_free_bytes",
-                     (json_int_t)facts->huge_free, "cpu_level", facts->cpu_level, "memlock_bytes",
-                     limit_json(facts->lock_limit), "open_files", limit_json(facts->file_limit), "version",
-                     facts->version, "binary_sha256", digest_json(facts->has_binary, facts->binary), "model_sha256",
-                     digest_json(has_model, facts->model), "memory_needed_bytes",
-                     report->memory_needs != NULL ? json_integer((json_int_t)report->memory_needs[rank]) : json_null());
+    return json_pack(
+        "{s:i, s:s, s:I, s:s, s:i, s:i, s:i, s:i, s:I, s:I, s:s, s:I, s:s, s:o, s:o, s:s, s:o, s:o, s:o, s:o}", "rank",
+        (int)rank, "host", facts->machine.host_name, "pid", (json_int_t)facts->pid, "cores",
+        weft_doctor_cores_text(&facts->machine, cores, sizeof(cores)), "core_count",
+        (int)weft_doctor_core_count(&facts->machine), "core_quota", (int)facts->machine.cpu_quota, "host_core_count",
+        (int)facts->cpu_count, "numa_node_count", (int)facts->numa_count, "memory_available_bytes",
+        (json_int_t)facts->machine.memory_available, "memory_total_bytes", (json_int_t)facts->memory_total,
+        "huge_pages", facts->huge_mode, "huge_pages_free_bytes", (json_int_t)facts->huge_free, "cpu_level",
+        facts->cpu_level, "memlock_bytes", limit_json(facts->lock_limit), "open_files", limit_json(facts->file_limit),
+        "version", facts->version, "binary_sha256", digest_json(facts->has_binary, facts->binary), "model_sha256",
+        digest_json(has_model, facts->model), "memory_needed_bytes",
+        report->memory_needs != NULL ? json_integer((json_int_t)report->memory_needs[rank]) : json_null(), "gpu",
+        gpu_json(report, rank));
 }
 
 static json_t *link_json(const struct weft_doctor_report *report, const struct weft_doctor_link *link)

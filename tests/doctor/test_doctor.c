@@ -173,6 +173,54 @@ static void test_links(void **state)
     expect(&f, WEFT_DOCTOR_NOTE, "links", "1 of 3 pairs not measured");
 }
 
+static void give_gpu(struct fixture *f, uint32_t rank, uint8_t uuid)
+{
+    struct weft_member *member = &f->facts[rank].member;
+
+    member->gpu_count = 1;
+    member->gpus[0] = (struct weft_member_gpu){.name = "H100", .memory_total = 1 << 30, .memory_free = 1 << 30};
+    member->gpus[0].uuid[0] = uuid;
+}
+
+static void test_gpus(void **state)
+{
+    struct fixture f;
+    int32_t gpus[RANKS];
+
+    (void)state;
+    make(&f);
+    f.group.gpus = gpus;
+    weft_doctor_gpus_deal(&f.group, gpus, &f.findings);
+    assert_int_equal(f.findings.count, 0);
+    assert_int_equal(gpus[0], WEFT_NO_GPU);
+    /* One GPU each, with room; the host's memory does not matter. */
+    for (uint32_t r = 0; r < RANKS; r++) {
+        give_gpu(&f, r, (uint8_t)r);
+        f.facts[r].machine.memory_available = 1;
+    }
+    weft_doctor_gpus_deal(&f.group, gpus, &f.findings);
+    weft_doctor_judge(&f.group, &f.findings);
+    assert_int_equal(f.findings.count, 0);
+    assert_int_equal(gpus[3], 0);
+    f.needs[2] = 1000 << 20;
+    expect(&f, WEFT_DOCTOR_ERROR, "rank 2 on host1", "need 1000 MiB for weights");
+    /* One rank without. */
+    memset(&f.findings, 0, sizeof(f.findings));
+    f.facts[1].member.gpu_count = 0;
+    weft_doctor_gpus_deal(&f.group, gpus, &f.findings);
+    assert_int_equal(f.findings.count, 1);
+    assert_non_null(strstr(f.findings.items[0].what, "some ranks run on GPUs (0, 2-3)"));
+    assert_int_equal(gpus[0], WEFT_NO_GPU);
+    /* One that was told to use what it has not. */
+    memset(&f.findings, 0, sizeof(f.findings));
+    f.facts[1].gpu_status = WEFT_ERR_UNSUPPORTED;
+    snprintf(f.facts[1].gpu_error, sizeof(f.facts[1].gpu_error), "device cuda: no NVIDIA driver");
+    weft_doctor_gpus_deal(&f.group, gpus, &f.findings);
+    assert_int_equal(f.findings.count, 1);
+    assert_string_equal(f.findings.items[0].where, "rank 1 on host0");
+    assert_non_null(strstr(f.findings.items[0].what, "no NVIDIA driver"));
+}
+
 static void test_cores_text(void **state)
 {
     struct weft_machine machine = {.cpu_quota = 0};
@@ -208,10 +256,9 @@ static void test_full_list(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_all_well),          cmocka_unit_test(test_pairs),
-        cmocka_unit_test(test_sameness),          cmocka_unit_test(test_cores),
-        cmocka_unit_test(test_memory_and_limits), cmocka_unit_test(test_links),
-        cmocka_unit_test(test_cores_text),        cmocka_unit_test(test_full_list),
+        cmocka_unit_test(test_gpus),     cmocka_unit_test(test_all_well),   cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_sameness), cmocka_unit_test(test_cores),      cmocka_unit_test(test_memory_and_limits),
+        cmocka_unit_test(test_links),    cmocka_unit_test(test_cores_text), cmocka_unit_test(test_full_list),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,7 @@
 """--device and --cuda-module: what runs where, and the one line when it cannot."""
+import json
 import pathlib
+import re
 
 import pytest
 from weft_cli import answer, one_error_line, weft
@@ -24,6 +26,24 @@ def test_cuda_without_gpu():
         pytest.skip("this host has a GPU")
     line = refusal("--device", "cuda")
     assert line.startswith("weft: engine/devices: device cuda: no ")
+
+
+def test_info_says_what_gpus_there_are():
+    text = weft("info").stdout
+    gpus = json.loads(weft("info", "--output", "json").stdout)["gpus"]
+    if has_gpu:
+        assert gpus["list"][0]["name"] in text
+    else:
+        assert gpus["list"] == [] and f"GPUs          none: {gpus['none_because']}\n" in text
+
+
+def test_doctor_names_a_gpu_that_is_asked_for_and_missing():
+    if has_gpu:
+        pytest.skip("this host has a GPU")
+    assert "GPUs       none used: " in weft("doctor").stdout
+    done = weft("doctor", "--quiet", "--device", "cuda")
+    assert done.returncode == 1
+    assert re.search(r"^error: rank 0 on .*: device cuda: no .*; a run would be refused; change: ", done.stdout, re.M)
 
 
 def test_unknown_device():

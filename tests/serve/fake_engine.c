@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "weft/gpu.h"
 #include "weft/log.h"
 #include "weft/weft.h"
 
@@ -410,4 +411,12 @@ const char *weft_engine_error(void)
 const char *weft_version(void)
 {
     return "0.1.0";
+}
+
+uint32_t weft_gpu_list(const char *module, struct weft_gpu *gpus_out, char *reason_out, size_t reason_size)
+{
+    (void)module;
+    (void)gpus_out;
+    snprintf(reason_out, reason_size, "none in a test double");
+    return 0;
 }
