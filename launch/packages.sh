@@ -34,6 +34,7 @@ openssh-server|several hosts on one machine: mpirun over ssh
 openssh-client|the same
 iproute2|the same: network namespaces
 procps|the same: looking for left-over processes
+mmdebstrap|the container image without a container engine
 '
 
 # What the container image holds at run time. A test compares it with the libraries that build/weft is linked to.

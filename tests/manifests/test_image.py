@@ -1,15 +1,67 @@
-"""launch/docker without a container engine: its package list, and its sshd run as the pod would run it."""
+"""launch/docker without a container engine: the Dockerfile's steps in a chroot (dockerfile.py), what comes of them, its sshd."""
 import os
 import re
 import shutil
 import socket
 import subprocess
 
+import dockerfile
 import pytest
 from crd import LAUNCH, ROOT
 
 WEFT = (ROOT / os.environ.get("WEFT_BUILD", "build")).resolve() / "weft"
 DOCKER = LAUNCH / "docker"
+
+
+@pytest.fixture(scope="module")
+def image():
+    """The image, of the Debian packages and of the weft that was built here."""
+    if not WEFT.exists():
+        pytest.skip(f"no {WEFT}: build it first")
+    try:
+        return dockerfile.build_with(WEFT.parent, WEFT.parent / "image")
+    except dockerfile.Absent as reason:
+        pytest.skip(f"no image: {reason}")
+
+
+def inside(image, *command):
+    return subprocess.run(["chroot", image.root, *command], capture_output=True, text=True, timeout=60,
+                          env=image.environment)
+
+
+def test_image_holds_the_roles_and_little_else(image):
+    """63 MiB when this was written; a library that nothing uses, or a lost one, shows here."""
+    assert 40 < dockerfile.size_of(image.root) / 2**20 < 75
+    assert (image.user, image.command[:2], image.exposed) == ("1000:1000", ["weft", "serve"], [9000])
+    for program in ("weft", "weft-mpirun", "mpirun", "orted", "ssh", "/usr/sbin/sshd", "sleep", "bash"):
+        assert inside(image, "sh", "-c", f"command -v {program}").returncode == 0, program
+    for program in ("apt-get", "dpkg", "perl", "gcc", "su", "mount"):
+        assert inside(image, "sh", "-c", f"command -v {program}").returncode != 0, program
+    assert inside(image, "weft-mpirun", "--dry-run", "--ranks", "2", "serve").stdout.startswith("mpirun -n 2 ")
+    assert os.stat(image.root / "home/mpiuser").st_uid == 1000
+
+
+def test_nothing_in_the_image_lacks_a_library(image):
+    files = [p for p in image.root.rglob("*") if p.is_file() and not p.is_symlink() and
+             (".so" in p.name or os.access(p, os.X_OK))]
+    elf = ["/" + str(p.relative_to(image.root)) for p in files if p.open("rb").read(4) == b"\x7fELF"]
+    assert len(elf) > 200
+    done = inside(image, "ldd", *elf)
+    assert "libgrpc.so" in done.stdout and "not found" not in done.stdout + done.stderr
+
+
+def test_nothing_in_the_image_gives_rights(image):
+    modes = {p: p.lstat() for p in image.root.rglob("*")}
+    assert [p for p, s in modes.items() if s.st_mode & 0o6000 and not p.is_symlink()] == []
+    assert [p for p, s in modes.items() if s.st_mode & 0o002 and not p.is_symlink()] == [image.root / "tmp"]
+    assert not list((image.root / "etc/ssh").glob("ssh_host_*"))
+
+
+def test_packages_of_the_image_are_named_with_their_copyright(image):
+    status = (image.root / "var/lib/dpkg/status").read_text()
+    names = set(re.findall(r"^Package: (.*)$", status, re.M))
+    assert image_packages() - names == set()
+    assert all((image.root / "usr/share/doc" / name / "copyright").is_file() for name in names)
 
 
 def image_packages():
