@@ -1,6 +1,10 @@
 /* Names of status values. */
 #include "weft/status.h"
 
+#ifdef NDEBUG
+#error "Weft's assertions stay on: build without -DNDEBUG"
+#endif
+
 const char *weft_status_name(enum weft_status status)
 {
     switch (status) {
