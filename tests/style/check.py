@@ -84,7 +84,8 @@ def rule_layers(_build):
         for name in quoted.findall(path.read_text()):
             if name.startswith("weft/") or (path.parent / name).exists() or (ROOT / top / name).exists():
                 continue
-            if (relative(path), name) == ("kernels/cuda/port.h", "emulator/cuda_emulated.h"):
+            if (relative(path), name) in (("kernels/cuda/port.h", "emulator/cuda_emulated.h"),
+                                          ("kernels/cuda/ptx.h", "emulator/ptx_emulated.h")):
                 continue  # only when the module is built for the emulator of tests/
             found.append(f"{relative(path)}: includes {name}, outside include/weft and {top}/")
     vendors = {"nccl.h": r"comm/comm_nccl", "mpi.h": r"comm/.*_mpi\.c", "ucp/": r"comm/comm_ucx",

@@ -1,0 +1,19 @@
+/* weft/numeric.h for kernels: the same functions and the same bits, callable on the GPU too. Never include that header
+ * before this one. */
+#ifndef WEFT_CUDA_NUMERIC_CUDA_H
+#define WEFT_CUDA_NUMERIC_CUDA_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "cuda/port.h"
+
+#ifdef WEFT_NUMERIC_H
+#error "weft/numeric.h was included as host code before"
+#endif
+
+#define inline inline __host__ __device__
+#include "weft/numeric.h"
+#undef inline
+
+#endif

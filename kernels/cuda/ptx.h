@@ -1,0 +1,104 @@
+/*
+ * The PTX instructions that the kernels use, one thin function each; nothing else in this folder has inline assembly.
+ *
+ * The emulator has a twin of every function (tests/emulator/ptx_emulated.h), with the same names and arguments. What it
+ * cannot promise is the order in which the tensor core adds the 16 products of one instruction: no code here may depend
+ * on that order, only on its being the same for every row, token and call.
+ *
+ * All of it is in sm_80 and later.
+ */
+#ifndef WEFT_CUDA_PTX_H
+#define WEFT_CUDA_PTX_H
+
+#include <stdint.h>
+
+#include "cuda/port.h"
+
+#ifdef WEFT_CUDA_EMULATED
+
+#include "emulator/ptx_emulated.h"
+
+#else
+
+/*
+ * d[16 rows, 8 columns] += a[16, 16] b[16, 8] by the whole warp, f32 sums. Lane l holds, with r = l / 4 and q = l % 4:
+ *   a[0], a[1]: row r and row r + 8, k = 2q and 2q + 1 (low and high half of the word); a[2], a[3]: the same at k + 8
+ *   b[0]: k = 2q and 2q + 1 of column r; b[1]: the same at k + 8
+ *   d[0], d[1]: row r, columns 2q and 2q + 1; d[2], d[3]: row r + 8
+ */
+static __device__ __forceinline__ void weft_ptx_mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+static __device__ __forceinline__ void weft_ptx_mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* Two floats, each rounded to nearest even, as one word; a NaN stays a NaN, a denormal is kept. The bits of
+ * weft_f32_to_bf16() and weft_f32_to_f16() but for a NaN's payload. */
+static __device__ __forceinline__ uint32_t weft_ptx_pack_bf16(float low, float high)
+{
+    uint32_t word;
+
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+
+static __device__ __forceinline__ uint32_t weft_ptx_pack_f16(float low, float high)
+{
+    uint32_t word;
+
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+
+/*
+ * 16 bytes, 16-byte aligned, that this kernel does not write and nobody reads again soon: past the L1, and first to
+ * leave the L2, so that weights that stream through displace neither activations nor the KV cache.
+ */
+static __device__ __forceinline__ uint4 weft_ptx_load_stream(const void *global)
+{
+    uint64_t policy;
+    uint4 value;
+
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0,%1,%2,%3}, [%4], %5;"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(global), "l"(policy));
+    return value;
+}
+
+/*
+ * shared[0..16) <- global[0..16), both 16-byte aligned, some time before the wait that covers it returns. Copies since
+ * the last commit form a group; wait<N> returns when all but the N youngest groups of this thread are there. Other
+ * threads see them after a barrier that follows.
+ */
+static __device__ __forceinline__ void weft_ptx_copy_async(void *shared, const void *global)
+{
+    uint64_t address;
+
+    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"((uint32_t)address), "l"(global) : "memory");
+}
+
+static __device__ __forceinline__ void weft_ptx_copy_async_commit(void)
+{
+    asm volatile("cp.async.commit_group;" : : : "memory");
+}
+
+template <int N> static __device__ __forceinline__ void weft_ptx_copy_async_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
+}
+
+#endif
+
+#endif
