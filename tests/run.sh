@@ -7,7 +7,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 . launch/packages.sh
 
-steps=(packages python build ctest pytest clang asan tsan fuzz)
+steps=(packages python build ctest pytest clang cuda asan tsan fuzz)
 logs=build/test-logs
 jobs=$(nproc)
 
@@ -20,6 +20,7 @@ describe()
         ctest) echo "C tests and style checks (CTest)" ;;
         pytest) echo "tokenizer, gRPC and command line tests (pytest)" ;;
         clang) echo "build-clang/: everything compiles with clang too, warnings are errors" ;;
+        cuda) echo "build-cuda/: the CUDA module for one architecture, its exports and what it needs" ;;
         asan) echo "build-asan/: C, gRPC and command line tests under AddressSanitizer and UBSan" ;;
         tsan) echo "build-tsan/: threaded C tests under ThreadSanitizer" ;;
         fuzz) echo "fuzzers, some seconds each" ;;
@@ -72,7 +73,37 @@ step_pytest()
 
 step_clang()
 {
-    CC=clang-14 configure_and_build build-clang -DWEFT_BUILD_FUZZERS=ON
+    # The CUDA module has a step and a compiler of its own.
+    CC=clang-14 configure_and_build build-clang -DWEFT_BUILD_FUZZERS=ON -DWEFT_WITH_CUDA=OFF
+}
+
+# nvcc of this machine, else from PyPI in an environment of its own. Prints its path.
+find_nvcc()
+{
+    local nvcc environment=build-cuda/toolkit list=tests/gpu/toolkit.txt
+    for nvcc in "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" "$(command -v nvcc)"; do
+        if [ -n "$nvcc" ] && "$nvcc" --version > /dev/null 2>&1; then
+            echo "$nvcc"
+            return
+        fi
+    done
+    if ! cmp -s "$list" "$environment/toolkit.txt"; then
+        rm -rf "$environment"
+        /usr/bin/python3 -m venv "$environment" >&2 &&
+            "$environment/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$list" >&2 &&
+            cp "$list" "$environment/toolkit.txt" || return 1
+    fi
+    find "$PWD/$environment"/lib -path '*/nvidia/cu13/bin/nvcc'
+}
+
+step_cuda()
+{
+    local nvcc
+    nvcc=$(find_nvcc) && [ -n "$nvcc" ] && "$nvcc" --version | tail -n 2 &&
+        cmake -S . -B build-cuda -G Ninja -DWEFT_WITH_CUDA=ON -DWEFT_BUILD_TESTS=OFF -DWEFT_BUILD_SERVE=OFF \
+            -DWEFT_NVCC="$nvcc" -DWEFT_CUDA_ARCHITECTURES="${WEFT_CUDA_ARCHITECTURES:-90a}" &&
+        cmake --build build-cuda -j "$jobs" --target weft_cuda &&
+        tests/gpu/check_module.sh build-cuda/weft_cuda.so
 }
 
 step_asan()
