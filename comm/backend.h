@@ -52,7 +52,7 @@ struct weft_channel_options {
      */
     const uint32_t *members;
     uint32_t member_count;
-    const char *interface;       /* name or CIDR, or NULL */
+    const char *interface;       /* list of names or CIDRs (netif.h), or NULL */
     enum weft_wait_policy wait;  /* see weft_wait_spin() */
     uint32_t timeout_ms;         /* for connect(); exchange() and transfer() get their own */
     uint32_t transfer_count_max; /* entries of one transfer() call */

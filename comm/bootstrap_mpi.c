@@ -3,11 +3,8 @@
  * the tcp bootstrap takes over. MPI is not used again until close, except by comm_mpi.c: mpirun's idea of who lives
  * comes late (seconds, or never), and an MPI call after a death may hang.
  */
-#include <arpa/inet.h>
 #include <errno.h>
-#include <ifaddrs.h>
 #include <mpi.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +12,7 @@
 #include <unistd.h>
 
 #include "bootstrap_tcp.h"
+#include "netif.h"
 #include "weft/log.h"
 
 #define MPI_LOG "comm/bootstrap_mpi"
@@ -24,7 +22,8 @@ enum { CLOSE_MS = 5000 };
 /* What rank 0 tells the others. */
 struct invitation {
     uint32_t count; /* 0: rank 0 cannot listen */
-    struct tcp_target targets[TCP_TARGET_MAX];
+    uint16_t port;
+    struct weft_netif_address addresses[TCP_TARGET_MAX];
     uint8_t secret[32];
 };
 
@@ -34,67 +33,43 @@ bool weft_bootstrap_has_mpi(void)
     return getenv("OMPI_COMM_WORLD_SIZE") != NULL || (getenv("PMIX_RANK") != NULL && getenv("PMIX_NAMESPACE") != NULL);
 }
 
-static void set_port(struct tcp_target *target, in_port_t port)
+static uint32_t list_addresses(const char *interface, struct weft_netif_address *addresses_out)
 {
-    if (target->address.ss_family == AF_INET) {
-        ((struct sockaddr_in *)&target->address)->sin_port = port;
-    } else {
-        ((struct sockaddr_in6 *)&target->address)->sin6_port = port;
-    }
-}
-
-/* The addresses of every interface that is up, loopback and link-local ones left out. */
-static uint32_t list_addresses(struct tcp_target *targets_out, uint32_t capacity)
-{
-    struct ifaddrs *interfaces;
+    struct weft_netif_address all[TCP_TARGET_MAX];
+    size_t all_count = weft_netif_list(interface, all, TCP_TARGET_MAX);
     uint32_t count = 0;
 
-    if (getifaddrs(&interfaces) != 0) {
-        return 0;
-    }
-    for (struct ifaddrs *i = interfaces; i != NULL && count < capacity; i = i->ifa_next) {
-        bool is_v6 = i->ifa_addr != NULL && i->ifa_addr->sa_family == AF_INET6;
-
-        if (i->ifa_addr == NULL || (i->ifa_addr->sa_family != AF_INET && !is_v6) || (i->ifa_flags & IFF_UP) == 0 ||
-            (i->ifa_flags & IFF_LOOPBACK) != 0 ||
-            (is_v6 && IN6_IS_ADDR_LINKLOCAL(&((struct sockaddr_in6 *)(void *)i->ifa_addr)->sin6_addr))) {
-            continue;
+    for (size_t i = 0; i < all_count; i++) {
+        if (!all[i].is_loopback) {
+            addresses_out[count++] = all[i];
         }
-        targets_out[count].size = is_v6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
-        memcpy(&targets_out[count].address, i->ifa_addr, targets_out[count].size);
-        count++;
     }
-    freeifaddrs(interfaces);
     return count;
 }
 
 /*
  * Rank 0: a socket and how to reach it; -1 when that fails, and the invitation says so. All ranks on one host meet over
- * loopback, which nobody outside can touch; otherwise every interface is offered and the secret keeps strangers out.
+ * loopback, which nobody outside can touch; otherwise every interface, or those asked for, are offered and the secret
+ * keeps strangers out.
  */
-static int invite(bool is_one_host, struct invitation *out)
+static int invite(bool is_one_host, const char *interface, struct invitation *out)
 {
-    struct sockaddr_in loopback = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    struct sockaddr_storage bound;
-    socklen_t size = sizeof(bound);
-    int fd =
-        is_one_host ? weft_tcp_listen((struct sockaddr *)&loopback, sizeof(loopback)) : weft_tcp_listen_everywhere(0);
+    const struct weft_netif_address loopback = {
+        .family = 4, .prefix_size = 8, .is_loopback = 1, .bytes = {127, 0, 0, 1}};
+    struct sockaddr_storage name;
+    socklen_t size = weft_netif_sockaddr(&loopback, 0, &name);
+    int fd = is_one_host ? weft_tcp_listen((struct sockaddr *)&name, size) : weft_tcp_listen_everywhere(0);
 
     memset(out, 0, sizeof(*out));
-    if (fd < 0 || getsockname(fd, (struct sockaddr *)&bound, &size) < 0) {
+    size = sizeof(name);
+    if (fd < 0 || getsockname(fd, (struct sockaddr *)&name, &size) < 0) {
         weft_log(WEFT_LOG_ERROR, MPI_LOG, "listen: %s", strerror(errno));
     } else if (weft_tcp_random(out->secret, sizeof(out->secret)) == WEFT_OK) {
-        if (is_one_host) {
-            memcpy(&out->targets[0].address, &loopback, sizeof(loopback));
-            out->targets[0].size = sizeof(loopback);
-            out->count = 1;
-        } else {
-            out->count = list_addresses(out->targets, TCP_TARGET_MAX);
-        }
-        for (uint32_t i = 0; i < out->count; i++) {
-            set_port(&out->targets[i], bound.ss_family == AF_INET ? ((struct sockaddr_in *)&bound)->sin_port
-                                                                  : ((struct sockaddr_in6 *)&bound)->sin6_port);
-        }
+        out->port = ntohs(name.ss_family == AF_INET ? ((struct sockaddr_in *)&name)->sin_port
+                                                    : ((struct sockaddr_in6 *)&name)->sin6_port);
+        out->addresses[0] = loopback;
+        out->count = is_one_host ? 1 : list_addresses(interface, out->addresses);
+        out->count = out->count == 0 ? list_addresses(NULL, out->addresses) : out->count;
         if (out->count == 0) {
             weft_log(WEFT_LOG_ERROR, MPI_LOG, "no network interface is up that other hosts could reach");
         }
@@ -107,24 +82,18 @@ static int invite(bool is_one_host, struct invitation *out)
 }
 
 /* 0: on a network of ours; 1: elsewhere, by some route; 2: our own address, so hardly the leader's (docker0 ...). */
-static int distance(const struct tcp_target *target, const struct ifaddrs *interfaces)
+static int distance(const struct weft_netif_address *target, const struct weft_netif_address *own, size_t own_count)
 {
-    const struct sockaddr_in *address = (const struct sockaddr_in *)&target->address;
     int result = 1;
 
-    for (const struct ifaddrs *i = interfaces; i != NULL && address->sin_family == AF_INET; i = i->ifa_next) {
-        const struct sockaddr_in *own = (const void *)i->ifa_addr;
-        const struct sockaddr_in *mask = (const void *)i->ifa_netmask;
-
-        if (own == NULL || own->sin_family != AF_INET || mask == NULL || (i->ifa_flags & IFF_LOOPBACK) != 0) {
+    for (size_t i = 0; i < own_count; i++) {
+        if (own[i].is_loopback || own[i].family != target->family) {
             continue;
         }
-        if (own->sin_addr.s_addr == address->sin_addr.s_addr) {
+        if (memcmp(own[i].bytes, target->bytes, sizeof(target->bytes)) == 0) {
             return 2;
         }
-        if ((own->sin_addr.s_addr & mask->sin_addr.s_addr) == (address->sin_addr.s_addr & mask->sin_addr.s_addr)) {
-            result = 0;
-        }
+        result = weft_netif_is_same_subnet(&own[i], target) ? 0 : result;
     }
     return result;
 }
@@ -132,21 +101,21 @@ static int distance(const struct tcp_target *target, const struct ifaddrs *inter
 static size_t resolve(void *context, struct tcp_target *targets_out, char *error_out, size_t error_size)
 {
     const struct invitation *invitation = context;
-    struct ifaddrs *interfaces = NULL;
+    struct weft_netif_address own[64];
+    size_t own_count = weft_netif_list(NULL, own, sizeof(own) / sizeof(own[0]));
     size_t count = 0;
 
     (void)error_out;
     (void)error_size;
-    (void)getifaddrs(&interfaces); /* without them every distance is 1 */
     for (int wanted = 0; wanted <= 2; wanted++) {
         for (uint32_t i = 0; i < invitation->count; i++) {
-            if (distance(&invitation->targets[i], interfaces) == wanted) {
-                targets_out[count++] = invitation->targets[i];
+            const struct weft_netif_address *address = &invitation->addresses[i];
+
+            if (distance(address, own, own_count) == wanted) {
+                targets_out[count].size = weft_netif_sockaddr(address, invitation->port, &targets_out[count].address);
+                count++;
             }
         }
-    }
-    if (interfaces != NULL) {
-        freeifaddrs(interfaces);
     }
     return count;
 }
@@ -220,7 +189,7 @@ static enum weft_status ask_one_host(const struct weft_bootstrap *bootstrap, boo
     return WEFT_OK;
 }
 
-static enum weft_status meet(struct weft_bootstrap *bootstrap, uint32_t timeout_ms)
+static enum weft_status meet(struct weft_bootstrap *bootstrap, const char *interface, uint32_t timeout_ms)
 {
     struct invitation invitation;
     struct tcp_join join = {.leader = "of MPI_COMM_WORLD", .resolve = resolve, .context = &invitation};
@@ -230,7 +199,7 @@ static enum weft_status meet(struct weft_bootstrap *bootstrap, uint32_t timeout_
 
     WEFT_TRY(ask_one_host(bootstrap, &is_one_host));
     if (bootstrap->rank == 0) {
-        listen_fd = invite(is_one_host, &invitation);
+        listen_fd = invite(is_one_host, interface, &invitation);
     }
     if (MPI_Bcast(&invitation, sizeof(invitation), MPI_BYTE, 0, MPI_COMM_WORLD) != MPI_SUCCESS) {
         status = broken("MPI_Bcast");
@@ -253,7 +222,7 @@ static enum weft_status meet(struct weft_bootstrap *bootstrap, uint32_t timeout_
     return status;
 }
 
-enum weft_status weft_bootstrap_open_mpi(uint32_t timeout_ms, struct weft_bootstrap **out)
+enum weft_status weft_bootstrap_open_mpi(const char *interface, uint32_t timeout_ms, struct weft_bootstrap **out)
 {
     struct weft_bootstrap *bootstrap;
     enum weft_status status;
@@ -263,7 +232,7 @@ enum weft_status weft_bootstrap_open_mpi(uint32_t timeout_ms, struct weft_bootst
     WEFT_TRY(start_mpi(&rank, &rank_count));
     WEFT_TRY(weft_star_open("mpi", (uint32_t)rank, (uint32_t)rank_count, &bootstrap));
     weft_log_set_rank(rank);
-    status = rank_count > 1 ? meet(bootstrap, timeout_ms) : WEFT_OK;
+    status = rank_count > 1 ? meet(bootstrap, interface, timeout_ms) : WEFT_OK;
     if (status != WEFT_OK) {
         weft_star_free(bootstrap);
         return status;

@@ -7,8 +7,9 @@ bool weft_bootstrap_has_mpi(void)
     return false;
 }
 
-enum weft_status weft_bootstrap_open_mpi(uint32_t timeout_ms, struct weft_bootstrap **out)
+enum weft_status weft_bootstrap_open_mpi(const char *interface, uint32_t timeout_ms, struct weft_bootstrap **out)
 {
+    (void)interface;
     (void)timeout_ms;
     (void)out;
     weft_log(WEFT_LOG_ERROR, "comm/bootstrap_mpi", "this build of Weft has no MPI; use --ranks or the tcp bootstrap");

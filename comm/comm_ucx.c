@@ -177,7 +177,7 @@ static enum weft_status ucx_fault(struct ucx_channel *ucx, const char *what, ucs
 }
 
 /*
- * A context that uses the wanted interface only; not the kernel's cross-memory copy: on a peer that has died UCX
+ * A context that uses the wanted interfaces only; not the kernel's cross-memory copy: on a peer that has died UCX
  * answers its error by aborting the process; and of UCX's kinds of shared memory not posix, whose files stay in
  * /dev/shm when a rank is killed. Whoever sets UCX_TLS decides alone.
  */
@@ -185,15 +185,15 @@ static enum weft_status open_context(struct ucx_channel *ucx)
 {
     const char *interface = ucx->base.options.interface;
     ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES, .features = UCP_FEATURE_TAG};
-    char device[64];
+    char devices[256];
     ucp_config_t *config;
     ucs_status_t status = ucx->api.ucp_config_read(NULL, NULL, &config);
 
     if (status != UCS_OK) {
         return ucx_fault(ucx, "configuration", status);
     }
-    if (interface != NULL && weft_netif_name(interface, device, sizeof(device))) {
-        interface = device; /* else a name that only UCX knows: mlx5_0:1 */
+    if (interface != NULL && weft_netif_names(interface, devices, sizeof(devices))) {
+        interface = devices;
     }
     if (interface != NULL) {
         status = ucx->api.ucp_config_modify(config, "NET_DEVICES", interface);

@@ -94,45 +94,162 @@ static bool convert(const struct ifaddrs *entry, struct weft_netif_address *out)
     return false;
 }
 
-/* `name_out`: NULL, or room for the name of the first match. */
-static size_t list(const char *interface, struct weft_netif_address *out, size_t capacity, char *name_out, size_t size)
+enum { ITEM_SIZE = 64 };
+
+/* The item of a list at *at into item[ITEM_SIZE], *at to the next. False at the end. Too long a one comes out as "". */
+static bool next_item(const char **at, char *item)
 {
-    struct weft_netif_address wanted, found;
-    bool is_cidr = interface != NULL && parse_cidr(interface, &wanted);
+    size_t size = strcspn(*at, ",");
+
+    if (**at == '\0') {
+        return false;
+    }
+    snprintf(item, ITEM_SIZE, "%.*s", size < ITEM_SIZE ? (int)size : 0, *at);
+    *at += size;
+    *at += **at == ',';
+    return true;
+}
+
+static bool is_same_address(const struct weft_netif_address *a, const struct weft_netif_address *b)
+{
+    return a->family == b->family && memcmp(a->bytes, b->bytes, sizeof(a->bytes)) == 0;
+}
+
+static bool has_address(const struct weft_netif_address *list, size_t count, const struct weft_netif_address *address)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (is_same_address(&list[i], address)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Adds what matches `item` (NULL: everything) to out[*count]; returns whether anything does. */
+static bool add_matches(const struct ifaddrs *entries, const char *item, struct weft_netif_address *out,
+                        size_t capacity, size_t *count)
+{
+    struct weft_netif_address wanted = {0}, found;
+    bool is_cidr = item != NULL && parse_cidr(item, &wanted);
+    bool has_match = false;
+
+    for (int is_loopback = 0; is_loopback <= 1; is_loopback++) {
+        for (const struct ifaddrs *entry = entries; entry != NULL; entry = entry->ifa_next) {
+            if (!convert(entry, &found) || found.is_loopback != is_loopback) {
+                continue;
+            }
+            if (item == NULL ||
+                (is_cidr ? weft_netif_is_same_subnet(&wanted, &found) : strcmp(entry->ifa_name, item) == 0)) {
+                has_match = true;
+                if (*count < capacity && !has_address(out, *count, &found)) {
+                    out[(*count)++] = found;
+                }
+            }
+        }
+    }
+    return has_match;
+}
+
+size_t weft_netif_list(const char *interfaces, struct weft_netif_address *out, size_t capacity)
+{
     struct ifaddrs *entries;
+    char item[ITEM_SIZE];
     size_t count = 0;
 
     if (getifaddrs(&entries) != 0) {
         return 0;
     }
-    for (int is_loopback = 0; is_loopback <= 1; is_loopback++) {
-        for (const struct ifaddrs *entry = entries; entry != NULL && count < capacity; entry = entry->ifa_next) {
-            if (!convert(entry, &found) || found.is_loopback != is_loopback) {
-                continue;
-            }
-            if (interface == NULL ||
-                (is_cidr ? weft_netif_is_same_subnet(&wanted, &found) : strcmp(entry->ifa_name, interface) == 0)) {
-                if (count == 0 && name_out != NULL) {
-                    snprintf(name_out, size, "%s", entry->ifa_name);
-                }
-                out[count++] = found;
-            }
-        }
+    if (interfaces == NULL) {
+        (void)add_matches(entries, NULL, out, capacity, &count);
+    }
+    while (interfaces != NULL && next_item(&interfaces, item)) {
+        (void)add_matches(entries, item, out, capacity, &count);
     }
     freeifaddrs(entries);
     return count;
 }
 
-size_t weft_netif_list(const char *interface, struct weft_netif_address *out, size_t capacity)
+static void name_of(const struct ifaddrs *entries, const struct weft_netif_address *address, char *name_out,
+                    size_t size)
 {
-    return list(interface, out, capacity, NULL, 0);
+    struct weft_netif_address found;
+
+    snprintf(name_out, size, "?");
+    for (const struct ifaddrs *entry = entries; entry != NULL; entry = entry->ifa_next) {
+        if (convert(entry, &found) && is_same_address(&found, address)) {
+            snprintf(name_out, size, "%s", entry->ifa_name);
+            return;
+        }
+    }
 }
 
-bool weft_netif_name(const char *interface, char *name_out, size_t size)
+void weft_netif_name_of(const struct weft_netif_address *address, char *name_out, size_t size)
 {
-    struct weft_netif_address first;
+    struct ifaddrs *entries = NULL;
 
-    return list(interface, &first, 1, name_out, size) == 1;
+    (void)getifaddrs(&entries);
+    name_of(entries, address, name_out, size);
+    if (entries != NULL) {
+        freeifaddrs(entries);
+    }
+}
+
+/* Adds `name` to the list in text unless it is there. */
+static bool add_name(char *text, size_t size, const char *name)
+{
+    size_t used = strlen(text);
+    const char *at = text;
+    char item[ITEM_SIZE];
+
+    while (next_item(&at, item)) {
+        if (strcmp(item, name) == 0) {
+            return true;
+        }
+    }
+    return (size_t)snprintf(text + used, size - used, "%s%s", used > 0 ? "," : "", name) < size - used;
+}
+
+bool weft_netif_names(const char *interfaces, char *text, size_t size)
+{
+    struct weft_netif_address found[64];
+    struct ifaddrs *entries;
+    char item[ITEM_SIZE], name[IF_NAMESIZE];
+    bool is_whole = true;
+
+    text[0] = '\0';
+    if (getifaddrs(&entries) != 0) {
+        return false;
+    }
+    while (is_whole && next_item(&interfaces, item)) {
+        size_t count = 0;
+
+        if (!add_matches(entries, item, found, sizeof(found) / sizeof(found[0]), &count)) {
+            is_whole = add_name(text, size, item);
+        }
+        for (size_t i = 0; is_whole && i < count; i++) {
+            name_of(entries, &found[i], name, sizeof(name));
+            is_whole = add_name(text, size, name);
+        }
+    }
+    freeifaddrs(entries);
+    return is_whole;
+}
+
+bool weft_netif_from_sockaddr(const struct sockaddr_storage *name, struct weft_netif_address *out)
+{
+    *out = (struct weft_netif_address){0};
+    if (name->ss_family == AF_INET) {
+        out->family = 4;
+        memcpy(out->bytes, &((const struct sockaddr_in *)name)->sin_addr, 4);
+    } else if (name->ss_family == AF_INET6) {
+        const struct in6_addr *address = &((const struct sockaddr_in6 *)name)->sin6_addr;
+        bool is_v4 = IN6_IS_ADDR_V4MAPPED(address);
+
+        out->family = is_v4 ? 4 : 6;
+        memcpy(out->bytes, is_v4 ? &address->s6_addr[12] : &address->s6_addr[0], is_v4 ? 4 : 16);
+    }
+    out->prefix_size = out->family == 4 ? 32 : 128;
+    return out->family != 0;
 }
 
 socklen_t weft_netif_sockaddr(const struct weft_netif_address *address, uint16_t port, struct sockaddr_storage *out)

@@ -59,7 +59,7 @@ static int open_wildcard(uint16_t *port_out)
     return fd;
 }
 
-/* The user named an interface: listen there and nowhere else. */
+/* There is but one: listen there and nowhere else. */
 static int open_on(const struct weft_netif_address *address, uint16_t *port_out)
 {
     struct sockaddr_storage name;
@@ -80,8 +80,7 @@ enum weft_status weft_tcp_channel_listen(const struct weft_channel_options *opti
                  options->interface == NULL ? "" : options->interface);
         return WEFT_ERR_ARGUMENT;
     }
-    if (options->interface != NULL) {
-        address.count = 1;
+    if (address.count == 1) {
         fd = open_on(&address.addresses[0], &address.port);
     } else {
         fd = open_wildcard(&address.port);
@@ -160,18 +159,25 @@ static void attempt_fail(struct attempt *attempt, int error)
     attempt->since_ns = weft_comm_clock_ns();
 }
 
-/* Leaves through an allowed address when the user named an interface. */
-static int bind_to_interface(int fd, const struct weft_channel *channel, const struct tcp_address *own, uint8_t family)
+/*
+ * Leaves through an allowed address when the user named interfaces: the first in the peer's subnet, else the first of
+ * its family.
+ */
+static int bind_to_interface(int fd, const struct weft_channel *channel, const struct tcp_address *own,
+                             const struct weft_netif_address *to)
 {
-    for (uint32_t i = 0; channel->options.interface != NULL && i < own->count; i++) {
-        if (own->addresses[i].family == family) {
-            struct sockaddr_storage name;
-            socklen_t size = weft_netif_sockaddr(&own->addresses[i], 0, &name);
+    const struct weft_netif_address *from = NULL;
+    struct sockaddr_storage name;
 
-            return bind(fd, (struct sockaddr *)&name, size);
+    for (uint32_t i = own->count; channel->options.interface != NULL && i-- > 0;) {
+        const struct weft_netif_address *address = &own->addresses[i];
+        bool is_better = from == NULL || !weft_netif_is_same_subnet(from, to) || weft_netif_is_same_subnet(address, to);
+
+        if (address->family == to->family && address->is_loopback == to->is_loopback && is_better) {
+            from = address;
         }
     }
-    return 0;
+    return from == NULL ? 0 : bind(fd, (struct sockaddr *)&name, weft_netif_sockaddr(from, 0, &name));
 }
 
 static void attempt_start(struct attempt *attempt, const struct weft_channel *channel, const struct tcp_address *own)
@@ -194,7 +200,7 @@ static void attempt_start(struct attempt *attempt, const struct weft_channel *ch
     attempt->since_ns = weft_comm_clock_ns();
     attempt->fd = socket(name.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     attempt->is_starved = attempt->fd < 0 && errno != EAFNOSUPPORT;
-    if (attempt->fd < 0 || bind_to_interface(attempt->fd, channel, own, address->family) != 0 ||
+    if (attempt->fd < 0 || bind_to_interface(attempt->fd, channel, own, address) != 0 ||
         (connect(attempt->fd, (struct sockaddr *)&name, size) != 0 && errno != EINPROGRESS)) {
         attempt_fail(attempt, errno);
     }
@@ -242,7 +248,27 @@ static void set_options(int fd)
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 }
 
-static void welcome_members(struct weft_channel *channel, struct weft_door *door, int *fds)
+/* Came to an address that we offered: the wildcard socket hears all of them. */
+static bool is_offered(int fd, const struct tcp_address *own)
+{
+    struct sockaddr_storage name;
+    struct weft_netif_address address;
+    socklen_t size = sizeof(name);
+
+    if (getsockname(fd, (struct sockaddr *)&name, &size) != 0 || !weft_netif_from_sockaddr(&name, &address)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < own->count; i++) {
+        if (own->addresses[i].family == address.family &&
+            memcmp(own->addresses[i].bytes, address.bytes, sizeof(address.bytes)) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void welcome_members(struct weft_channel *channel, struct weft_door *door, const struct tcp_address *own,
+                            int *fds)
 {
     const uint32_t welcome[2] = {WELCOME, channel->options.rank};
     uint32_t rank;
@@ -251,7 +277,8 @@ static void welcome_members(struct weft_channel *channel, struct weft_door *door
     while ((fd = weft_door_accept(door, channel, &rank)) >= 0) {
         int *slot = &fds[weft_channel_member_index(channel, rank)];
 
-        if (send(fd, welcome, sizeof(welcome), MSG_NOSIGNAL) != (ssize_t)sizeof(welcome)) {
+        if ((channel->options.interface != NULL && !is_offered(fd, own)) ||
+            send(fd, welcome, sizeof(welcome), MSG_NOSIGNAL) != (ssize_t)sizeof(welcome)) {
             close(fd);
             continue;
         }
@@ -345,7 +372,7 @@ enum weft_status weft_tcp_channel_connect(struct weft_channel *channel, struct w
         struct pollfd poll_fd = {.fd = door->listen_fd, .events = POLLIN};
         int64_t missing;
 
-        welcome_members(channel, door, fds);
+        welcome_members(channel, door, own, fds);
         missing = look_at_all(channel, own, attempts, count, fds);
         if (missing < 0) {
             break;

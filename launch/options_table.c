@@ -113,7 +113,7 @@ const struct weft_option weft_options[] = {
      .choices = cpu_levels},
     {"comm", 0, WEFT_OPTION_CHOICE, RUN | SERVE | DOCTOR, rank_group, "auto|self|shm|tcp|ucx|mpi",
      "how ranks talk; does not change the answer", "auto", "WEFT_COMM", AT(comm), .choices = comms},
-    {"interface", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, rank_group, "NAME|CIDR", "network between hosts: eth0, 10.0.0.0/8",
+    {"interface", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, rank_group, "NAME|CIDR,...", "networks between hosts, by preference: eth0,10.0.0.0/8,fd00::/64",
      "by route", "WEFT_INTERFACE", AT(interface)},
     {"timeout", 0, WEFT_OPTION_TIME, RUN | SERVE | DOCTOR, rank_group, "TIME", "longest wait between ranks before giving up",
      "30s", "WEFT_TIMEOUT", AT(timeout_ms), .min = 0.1, .max = 86400},

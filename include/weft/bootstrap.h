@@ -49,8 +49,12 @@ WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_tcp(const struct weft_boots
 /* True when built with MPI and this process was started by mpirun or srun with PMIx (reads what the launcher set). */
 bool weft_bootstrap_has_mpi(void);
 
-/* MPI_Init, then the star over TCP between the ranks of MPI_COMM_WORLD. Once per process. */
-WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_mpi(uint32_t timeout_ms, struct weft_bootstrap **out);
+/*
+ * MPI_Init, then the star over TCP between the ranks of MPI_COMM_WORLD. Once per process. interface: as in comm.h;
+ * where nothing of rank 0's matches (a name that only a transport knows), all its addresses are offered.
+ */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_mpi(const char *interface, uint32_t timeout_ms,
+                                                         struct weft_bootstrap **out);
 
 uint32_t weft_bootstrap_rank(const struct weft_bootstrap *bootstrap);
 uint32_t weft_bootstrap_rank_count(const struct weft_bootstrap *bootstrap);

@@ -59,10 +59,10 @@ struct weft_comm_device {
 };
 
 struct weft_comm_options {
-    const char *backend;             /* NULL or "auto"; "self", "shm", "tcp", "ucx", "mpi" forces one for all pairs */
-    const char *interface;           /* name or CIDR that tcp and ucx must use between hosts; NULL: by route */
-    uint32_t timeout_ms;             /* of every wait */
-    uint32_t leaf_count;             /* V */
+    const char *backend;   /* NULL or "auto"; "self", "shm", "tcp", "ucx", "mpi" forces one for all pairs */
+    const char *interface; /* between hosts: names or CIDRs by preference, "eth0,10.0.0.0/8"; NULL: by route */
+    uint32_t timeout_ms;   /* of every wait */
+    uint32_t leaf_count;   /* V */
     const struct weft_range *leaves; /* [rank_count], every rank's leaf range, tiling [0, V); copied */
     size_t sum_count_max;            /* largest `count` of tree_sum(), elements */
     size_t gather_size_max;          /* largest sum of sizes of all_gather() and largest broadcast(), bytes */

@@ -27,7 +27,7 @@ enum weft_status weft_rendezvous_open(const struct weft_engine_options *options,
 
     switch (weft_rendezvous_launch(options)) {
     case WEFT_LAUNCH_TCP: return weft_bootstrap_open_tcp(&tcp, out);
-    case WEFT_LAUNCH_MPI: return weft_bootstrap_open_mpi(tcp.timeout_ms, out);
+    case WEFT_LAUNCH_MPI: return weft_bootstrap_open_mpi(options->interface, tcp.timeout_ms, out);
     default: break;
     }
     return options->rank_count > 1 ? weft_bootstrap_open_local(options->rank_count, out)

@@ -104,7 +104,7 @@ static struct weft_bootstrap *mpi_group;
 static bool run_mpi(uint32_t rank_count, ranks_body *body, const void *context)
 {
     if (mpi_group == NULL) {
-        CHECK(weft_bootstrap_open_mpi(HANG_SECONDS * 1000, &mpi_group) == WEFT_OK);
+        CHECK(weft_bootstrap_open_mpi(NULL, HANG_SECONDS * 1000, &mpi_group) == WEFT_OK);
         alarm(HANG_SECONDS);
     }
     return weft_bootstrap_rank_count(mpi_group) != rank_count || body(mpi_group, context);

@@ -262,10 +262,10 @@ static void test_buffer_survives_other_calls(void **state)
     assert_true(ranks_run(mode, 4, survival_body, &group, -1));
 }
 
-/* tcp over one named interface, an IPv4 and an IPv6 address. */
+/* tcp over one named interface, an IPv4 and an IPv6 address, a list. */
 static void test_interfaces(void **state)
 {
-    static const char *const interfaces[] = {"lo", "127.0.0.0/8", "::1"};
+    static const char *const interfaces[] = {"lo", "127.0.0.0/8", "::1", "nothing,::1,127.0.0.1"};
     struct weft_netif_address address;
 
     (void)state;

@@ -217,6 +217,33 @@ static void test_interfaces(void **state)
     assert_int_equal(weft_netif_list("", addresses, 8), 0);
 }
 
+/* Lists keep the order of their items and name nothing twice. */
+static void test_interface_lists(void **state)
+{
+    struct weft_netif_address addresses[8], found;
+    struct sockaddr_storage name;
+    char text[64];
+
+    (void)state;
+    assert_int_equal(weft_netif_list("nothing,127.0.0.1,127.0.0.0/8,,127.0.0.1", addresses, 8), 1);
+    assert_true(weft_netif_names("lo,127.0.0.0/8,mlx5_0:1,lo", text, sizeof(text)));
+    assert_string_equal(text, "lo,mlx5_0:1");
+    assert_false(weft_netif_names("mlx5_0:1,mlx5_1:1", text, 12));
+    weft_netif_name_of(&addresses[0], text, sizeof(text));
+    assert_string_equal(text, "lo");
+    (void)weft_netif_sockaddr(&addresses[0], 80, &name);
+    assert_true(weft_netif_from_sockaddr(&name, &found));
+    assert_memory_equal(found.bytes, addresses[0].bytes, sizeof(found.bytes));
+    weft_netif_name_of(&(struct weft_netif_address){.family = 4, .bytes = {192, 0, 2, 1}}, text, sizeof(text));
+    assert_string_equal(text, "?");
+    if (weft_netif_list("::1", addresses, 1) == 1) {
+        assert_int_equal(weft_netif_list("::1,127.0.0.1", addresses, 8), 2);
+        assert_int_equal(addresses[0].family, 6);
+        assert_int_equal(weft_netif_list("127.0.0.1,::1", addresses, 8), 2);
+        assert_int_equal(addresses[0].family, 4);
+    }
+}
+
 static void test_subnets(void **state)
 {
     const struct weft_netif_address a = {4, 20, 0, 0, {10, 1, 16, 5}}, b = {4, 24, 0, 0, {10, 1, 31, 200}},
@@ -244,6 +271,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_other_protocols_are_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_silent_strangers_do_not_block, set_up, tear_down),
         cmocka_unit_test(test_interfaces),
+        cmocka_unit_test(test_interface_lists),
         cmocka_unit_test(test_subnets),
     };
 

@@ -1,0 +1,95 @@
+"""The lab's hosts for tests in Python: lab.sh, kept up until close()."""
+import os
+import pathlib
+import subprocess
+import time
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build")).resolve()
+WEFT = BUILD / "weft"
+MODEL = ROOT / "launch" / "demo-model"
+# Of everything that should end by itself; the machine may be busy.
+HANG = 90
+
+
+def children(pid):
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        found += [int(c) for c in open(f"/proc/{pid}/task/{task}/children").read().split()]
+    return found
+
+
+def until(condition, timeout=HANG):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    return condition()
+
+
+class Lab:
+    """Hosts that stay until close(); everything in them ends with this process, whatever happens."""
+
+    def __init__(self, host_count, **environment):
+        """environment: LAB_WIRE, LAB_FAMILY ... of lab.sh."""
+        self.process = subprocess.Popen([HERE / "lab.sh", str(host_count), "sleep", "infinity"],
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                        env={**os.environ, "WEFT_BUILD": str(BUILD), **environment})
+        until(lambda: self.process.poll() is not None or self.is_ready())
+        if self.process.poll() is not None:
+            output = self.process.stdout.read()
+            if self.process.returncode == 77:
+                pytest.skip(output.strip())
+            pytest.fail(f"the lab did not start: {output}")
+        self.init = children(self.process.pid)[0]
+
+    def is_ready(self):
+        try:
+            return any(os.path.exists(f"/proc/{c}/root/run/lab/ready") for c in children(self.process.pid))
+        except OSError:
+            return False
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+    def start(self, host, *command):
+        """Runs a command on a host."""
+        inside = ". /run/lab/environment; exec $LAB/on \"$@\""
+        return subprocess.Popen(["nsenter", "--target", str(self.init), "--mount", "--net", "--pid", f"--wdns={ROOT}",
+                                 "sh", "-c", inside, "sh", str(host), *map(str, command)], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def link(self, host, state):
+        subprocess.run(["nsenter", "--target", str(self.init), "--mount", "--net", "sh", "-c",
+                        f". /run/lab/environment; $LAB/link {host} {state}"], check=True)
+
+    def ranks(self):
+        """{rank: pid} of the weft processes in here, by what their launcher or command line says."""
+        found = {}
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.readlink(f"/proc/{entry}/ns/pid") != os.readlink(f"/proc/{self.init}/ns/pid"):
+                    continue
+                if open(f"/proc/{entry}/comm").read() != "weft\n":
+                    continue
+                words = open(f"/proc/{entry}/cmdline").read().split("\0")
+                environment = open(f"/proc/{entry}/environ").read().split("\0")
+            except OSError:
+                continue
+            if "--rank" in words:
+                found[int(words[words.index("--rank") + 1])] = int(entry)
+            for variable in environment:
+                if variable.startswith("OMPI_COMM_WORLD_RANK="):
+                    found[int(variable.split("=")[1])] = int(entry)
+        return found
+
+
+def finish(process):
+    stdout, stderr = process.communicate(timeout=HANG)
+    return process.returncode, stdout, stderr
