@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Writes a model folder of Llama-3.2-1B's shape with random bf16 weights: 2.5 GB, for timing only, never committed.
+"""Writes a model folder with random bf16 weights, of Llama-3.2-1B's shape (2.5 GB) or Llama-3-8B's (16 GB): for timing
+only, never committed.
 
-usage: random_model.py FOLDER [--layers N]
+usage: random_model.py FOLDER [--shape 1b|8b] [--layers N]
 
 Needs numpy. Vocabulary ids have one token each ("t0", "t1", ...), so that any id the model picks has a text.
 """
@@ -39,6 +40,18 @@ CONFIG = {
     "eos_token_id": 1,
 }
 
+SHAPES = {
+    "1b": {},
+    "8b": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "head_dim": 128,
+        "intermediate_size": 14336,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+    },
+}
+
 
 def tensors(config):
     """Names and shapes, in file order."""
@@ -57,6 +70,8 @@ def tensors(config):
         yield prefix + "mlp.up_proj.weight", (ffn, width)
         yield prefix + "mlp.down_proj.weight", (width, ffn)
     yield "model.norm.weight", (width,)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (config["vocab_size"], width)
 
 
 def write_weights(path, config):
@@ -112,9 +127,12 @@ def write_tokenizer(path, vocab_size):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
-    parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"])
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--layers", type=int)
     arguments = parser.parse_args()
-    config = dict(CONFIG, num_hidden_layers=arguments.layers)
+    config = {**CONFIG, **SHAPES[arguments.shape]}
+    config = {k: v for k, v in config.items() if v is not None}
+    config["num_hidden_layers"] = arguments.layers or config["num_hidden_layers"]
     os.makedirs(arguments.folder, exist_ok=True)
     with open(os.path.join(arguments.folder, "config.json"), "w") as file:
         json.dump(config, file, indent=2)

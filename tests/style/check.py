@@ -62,7 +62,7 @@ def compile_alone(job):
 
 
 def rule_headers_compile_alone(_build):
-    """Public headers in C with both compilers, the embedders' also in C++; private headers with gcc, CUDA's where its
+    """Headers alone: public ones in C with both compilers, the embedders' in C++ too, private ones with gcc, CUDA's where its
     toolkit is."""
     jobs = [("gcc", h) for h in tracked(".h") if "tests" not in h.parts and not is_cuda(h)]
     if (CUDA / "include/cuda_runtime.h").exists():
