@@ -12,6 +12,7 @@ libjansson-dev|JSON: model configuration, tokenizer, output
 libpcre2-dev|regular expressions of tokenizers
 libutf8proc-dev|Unicode normalisation of tokenizers
 libssl-dev|SHA-256 of logits, rendezvous secret
+libxxhash-dev|checksums of streamed weights
 libprotobuf-c-dev|messages: plans and gRPC
 protobuf-c-compiler|generates their C code
 libgrpc-dev|gRPC server (C core)

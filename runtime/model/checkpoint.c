@@ -267,3 +267,32 @@ int weft_checkpoint_fd(const struct weft_checkpoint *checkpoint, uint32_t file)
 {
     return checkpoint->files[file].fd;
 }
+
+enum weft_status weft_checkpoint_read(const struct weft_checkpoint *checkpoint, uint32_t file, uint64_t offset,
+                                      void *to, size_t size, uint64_t *call_count)
+{
+    int fd = weft_checkpoint_fd(checkpoint, file);
+    size_t done = 0;
+
+    while (done < size) {
+        ssize_t got = pread(fd, (char *)to + done, size - done, (off_t)(offset + done));
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got <= 0) {
+            weft_log(WEFT_LOG_ERROR, where, "%s: read stopped at byte %llu: %s", weft_checkpoint_file(checkpoint, file),
+                     (unsigned long long)(offset + done), got < 0 ? strerror(errno) : "end of file");
+            return WEFT_ERR_IO;
+        }
+        (*call_count)++;
+        done += (size_t)got;
+    }
+    return WEFT_OK;
+}
+
+void weft_checkpoint_read_ahead(const struct weft_checkpoint *checkpoint, uint32_t file, uint64_t offset, uint64_t size)
+{
+    if (size > 0) {
+        (void)posix_fadvise(weft_checkpoint_fd(checkpoint, file), (off_t)offset, (off_t)size, POSIX_FADV_WILLNEED);
+    }
+}

@@ -35,6 +35,17 @@ const char *weft_checkpoint_folder(const struct weft_checkpoint *checkpoint);
 const char *weft_checkpoint_file(const struct weft_checkpoint *checkpoint, uint32_t file);
 int weft_checkpoint_fd(const struct weft_checkpoint *checkpoint, uint32_t file);
 
+/*
+ * to[size] <- bytes [offset, offset + size) of a file, in as few calls as the kernel allows; *call_count is raised by
+ * their number. ERR_IO, logged with file and place, when the file ends before or cannot be read.
+ */
+WEFT_MUST_CHECK enum weft_status weft_checkpoint_read(const struct weft_checkpoint *checkpoint, uint32_t file,
+                                                      uint64_t offset, void *to, size_t size, uint64_t *call_count);
+
+/* Asks the kernel to fetch these bytes while the caller does something else. */
+void weft_checkpoint_read_ahead(const struct weft_checkpoint *checkpoint, uint32_t file, uint64_t offset,
+                                uint64_t size);
+
 /* "FOLDER/FILE" into path[WEFT_PATH_SIZE]; ERR_LIMIT when too long. */
 #define WEFT_PATH_SIZE 4096
 WEFT_MUST_CHECK enum weft_status weft_checkpoint_path(const char *folder, const char *file, char *path);

@@ -122,24 +122,37 @@ static enum weft_status open_host_memory(struct weft_model *model, const struct 
 }
 
 /* The checkpoint may have changed since the configuration was read; what memory was planned for must still hold. */
+static enum weft_status open_checkpoint(const struct weft_model *model, const char *folder,
+                                        struct weft_checkpoint **checkpoint_out)
+{
+    struct weft_model_config config = model->config;
+
+    WEFT_TRY(weft_checkpoint_open(folder, checkpoint_out));
+    WEFT_TRY(weft_tensors_resolve(*checkpoint_out, &config));
+    if (config.is_tied != model->config.is_tied ||
+        memcmp(&config.dtypes, &model->config.dtypes, sizeof(config.dtypes)) != 0) {
+        weft_log(WEFT_LOG_ERROR, where, "%s: the tensors' types are not those the configuration was read with", folder);
+        return WEFT_ERR_STATE;
+    }
+    return WEFT_OK;
+}
+
 static enum weft_status open_weights(struct weft_model *model, const struct weft_model_options *options)
 {
     struct weft_checkpoint *checkpoint = NULL;
-    struct weft_model_config config = model->config;
+    enum weft_status status = WEFT_OK;
 
-    WEFT_TRY(weft_checkpoint_open(options->folder, &checkpoint));
-    enum weft_status status = weft_tensors_resolve(checkpoint, &config);
-    if (status == WEFT_OK && (config.is_tied != model->config.is_tied ||
-                              memcmp(&config.dtypes, &model->config.dtypes, sizeof(config.dtypes)) != 0)) {
-        weft_log(WEFT_LOG_ERROR, where, "%s: the tensors' types are not those the configuration was read with",
-                 options->folder);
-        status = WEFT_ERR_STATE;
+    if (options->stream == NULL || options->rank == 0) {
+        status = open_checkpoint(model, options->folder, &checkpoint);
     }
     if (status == WEFT_OK) {
         const struct weft_weights_args args = {.device = model->device,
                                                .checkpoint = checkpoint,
                                                .config = &model->config,
-                                               .slice = &model->slice,
+                                               .slices = model->slices,
+                                               .rank = model->rank,
+                                               .rank_count = model->rank_count,
+                                               .comm = model->rank_count > 1 ? options->stream : NULL,
                                                .progress = options->progress,
                                                .progress_context = options->progress_context};
         status = weft_weights_open(&args, &model->weights, &model->load);

@@ -40,7 +40,8 @@ struct weft_model_limits {
     enum weft_dtype kv_dtype;
 };
 
-/* Bytes on this rank, known before anything is allocated. Loading takes 16 MiB of host memory besides, for a while. */
+/* Bytes on this rank, known before anything is allocated. Loading takes 16 MiB of host memory besides (24 MiB when
+ * streamed), for a while. */
 struct weft_model_memory {
     size_t weights;
     size_t kv_cache;
@@ -64,11 +65,14 @@ struct weft_model_options {
     uint32_t rank_count;
     struct weft_model_limits limits;
     struct weft_device *device; /* borrowed until close */
+    /* NULL: every rank reads its slices from the folder. Else rank 0 reads each byte once and sends the others theirs:
+     * they need no folder, and open is collective. Borrowed for the call. */
+    struct weft_comm *stream;
     weft_model_progress *progress;
     void *progress_context;
 };
 
-/* Reads this rank's slices of the weights and allocates KV cache and activations. Not collective. */
+/* Fills this rank's slices of the weights and allocates KV cache and activations. */
 WEFT_MUST_CHECK enum weft_status weft_model_open(const struct weft_model_options *options, struct weft_model **out);
 void weft_model_close(struct weft_model **model);
 

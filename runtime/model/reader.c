@@ -4,12 +4,9 @@
  */
 #include "model/reader.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "weft/log.h"
@@ -17,8 +14,6 @@
 
 static const char where[] = "model/reader";
 
-/* 8 MiB: far above the size from which one NVMe or network read is efficient, small next to any model. */
-enum { STAGING_SIZE = 8 << 20 };
 /* A gap of up to a page between wanted columns costs no extra disk traffic: the page cache reads whole pages. */
 enum { GAP_MIN = 4096 };
 
@@ -27,9 +22,9 @@ struct reader {
     struct weft_reader_stats stats;
     uint64_t byte_total;
     size_t staging_size;
-    unsigned char *staging;   /* [staging_size]: the window, or gathered column ranges */
-    unsigned char *converted; /* [staging_size]: rows in another element type */
-    uint32_t file;            /* the window holds [begin, end) of this file */
+    unsigned char *staging; /* [staging_size]: the window, or gathered column ranges */
+    float *converted;       /* staging_size bytes: rows in another element type */
+    uint32_t file;          /* the window holds [begin, end) of this file */
     uint64_t begin;
     uint64_t end;
 };
@@ -89,23 +84,7 @@ static int compare_reads(const void *a, const void *b)
 
 static enum weft_status read_bytes(struct reader *reader, uint32_t file, uint64_t offset, void *to, size_t size)
 {
-    int fd = weft_checkpoint_fd(reader->args->checkpoint, file);
-    size_t done = 0;
-
-    while (done < size) {
-        ssize_t got = pread(fd, (char *)to + done, size - done, (off_t)(offset + done));
-        if (got < 0 && errno == EINTR) {
-            continue;
-        }
-        if (got <= 0) {
-            weft_log(WEFT_LOG_ERROR, where, "%s: read stopped at byte %llu: %s",
-                     weft_checkpoint_file(reader->args->checkpoint, file), (unsigned long long)(offset + done),
-                     got < 0 ? strerror(errno) : "end of file");
-            return WEFT_ERR_IO;
-        }
-        reader->stats.call_count++;
-        done += (size_t)got;
-    }
+    WEFT_TRY(weft_checkpoint_read(reader->args->checkpoint, file, offset, to, size, &reader->stats.call_count));
     reader->stats.byte_count += size;
     return WEFT_OK;
 }
@@ -116,15 +95,6 @@ static enum weft_status report(const struct reader *reader)
         return WEFT_OK;
     }
     return reader->args->progress(reader->args->progress_context, reader->stats.byte_count, reader->byte_total);
-}
-
-/* Asks the kernel to fetch what comes next while this part is being packed. */
-static void read_ahead(const struct reader *reader, uint32_t file, uint64_t offset, uint64_t size)
-{
-    if (size > 0) {
-        (void)posix_fadvise(weft_checkpoint_fd(reader->args->checkpoint, file), (off_t)offset, (off_t)size,
-                            POSIX_FADV_WILLNEED);
-    }
 }
 
 /*
@@ -149,7 +119,8 @@ static enum weft_status slide(struct reader *reader, uint32_t file, uint64_t off
     WEFT_TRY(read_bytes(reader, file, reader->end, reader->staging + kept, (size_t)(wanted - kept)));
     reader->end = offset + wanted;
     uint64_t rest = run_end - reader->end;
-    read_ahead(reader, file, reader->end, rest < reader->staging_size ? rest : reader->staging_size);
+    weft_checkpoint_read_ahead(reader->args->checkpoint, file, reader->end,
+                               rest < reader->staging_size ? rest : reader->staging_size);
     return report(reader);
 }
 
@@ -166,27 +137,41 @@ static float element(const unsigned char *bytes, enum weft_dtype dtype)
     return dtype == WEFT_F16 ? weft_f16_to_f32(half) : weft_bf16_to_f32(half);
 }
 
-/* Rows [first, first + count) of the read, at `rows` with the given stride, to their destination. */
-static enum weft_status deliver(struct reader *reader, const struct weft_read *read, uint32_t first, uint32_t count,
-                                const unsigned char *rows, size_t stride)
+/* One batch, which fits into `converted` when it has to go through there. */
+static enum weft_status deliver_batch(const struct weft_deliver_args *args, uint32_t first, uint32_t count,
+                                      const unsigned char *rows)
 {
-    struct weft_device *device = reader->args->device;
-    float *values = (float *)reader->converted;
+    const struct weft_read *read = args->read;
     size_t size = weft_dtype_size(read->from);
 
-    if (read->matrix != NULL && read->to == read->from) {
-        return weft_matrix_write_rows(device, read->matrix, read->row_begin + first, count, rows, stride);
-    }
     for (uint32_t i = 0; i < count; i++) {
         for (uint32_t j = 0; j < read->col_count; j++) {
-            values[(size_t)i * read->col_count + j] = element(rows + i * stride + j * size, read->from);
+            args->converted[(size_t)i * read->col_count + j] = element(rows + i * args->stride + j * size, read->from);
         }
     }
     if (read->matrix != NULL) {
-        return weft_matrix_write_rows(device, read->matrix, read->row_begin + first, count, values,
+        return weft_matrix_write_rows(args->device, read->matrix, read->row_begin + first, count, args->converted,
                                       read->col_count * sizeof(float));
     }
-    return weft_device_write(device, read->vector + first, values, (size_t)count * sizeof(float));
+    return weft_device_write(args->device, read->vector + first, args->converted, (size_t)count * sizeof(float));
+}
+
+enum weft_status weft_read_deliver(const struct weft_deliver_args *args, uint32_t first, uint32_t count,
+                                   const void *rows)
+{
+    const struct weft_read *read = args->read;
+    const unsigned char *bytes = rows;
+    uint32_t most = (uint32_t)(args->converted_size / ((size_t)read->col_count * sizeof(float)));
+
+    if (read->matrix != NULL && read->to == read->from) {
+        return weft_matrix_write_rows(args->device, read->matrix, read->row_begin + first, count, rows, args->stride);
+    }
+    for (uint32_t done = 0; done < count;) {
+        uint32_t batch = count - done < most ? count - done : most;
+        WEFT_TRY(deliver_batch(args, first + done, batch, bytes + done * args->stride));
+        done += batch;
+    }
+    return WEFT_OK;
 }
 
 static uint32_t min_u64(uint64_t a, uint64_t b)
@@ -194,24 +179,27 @@ static uint32_t min_u64(uint64_t a, uint64_t b)
     return (uint32_t)(a < b ? a : b);
 }
 
-/* Most rows of a strip, so that neither the window nor the converted rows overflow their buffers. */
-static uint32_t strip_rows(const struct reader *reader, const struct weft_read *read, uint64_t size)
+static enum weft_status deliver(const struct reader *reader, const struct weft_read *read, uint32_t first,
+                                uint32_t count, const unsigned char *rows, size_t stride)
 {
-    uint64_t converted = (uint64_t)read->col_count * sizeof(float);
+    const struct weft_deliver_args args = {.device = reader->args->device,
+                                           .read = read,
+                                           .stride = stride,
+                                           .converted = reader->converted,
+                                           .converted_size = reader->staging_size};
 
-    return min_u64(reader->staging_size / size, reader->staging_size / converted);
+    return weft_read_deliver(&args, first, count, rows);
 }
 
 static enum weft_status run_whole(struct reader *reader, const struct weft_read *read, uint64_t run_end)
 {
     uint64_t stride = row_size(read), tail = col_size(read);
-    uint32_t most = strip_rows(reader, read, stride);
 
     for (uint32_t row = 0; row < read->row_count;) {
         uint64_t offset = read_begin(read) + row * stride;
         WEFT_TRY(slide(reader, read->file, offset, tail, run_end));
         uint64_t there = (reader->end - offset - tail) / stride + 1; /* the last row needs no more than its columns */
-        uint32_t count = min_u64(min_u64(there, most), read->row_count - row);
+        uint32_t count = min_u64(there, read->row_count - row);
         WEFT_TRY(deliver(reader, read, row, count, reader->staging + (offset - reader->begin), stride));
         row += count;
     }
@@ -221,13 +209,13 @@ static enum weft_status run_whole(struct reader *reader, const struct weft_read 
 static enum weft_status run_strided(struct reader *reader, const struct weft_read *read)
 {
     uint64_t stride = row_size(read), width = col_size(read);
-    uint32_t most = strip_rows(reader, read, width);
+    uint32_t most = min_u64(reader->staging_size / width, read->row_count);
 
     reader->end = reader->begin; /* the buffer is about to hold something else */
     for (uint32_t row = 0; row < read->row_count;) {
         uint32_t count = min_u64(most, read->row_count - row);
         uint64_t offset = read_begin(read) + row * stride;
-        read_ahead(reader, read->file, offset, count * stride);
+        weft_checkpoint_read_ahead(reader->args->checkpoint, read->file, offset, count * stride);
         for (uint32_t i = 0; i < count; i++) {
             WEFT_TRY(read_bytes(reader, read->file, offset + i * stride, reader->staging + i * width, width));
         }
@@ -273,7 +261,7 @@ static enum weft_status run_all(struct reader *reader)
 
 enum weft_status weft_reader_run(const struct weft_reader_args *args, struct weft_reader_stats *stats_out)
 {
-    struct reader reader = {.args = args, .staging_size = STAGING_SIZE};
+    struct reader reader = {.args = args, .staging_size = WEFT_STAGING_SIZE};
     int64_t begin = weft_clock_ns();
 
     for (size_t i = 0; i < args->read_count; i++) {

@@ -27,6 +27,22 @@ struct weft_read {
     float *vector; /* destination [row_count] f32 in device memory, row_width 1 */
 };
 
+/* 8 MiB: far above the size from which one NVMe or network read is efficient, small next to any model. */
+#define WEFT_STAGING_SIZE ((size_t)8 << 20)
+
+/* Where rows of a read go, and what is needed on the way. */
+struct weft_deliver_args {
+    struct weft_device *device;
+    const struct weft_read *read; /* its destination, from, col_count */
+    size_t stride;                /* bytes from one row to the next, as they lie in host memory */
+    float *converted;             /* converted_size bytes: at least one row in f32 */
+    size_t converted_size;
+};
+
+/* Rows [first, first + count) of the read, wanted columns only, from host memory to their destination. */
+WEFT_MUST_CHECK enum weft_status weft_read_deliver(const struct weft_deliver_args *args, uint32_t first, uint32_t count,
+                                                   const void *rows);
+
 struct weft_reader_stats {
     uint64_t byte_count; /* read from files */
     uint64_t call_count; /* of pread() */

@@ -135,6 +135,29 @@ struct weft_part weft_part_global(const struct weft_model_config *config, const 
                               .vector = -1};
 }
 
+/* The one tensor that not every model has is the head. */
+static uint32_t global_count(const struct weft_model_config *config)
+{
+    return config->is_tied ? WEFT_GLOBAL_COUNT - 1 : WEFT_GLOBAL_COUNT;
+}
+
+uint32_t weft_tensor_count(const struct weft_model_config *config, const struct weft_part_list *list)
+{
+    return global_count(config) + config->layer_count * list->count;
+}
+
+struct weft_part weft_tensor_part(const struct weft_model_config *config, const struct weft_slice *slice,
+                                  const struct weft_part_list *list, uint32_t tensor)
+{
+    uint32_t globals = global_count(config);
+
+    assert(tensor < weft_tensor_count(config, list));
+    if (tensor >= globals) {
+        return list->parts[(tensor - globals) % list->count];
+    }
+    return weft_part_global(config, slice, (enum weft_global)(config->is_tied && tensor > 0 ? tensor + 1 : tensor));
+}
+
 /* ---- finding and checking tensors ---- */
 
 /* "model.NAME", "NAME"; NULL when there is neither. */

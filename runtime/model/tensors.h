@@ -62,6 +62,14 @@ void weft_part_list_layer(const struct weft_model_config *config, const struct w
 struct weft_part weft_part_global(const struct weft_model_config *config, const struct weft_slice *slice,
                                   enum weft_global global);
 
+/*
+ * Every tensor of a model has a number, the same on all ranks: those outside the layers that it has (a tied head is
+ * none), then layer by layer. `list`: weft_part_list_layer() of the slice in question.
+ */
+uint32_t weft_tensor_count(const struct weft_model_config *config, const struct weft_part_list *list);
+struct weft_part weft_tensor_part(const struct weft_model_config *config, const struct weft_slice *slice,
+                                  const struct weft_part_list *list, uint32_t tensor);
+
 /* Names without "model.": "layers.3.mlp.up_proj.weight" into name[WEFT_TENSOR_NAME_SIZE]; "lm_head.weight". */
 void weft_tensor_layer_name(uint32_t layer, const char *suffix, char *name);
 const char *weft_tensor_global_name(enum weft_global global);

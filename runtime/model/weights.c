@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "model/slice.h"
+#include "model/stream.h"
 #include "model/tensors.h"
 
 /* Vectors begin on 64-byte lines. */
@@ -134,7 +135,7 @@ static enum weft_status open_layer(const struct weft_weights_args *args, uint32_
     struct matrix_plan plan;
 
     for (int i = 0; i < WEFT_LAYER_MATRIX_COUNT; i++) {
-        plan_matrix(args->config, args->slice, layer, (enum weft_layer_matrix)i, &plan);
+        plan_matrix(args->config, &args->slices[args->rank], layer, (enum weft_layer_matrix)i, &plan);
         WEFT_TRY(weft_matrix_open(args->device, &plan.desc, &out->matrices[i]));
     }
     return WEFT_OK;
@@ -147,7 +148,7 @@ static void place_vectors(const struct weft_weights_args *args, struct weft_weig
     struct weft_part_list list;
     float *next = weights->vectors;
 
-    weft_part_list_layer(args->config, args->slice, &list);
+    weft_part_list_layer(args->config, &args->slices[args->rank], &list);
     vector_counts(&list, counts);
     weights->norm = next;
     next += aligned(args->config->width);
@@ -162,11 +163,11 @@ static void place_vectors(const struct weft_weights_args *args, struct weft_weig
 static enum weft_status allocate(const struct weft_weights_args *args, struct weft_weights *weights)
 {
     const struct weft_model_config *config = args->config;
-    struct weft_matrix_desc embedding = vocab_desc(config, args->slice, config->dtypes.embedding);
-    struct weft_matrix_desc head = vocab_desc(config, args->slice, config->dtypes.head);
+    struct weft_matrix_desc embedding = vocab_desc(config, &args->slices[args->rank], config->dtypes.embedding);
+    struct weft_matrix_desc head = vocab_desc(config, &args->slices[args->rank], config->dtypes.head);
 
     weights->layers = weft_arena_alloc(&weights->arena, config->layer_count, sizeof(weights->layers[0]));
-    weights->vectors = weft_device_alloc(args->device, vector_total(config, args->slice) * sizeof(float));
+    weights->vectors = weft_device_alloc(args->device, vector_total(config, &args->slices[args->rank]) * sizeof(float));
     if (weights->layers == NULL || weights->vectors == NULL) {
         return WEFT_ERR_MEMORY;
     }
@@ -183,15 +184,18 @@ static enum weft_status allocate(const struct weft_weights_args *args, struct we
     return WEFT_OK;
 }
 
-/* The read that brings a part of `tensor` to its place. */
+/*
+ * The read that brings a part of `tensor` to its place; without a tensor (this rank has no checkpoint) only the place
+ * is known.
+ */
 static struct weft_read plan_read(const struct weft_tensor *tensor, enum weft_dtype from, const struct weft_part *part)
 {
     uint32_t width = part->col_count == 0 ? 1 : part->col_count;
 
     return (struct weft_read){
-        .file = tensor->file,
+        .file = tensor == NULL ? 0 : tensor->file,
         .from = from,
-        .offset = tensor->offset + (uint64_t)part->rows.begin * width * weft_dtype_size(from),
+        .offset = (tensor == NULL ? 0 : tensor->offset) + (uint64_t)part->rows.begin * width * weft_dtype_size(from),
         .row_count = weft_range_count(part->rows),
         .row_width = width,
         .col_begin = part->cols.begin,
@@ -210,6 +214,12 @@ static enum weft_dtype layer_dtype(const struct weft_model_config *config, uint3
     }
 }
 
+static enum weft_status locate(const struct weft_weights_args *args, const char *name, const struct weft_part *part,
+                               const struct weft_tensor **tensor_out, enum weft_dtype *dtype_out)
+{
+    return args->checkpoint == NULL ? WEFT_OK : weft_tensor_locate(args->checkpoint, name, part, tensor_out, dtype_out);
+}
+
 static enum weft_status plan_layer_reads(const struct weft_weights_args *args, const struct weft_part_list *list,
                                          uint32_t layer, struct weft_layer *weights, struct weft_read *reads)
 {
@@ -220,7 +230,7 @@ static enum weft_status plan_layer_reads(const struct weft_weights_args *args, c
     for (uint32_t i = 0; i < list->count; i++) {
         const struct weft_part *part = &list->parts[i];
         weft_tensor_layer_name(layer, part->suffix, name);
-        WEFT_TRY(weft_tensor_locate(args->checkpoint, name, part, &tensor, &from));
+        WEFT_TRY(locate(args, name, part, &tensor, &from));
         reads[i] = plan_read(tensor, from, part);
         if (part->matrix >= 0) {
             reads[i].matrix = weights->matrices[part->matrix];
@@ -235,11 +245,12 @@ static enum weft_status plan_layer_reads(const struct weft_weights_args *args, c
 static enum weft_status plan_global_reads(const struct weft_weights_args *args, const struct weft_weights *weights,
                                           struct weft_read *reads, size_t *count_out)
 {
-    bool is_head_alone = weft_tensor_find(args->checkpoint, weft_tensor_global_name(WEFT_EMBEDDING)) == NULL;
+    bool is_head_alone =
+        args->checkpoint != NULL && weft_tensor_find(args->checkpoint, weft_tensor_global_name(WEFT_EMBEDDING)) == NULL;
     size_t count = 0;
 
     for (int i = 0; i < WEFT_GLOBAL_COUNT; i++) {
-        struct weft_part part = weft_part_global(args->config, args->slice, (enum weft_global)i);
+        struct weft_part part = weft_part_global(args->config, &args->slices[args->rank], (enum weft_global)i);
         const struct weft_tensor *tensor = NULL;
         enum weft_dtype from = WEFT_F32;
         bool is_embedding = i == WEFT_EMBEDDING;
@@ -248,13 +259,13 @@ static enum weft_status plan_global_reads(const struct weft_weights_args *args, 
         }
         const char *name = is_embedding && is_head_alone ? weft_tensor_global_name(WEFT_HEAD)
                                                          : weft_tensor_global_name((enum weft_global)i);
-        WEFT_TRY(weft_tensor_locate(args->checkpoint, name, &part, &tensor, &from));
+        WEFT_TRY(locate(args, name, &part, &tensor, &from));
         reads[count] = plan_read(tensor, from, &part);
         if (i == WEFT_NORM) {
             reads[count].vector = weights->norm;
         } else {
             reads[count].matrix = is_embedding ? weights->embedding : weights->head;
-            reads[count].to = from;
+            reads[count].to = is_embedding ? args->config->dtypes.embedding : args->config->dtypes.head;
         }
         count++;
     }
@@ -262,6 +273,7 @@ static enum weft_status plan_global_reads(const struct weft_weights_args *args, 
     return WEFT_OK;
 }
 
+/* In the order of weft_tensor_part(). */
 static enum weft_status plan_reads(const struct weft_weights_args *args, struct weft_weights *weights,
                                    struct weft_read *reads, size_t *count_out)
 {
@@ -269,7 +281,7 @@ static enum weft_status plan_reads(const struct weft_weights_args *args, struct 
     size_t count;
 
     WEFT_TRY(plan_global_reads(args, weights, reads, &count));
-    weft_part_list_layer(args->config, args->slice, &list);
+    weft_part_list_layer(args->config, &args->slices[args->rank], &list);
     for (uint32_t i = 0; i < args->config->layer_count; i++) {
         WEFT_TRY(plan_layer_reads(args, &list, i, &weights->layers[i], reads + count));
         count += list.count;
@@ -293,8 +305,16 @@ static enum weft_status load(const struct weft_weights_args *args, struct weft_w
     if (reader.reads != NULL) {
         status = plan_reads(args, weights, reader.reads, &reader.read_count);
     }
-    if (status == WEFT_OK) {
+    if (status == WEFT_OK && args->comm == NULL) {
         status = weft_reader_run(&reader, stats_out);
+    } else if (status == WEFT_OK) {
+        const struct weft_stream_args stream = {.reader = reader,
+                                                .comm = args->comm,
+                                                .config = args->config,
+                                                .slices = args->slices,
+                                                .rank = args->rank,
+                                                .rank_count = args->rank_count};
+        status = weft_stream_run(&stream, stats_out);
     }
     weft_arena_fini(&arena);
     return status;

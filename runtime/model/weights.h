@@ -32,14 +32,18 @@ size_t weft_weights_size(const struct weft_device *device, const struct weft_mod
                          const struct weft_slice *slice);
 
 /*
- * Allocates this rank's matrices and vectors and reads its parts of the checkpoint, which has been resolved into
- * `config`. *stats_out: bytes and time of reading. On errors everything is released again.
+ * Allocates this rank's matrices and vectors and fills them: from the checkpoint, which has been resolved into
+ * `config`; or with `comm` from rank 0, which alone reads it (stream.h). *stats_out: bytes and time of reading. On
+ * errors everything is released again.
  */
 struct weft_weights_args {
     struct weft_device *device;
-    const struct weft_checkpoint *checkpoint;
+    const struct weft_checkpoint *checkpoint; /* NULL on ranks other than 0 when streamed */
     const struct weft_model_config *config;
-    const struct weft_slice *slice;
+    const struct weft_slice *slices; /* [rank_count] */
+    uint32_t rank;
+    uint32_t rank_count;
+    struct weft_comm *comm;        /* NULL: not streamed */
     weft_model_progress *progress; /* or NULL */
     void *progress_context;
 };

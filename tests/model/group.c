@@ -86,7 +86,14 @@ static int open_rank(struct rank *rank)
     RANK_CHECK(rank, weft_device_open(&device, &rank->device) == WEFT_OK);
     model.device = rank->device;
     RANK_CHECK(rank, weft_comm_open(rank->bootstrap, &comm, &rank->comm) == WEFT_OK);
+    if (options->is_streamed) {
+        model.stream = rank->comm;
+        model.folder = rank->rank == 0 ? options->folder : "/nonexistent";
+    }
     RANK_CHECK(rank, weft_model_open(&model, &rank->model) == WEFT_OK);
+    if (rank->rank == 0) {
+        weft_model_load_stats(rank->model, &rank->result->read_size, &(uint64_t){0});
+    }
     rank->local = calloc(rank->config.vocab_size, sizeof(float));
     rank->gathered = calloc(rank->config.vocab_size, sizeof(float));
     rank->tokens = calloc(rank->golden->prompt_count + rank->golden->token_count + 1, sizeof(int32_t));

@@ -17,6 +17,7 @@ struct group_options {
     const char *cpu_level;  /* NULL: best */
     enum weft_dtype kv_dtype;
     bool is_sparse; /* asks for the logits of the last position of the prompt and of each step after it only */
+    bool is_streamed; /* rank 0 alone reads the folder */
     bool is_mixed;  /* a second sequence (the tokens mirrored) runs in the same steps */
 };
 
@@ -25,6 +26,7 @@ struct group_result {
     int32_t *tokens; /* [token_count] */
     uint32_t position_count;
     uint32_t vocab_size;
+    uint64_t read_size; /* bytes that rank 0 read from files */
 };
 
 /* Fails the test when anything goes wrong on any rank. Decodes as many tokens as golden has. */
