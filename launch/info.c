@@ -98,6 +98,10 @@ int weft_command_info(struct weft_settings *settings)
     struct weft_setup setup;
     int code;
 
+    if (settings->shares.is_auto) {
+        fprintf(stderr, "weft info: --shares auto: measured when ranks meet, and info starts none; give numbers\n");
+        return WEFT_EXIT_USAGE;
+    }
     if (!weft_setup_init(&setup, settings, "info", &code)) {
         return code;
     }

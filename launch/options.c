@@ -148,15 +148,15 @@ static bool numbers_parse(struct source source, const struct weft_option *option
 {
     const char *next = text;
 
-    out->count = 0;
-    for (;;) {
+    *out = (struct weft_number_list){.is_auto = strcmp(text, "auto") == 0};
+    while (!out->is_auto) {
         uint64_t value;
         char *end;
 
         if (!integer_in(next, &end, &value) || (*end != 0 && *end != ',') || value < (uint64_t)option->min ||
             value > (uint64_t)option->max || out->count == WEFT_SETTINGS_SHARE_MAX) {
-            return complain(source.command, "%s: expected whole numbers from 1 such as 3,1, found \"%s\"", source.label,
-                            text);
+            return complain(source.command, "%s: expected auto, or whole numbers from 1 such as 3,1, found \"%s\"",
+                            source.label, text);
         }
         out->items[out->count++] = (uint32_t)value;
         if (*end == 0) {
@@ -164,6 +164,7 @@ static bool numbers_parse(struct source source, const struct weft_option *option
         }
         next = end + 1;
     }
+    return true;
 }
 
 static bool value_set(struct source source, const struct weft_option *option, const char *text,

@@ -13,6 +13,7 @@ static const char *const cpu_levels[] = {"ref", "avx2", "avx512", NULL};
 static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", NULL};
 static const char *const numerics[] = {"exact", "reference", "fast", NULL};
 static const char *const kv_dtypes[] = {"f32", "bf16", NULL};
+static const char *const weights[] = {"local", "stream", NULL};
 static const char *const outputs[] = {"text", "json", NULL};
 
 static const char prompt_group[] = "Prompt";
@@ -76,6 +77,9 @@ const struct weft_option weft_options[] = {
      "WEFT_MODEL", AT(model)},
     {"model", 'm', WEFT_OPTION_TEXT, DOCTOR, model_group, "DIR", "would it fit, is it the same on every host", "none",
      "WEFT_MODEL", AT(model)},
+    {"weights", 0, WEFT_OPTION_CHOICE, RUN | SERVE, model_group, "local|stream",
+     "local: every rank reads its part of the model folder; stream: rank 0 reads it once and sends the others theirs, "
+     "which need no folder", "local", "WEFT_WEIGHTS", AT(weights), .choices = weights},
     {"context", 'c', WEFT_OPTION_U32, ALL, model_group, "N", "positions per request, prompt and answer together",
      "the model's", "WEFT_CONTEXT", AT(context), .min = 1, .max = U32MAX},
     {"memory", 0, WEFT_OPTION_SIZE, ALL, model_group, "SIZE",
@@ -91,8 +95,9 @@ const struct weft_option weft_options[] = {
      .min = 1, .max = 1024},
     {"threads", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, rank_group, "N", "CPU threads per rank", "cores / ranks",
      "WEFT_THREADS", AT(threads), .min = 1, .max = 1024},
-    {"shares", 0, WEFT_OPTION_NUMBER_LIST, ALL, rank_group, "A,B,...",
-     "how much of the model each rank takes, in proportion: 3,1", "equal", "WEFT_SHARES", AT(shares), .min = 1,
+    {"shares", 0, WEFT_OPTION_NUMBER_LIST, ALL, rank_group, "auto|A,B,...",
+     "how much of the model each rank takes, in proportion: 3,1; auto: by how fast each reads weights, measured at "
+     "start; does not change the answer", "equal", "WEFT_SHARES", AT(shares), .min = 1,
      .max = 1000000},
     {"leaves", 0, WEFT_OPTION_U32, ALL, rank_group, "V",
      "parts the model can be split into, the most ranks it can have; changes the numbers", "8", "WEFT_LEAVES",

@@ -16,11 +16,13 @@ struct weft_text_list {
 struct weft_number_list {
     uint32_t items[WEFT_SETTINGS_SHARE_MAX];
     uint32_t count;
+    bool is_auto; /* the word "auto" instead of numbers */
 };
 
 struct weft_settings {
     /* model and memory */
     const char *model;
+    const char *weights;
     uint32_t context;
     uint64_t memory;
     const char *kv_dtype;

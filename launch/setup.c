@@ -150,6 +150,8 @@ bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings 
     options->thread_count = settings->threads;
     options->shares = settings->shares.count > 0 ? settings->shares.items : NULL;
     options->share_count = settings->shares.count;
+    options->is_share_measured = settings->shares.is_auto;
+    options->weights = settings->weights;
     options->leaf_count = settings->leaves;
     options->cpu_level = settings->cpu_level;
     options->device = settings->device;

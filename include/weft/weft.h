@@ -49,6 +49,8 @@ struct weft_engine_options {
     uint32_t thread_count;  /* per rank; 0: cores of this host / ranks on it, at least 1 */
     const uint32_t *shares; /* [share_count] proportions of the model per rank; NULL: equal */
     uint32_t share_count;   /* 0, or rank_count */
+    bool is_share_measured; /* shares by how fast each rank reads weights, measured when they meet; the same answer */
+    const char *weights;    /* NULL or "local": every rank reads the folder; "stream": rank 0 reads it for all */
     uint32_t leaf_count;    /* V; 0: 8, at most 64. Part of the model's identity: changes the bits */
     /* NULL or "auto": GPUs when every rank has one, else CPUs; "cpu"; "cuda": each rank its own GPU; "cuda:1": GPU 1
      * for every rank of this host, shared if they are several. A group runs on GPUs or on CPUs, not on both. */

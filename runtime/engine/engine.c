@@ -91,9 +91,10 @@ static enum weft_status open_tokenizer(struct weft_engine *engine)
 /* ---- ranks ---- */
 
 /* Whole life of a worker whose process or thread is ours: join, work, leave. Takes the bootstrap over. */
-static enum weft_status live_as_worker(const struct weft_engine *engine, struct weft_bootstrap *bootstrap)
+static enum weft_status live_as_worker(struct weft_engine *engine, struct weft_bootstrap *bootstrap)
 {
-    const struct weft_group_args args = {&engine->options, &engine->identity, WEFT_OK, 1};
+    const struct weft_group_args args = {
+        .options = &engine->options, .identity = &engine->identity, .status = WEFT_OK, .generation = 1};
     struct weft_group group;
     struct weft_worker *worker = NULL;
 
@@ -166,7 +167,8 @@ static void log_refusal(const char *kind)
 static enum weft_status form_group(struct weft_engine *engine, struct weft_bootstrap *bootstrap)
 {
     const char *kind = weft_bootstrap_kind(bootstrap);
-    struct weft_group_args args = {&engine->options, &engine->identity, WEFT_OK, 1};
+    struct weft_group_args args = {
+        .options = &engine->options, .identity = &engine->identity, .status = WEFT_OK, .generation = 1};
     bool is_leader = weft_bootstrap_rank(bootstrap) == 0;
 
     if (!is_leader && strcmp(kind, "local") == 0) {
@@ -176,7 +178,9 @@ static enum weft_status form_group(struct weft_engine *engine, struct weft_boots
     weft_log_set_quiet(!is_leader);
     args.status = check_rank_count(&engine->options, bootstrap);
     if (args.status == WEFT_OK && strcmp(kind, "threads") != 0 && strcmp(kind, "local") != 0) {
-        args.status = weft_identity_read(&engine->options, &engine->identity);
+        args.lacks_model = !is_leader && weft_options_are_streamed(&engine->options);
+        args.status = args.lacks_model ? weft_identity_read_options(&engine->options, &engine->identity)
+                                       : weft_identity_read(&engine->options, &engine->identity);
     }
     if (args.status == WEFT_OK && is_leader) {
         args.status = open_tokenizer(engine);

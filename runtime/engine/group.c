@@ -16,6 +16,7 @@
 #include "engine/options.h"
 #include "engine/rendezvous.h"
 #include "engine/scheduler.h"
+#include "engine/speed.h"
 #include "model/seat.h"
 #include "weft/log.h"
 
@@ -37,15 +38,17 @@ struct opening {
     int32_t gpu;         /* WEFT_NO_GPU: CPUs */
     uint32_t timeout_ms; /* for other ranks to start or to show a sign of life */
     int64_t progress_time;
-    struct weft_ready ready[WEFT_RANK_COUNT_MAX]; /* leader: the last word of every rank */
-    int64_t sign_ns[WEFT_RANK_COUNT_MAX];         /* leader: when it came */
+    struct weft_ready ready[WEFT_RANK_COUNT_MAX];     /* leader: the last word of every rank */
+    int64_t sign_ns[WEFT_RANK_COUNT_MAX];             /* leader: when it came */
+    bool lacks_model[WEFT_RANK_COUNT_MAX];            /* leader: who has no model folder */
+    struct weft_rank_seat seats[WEFT_RANK_COUNT_MAX]; /* leader: what every rank computes on */
 };
 
 static void fill_hello(struct opening *opening, struct weft_hello *hello)
 {
     const struct weft_group_args *args = opening->args;
 
-    *hello = (struct weft_hello){.protocol = PROTOCOL};
+    *hello = (struct weft_hello){.protocol = PROTOCOL, .lacks_model = args->lacks_model};
     if (opening->status == WEFT_OK) {
         opening->status = weft_member_read_gpus(args->options, &hello->member);
     }
@@ -80,7 +83,7 @@ static enum weft_status check_hello(const struct opening *opening, uint32_t rank
         weft_log(WEFT_LOG_ERROR, "engine/group", "rank %u on %s cannot take part: %s", rank, host, hello->reason);
         return hello->status;
     }
-    if (memcmp(hello->model, identity->model, sizeof(hello->model)) != 0) {
+    if (!hello->lacks_model && memcmp(hello->model, identity->model, sizeof(hello->model)) != 0) {
         weft_log(WEFT_LOG_ERROR, "engine/group",
                  "rank %u on %s has other model files: fingerprint %02x%02x%02x%02x, the leader's is %02x%02x%02x%02x",
                  rank, host, hello->model[0], hello->model[1], hello->model[2], hello->model[3], identity->model[0],
@@ -89,8 +92,8 @@ static enum weft_status check_hello(const struct opening *opening, uint32_t rank
     }
     if (memcmp(hello->options, identity->options, sizeof(hello->options)) != 0) {
         weft_log(WEFT_LOG_ERROR, "engine/group",
-                 "rank %u on %s was started with other options than the leader (leaves, shares, KV cache, numerics, "
-                 "comm or limits)",
+                 "rank %u on %s was started with other options than the leader (leaves, shares, weights, KV cache, "
+                 "numerics, comm or limits)",
                  rank, host);
         return WEFT_ERR_ARGUMENT;
     }
@@ -116,6 +119,7 @@ static enum weft_status hear_workers(struct opening *opening, struct weft_member
             verdict = check_hello(opening, r, &hello);
         }
         members[r] = hello.member;
+        opening->lacks_model[r] = hello.lacks_model;
     }
     return verdict;
 }
@@ -133,6 +137,18 @@ static enum weft_status open_device(struct opening *opening)
                                                        .timeout_ms = options->timeout_ms};
 
     return weft_device_open(&device_options, &opening->group->device);
+}
+
+/* Opens this rank's device as the leader dealt it; once. */
+static enum weft_status take_seat(struct opening *opening, const struct weft_rank_seat *seat)
+{
+    if (opening->group->device != NULL) {
+        return WEFT_OK;
+    }
+    opening->group->thread_count = seat->thread_count;
+    opening->wait = seat->wait;
+    opening->gpu = seat->gpu;
+    return open_device(opening);
 }
 
 static void fill_slices(struct weft_group *group)
@@ -154,23 +170,59 @@ static void fill_limits(const struct weft_engine_options *options, struct weft_g
                                               .vocab_size = group->config->vocab_size};
 }
 
-static enum weft_status decide(struct opening *opening, const struct weft_member *members, int32_t *gpus,
-                               uint32_t *thread_counts, enum weft_wait_policy *waits)
+/* GPU, threads and waiting of every rank; opens the leader's own device. */
+static enum weft_status deal_seats(struct opening *opening, const struct weft_member *members, int32_t *gpus)
+{
+    struct weft_group *group = opening->group;
+    uint32_t thread_counts[WEFT_RANK_COUNT_MAX];
+    enum weft_wait_policy waits[WEFT_RANK_COUNT_MAX];
+
+    WEFT_TRY(weft_deal_devices(members, group->rank_count, gpus));
+    weft_deal_threads(members, gpus, group->rank_count, thread_counts, waits);
+    for (uint32_t r = 0; r < group->rank_count; r++) {
+        opening->seats[r] = (struct weft_rank_seat){.thread_count = thread_counts[r], .gpu = gpus[r], .wait = waits[r]};
+    }
+    return take_seat(opening, &opening->seats[0]);
+}
+
+/* Every rank measures itself. */
+static enum weft_status deal_leaves_by_speed(struct opening *opening)
+{
+    struct weft_group *group = opening->group;
+    const struct weft_speed_args args = {.bootstrap = group->bootstrap,
+                                         .rank_count = group->rank_count,
+                                         .seats = opening->seats,
+                                         .device = group->device,
+                                         .timeout_ms = group->timeout_ms};
+    double speeds[WEFT_RANK_COUNT_MAX];
+    uint32_t shares[WEFT_RANK_COUNT_MAX];
+
+    WEFT_TRY(weft_speed_ask(&args, speeds));
+    weft_speed_shares(speeds, group->rank_count, shares);
+    WEFT_TRY(weft_deal_leaves(group->leaf_count, group->rank_count, shares, group->rank_count, group->leaves));
+    for (uint32_t r = 0; r < group->rank_count; r++) {
+        weft_log(WEFT_LOG_INFO, "engine/group", "rank %u reads weights at %.1f GB/s: %u of %u leaves", r,
+                 speeds[r] * 1e-9, weft_range_count(group->leaves[r]), group->leaf_count);
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status decide(struct opening *opening, const struct weft_member *members)
 {
     const struct weft_engine_options *options = opening->args->options;
     struct weft_group *group = opening->group;
     struct weft_model_memory fixed[WEFT_RANK_COUNT_MAX];
+    int32_t gpus[WEFT_RANK_COUNT_MAX];
 
-    WEFT_TRY(
-        weft_deal_leaves(group->leaf_count, group->rank_count, options->shares, options->share_count, group->leaves));
-    WEFT_TRY(weft_deal_devices(members, group->rank_count, gpus));
-    weft_deal_threads(members, gpus, group->rank_count, thread_counts, waits);
+    WEFT_TRY(deal_seats(opening, members, gpus));
+    if (options->is_share_measured) {
+        WEFT_TRY(deal_leaves_by_speed(opening));
+    } else {
+        WEFT_TRY(weft_deal_leaves(group->leaf_count, group->rank_count, options->shares, options->share_count,
+                                  group->leaves));
+    }
     fill_slices(group);
     fill_limits(options, group);
-    group->thread_count = thread_counts[0];
-    opening->wait = waits[0];
-    opening->gpu = gpus[0];
-    WEFT_TRY(open_device(opening));
     const struct weft_model_limits model_limits = {.token_count_max = group->limits.token_count_max,
                                                    .logit_row_max = group->limits.row_count_max,
                                                    .kv_dtype = weft_kv_dtype(options)};
@@ -194,16 +246,13 @@ static enum weft_status lead(struct opening *opening)
 {
     struct weft_group *group = opening->group;
     struct weft_member members[WEFT_RANK_COUNT_MAX];
-    int32_t gpus[WEFT_RANK_COUNT_MAX];
-    uint32_t thread_counts[WEFT_RANK_COUNT_MAX];
-    enum weft_wait_policy waits[WEFT_RANK_COUNT_MAX];
     struct weft_hello own;
 
     fill_hello(opening, &own);
     members[0] = own.member;
     enum weft_status status = hear_workers(opening, members);
     if (status == WEFT_OK) {
-        status = decide(opening, members, gpus, thread_counts, waits);
+        status = decide(opening, members);
     }
     struct weft_setup setup = {.generation = group->generation, .limits = group->limits, .status = status};
     memcpy(setup.leaves, group->leaves, sizeof(setup.leaves));
@@ -211,18 +260,33 @@ static enum weft_status lead(struct opening *opening)
         snprintf(setup.reason, sizeof(setup.reason), "%s", weft_log_last_error());
     }
     for (uint32_t r = 1; r < group->rank_count && weft_bootstrap_failed_rank(group->bootstrap) < 0; r++) {
-        if (status == WEFT_OK) {
-            setup.thread_count = thread_counts[r];
-            setup.gpu = gpus[r];
-            setup.wait = waits[r];
-        }
+        setup.seat = opening->seats[r];
         enum weft_status sent = weft_setup_send(group->bootstrap, r, &setup, group->timeout_ms);
+        if (sent == WEFT_OK && status == WEFT_OK && opening->lacks_model[r]) {
+            sent =
+                weft_model_send(group->bootstrap, r, opening->args->options->model, group->config, group->timeout_ms);
+        }
         status = status == WEFT_OK ? sent : status;
     }
     return status;
 }
 
 /* ---- workers follow ---- */
+
+/* The leader's decision; before it, when leaves are dealt by speed, this rank's speed. */
+static enum weft_status hear_setup(struct opening *opening, struct weft_setup *setup_out)
+{
+    struct weft_group *group = opening->group;
+
+    /* The leader waits for every other rank first. */
+    WEFT_TRY(weft_setup_recv(group->bootstrap, UINT32_MAX, setup_out));
+    if (setup_out->status != WEFT_OK || !setup_out->is_probe) {
+        return WEFT_OK;
+    }
+    enum weft_status status = take_seat(opening, &setup_out->seat);
+    WEFT_TRY(weft_speed_answer(group->bootstrap, group->device, status, group->timeout_ms));
+    return weft_setup_recv(group->bootstrap, UINT32_MAX, setup_out);
+}
 
 static enum weft_status join(struct opening *opening)
 {
@@ -233,13 +297,15 @@ static enum weft_status join(struct opening *opening)
 
     fill_hello(opening, &hello);
     WEFT_TRY(weft_hello_send(group->bootstrap, &hello, group->timeout_ms));
-    /* The leader waits for every other rank first. */
-    WEFT_TRY(weft_setup_recv(group->bootstrap, UINT32_MAX, &setup));
+    WEFT_TRY(hear_setup(opening, &setup));
     if (setup.status != WEFT_OK) {
         weft_log(WEFT_LOG_ERROR, "engine/group", "the leader refused the group: %s", setup.reason);
         return setup.status;
     }
     WEFT_TRY(opening->status);
+    if (opening->args->lacks_model) {
+        WEFT_TRY(weft_model_recv(group->bootstrap, group->timeout_ms, &opening->args->identity->config));
+    }
     for (uint32_t r = 0; r < group->rank_count; r++) {
         if (setup.leaves[r].begin != leaf || setup.leaves[r].end <= leaf || setup.leaves[r].end > group->leaf_count) {
             weft_log(WEFT_LOG_ERROR, "engine/group", "the leader gave rank %u leaves [%u, %u) of %u", r,
@@ -250,13 +316,10 @@ static enum weft_status join(struct opening *opening)
         group->leaves[r] = setup.leaves[r];
     }
     group->generation = setup.generation;
-    group->thread_count = setup.thread_count;
     group->limits = setup.limits;
     group->limits.vocab_size = group->config->vocab_size;
-    opening->wait = setup.wait;
-    opening->gpu = setup.gpu;
     fill_slices(group);
-    return open_device(opening);
+    return take_seat(opening, &setup.seat);
 }
 
 /* ---- everybody loads ---- */
@@ -354,20 +417,21 @@ static enum weft_status load(struct opening *opening)
 {
     const struct weft_engine_options *options = opening->args->options;
     struct weft_group *group = opening->group;
-    const struct weft_model_options model_options = {.folder = options->model,
-                                                     .config = group->config,
-                                                     .slices = group->slices,
-                                                     .rank = group->rank,
-                                                     .rank_count = group->rank_count,
-                                                     .limits = {.token_count_max = group->limits.token_count_max,
-                                                                .logit_row_max = group->limits.row_count_max,
-                                                                .page_count = group->limits.page_count,
-                                                                .kv_dtype = weft_kv_dtype(options)},
-                                                     .device = group->device,
-                                                     .progress = load_progress,
-                                                     .progress_context = opening};
+    struct weft_model_options model_options = {.folder = options->model,
+                                               .config = group->config,
+                                               .slices = group->slices,
+                                               .rank = group->rank,
+                                               .rank_count = group->rank_count,
+                                               .limits = {.token_count_max = group->limits.token_count_max,
+                                                          .logit_row_max = group->limits.row_count_max,
+                                                          .page_count = group->limits.page_count,
+                                                          .kv_dtype = weft_kv_dtype(options)},
+                                               .device = group->device,
+                                               .progress = load_progress,
+                                               .progress_context = opening};
 
     WEFT_TRY(open_comm(opening, &model_options.limits));
+    model_options.stream = weft_options_are_streamed(options) ? group->comm : NULL;
     return weft_model_open(&model_options, &group->model);
 }
 
@@ -426,13 +490,18 @@ static enum weft_status report_ready(struct opening *opening, enum weft_status s
     return status != WEFT_OK ? status : sent;
 }
 
-/* After setup: whoever fails before the collective opening of comm must tell at once, others are waiting there. */
+/*
+ * After setup: whoever fails before the collective opening of comm, or while weights are streamed, must tell at once:
+ * others are waiting there.
+ */
 static enum weft_status load_and_report(struct opening *opening)
 {
     struct weft_group *group = opening->group;
     enum weft_status status = load(opening);
 
-    if (status != WEFT_OK && group->comm == NULL) {
+    bool is_awaited = group->comm == NULL || weft_options_are_streamed(opening->args->options);
+
+    if (status != WEFT_OK && is_awaited) {
         (void)weft_group_fail(group, status);
         return status;
     }

@@ -44,7 +44,9 @@ struct weft_group {
  */
 struct weft_group_args {
     const struct weft_engine_options *options;
-    const struct weft_identity *identity; /* NULL only when status is not OK */
+    /* NULL only when status is not OK. With lacks_model its config is filled in here, by what the leader sends. */
+    struct weft_identity *identity;
+    bool lacks_model; /* this rank has no model folder */
     enum weft_status status;
     uint64_t generation; /* the leader's counts */
 };

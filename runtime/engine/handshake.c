@@ -1,47 +1,23 @@
-/* Hello, Setup and Ready over protobuf-c. Rare and small, so on the heap and on the stack, unlike plans. */
+/* Hello, Setup, Speed and Ready as protobuf-c messages. */
 #include "engine/handshake.h"
 
-#include <assert.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/message.h"
 #include "weft/log.h"
 #include "wire.pb-c.h"
 
 /* The largest is a Setup of 64 ranks, a Hello of 16 GPUs, or a reason. */
 enum { MESSAGE_SIZE_MAX = 4096 };
 
-static enum weft_status send_message(struct weft_bootstrap *bootstrap, uint32_t rank, const ProtobufCMessage *message,
-                                     uint32_t timeout_ms)
-{
-    uint8_t data[MESSAGE_SIZE_MAX];
-    size_t size = protobuf_c_message_get_packed_size(message);
-
-    assert(size <= sizeof(data));
-    protobuf_c_message_pack(message, data);
-    return weft_bootstrap_send(bootstrap, rank, data, size, timeout_ms);
-}
-
-/* *message_out is to be freed with protobuf_c_message_free_unpacked(). */
 static enum weft_status recv_message(struct weft_bootstrap *bootstrap, uint32_t rank,
                                      const ProtobufCMessageDescriptor *descriptor, uint32_t timeout_ms,
                                      ProtobufCMessage **message_out)
 {
-    const void *data;
-    size_t size;
-
-    WEFT_TRY(weft_bootstrap_recv(bootstrap, rank, &data, &size, timeout_ms));
-    ProtobufCMessage *message =
-        size > MESSAGE_SIZE_MAX ? NULL : protobuf_c_message_unpack(descriptor, NULL, size, data);
-    if (message == NULL) {
-        weft_log(WEFT_LOG_ERROR, "engine/group",
-                 "rank %u sent %zu bytes that are no %s: another version of Weft, or no Weft at all", rank, size,
-                 descriptor->short_name);
-        return WEFT_ERR_FORMAT;
-    }
-    *message_out = message;
-    return WEFT_OK;
+    return weft_message_recv(bootstrap, rank, descriptor, MESSAGE_SIZE_MAX, timeout_ms, message_out);
 }
 
 static void copy_text(char *to, size_t size, const char *from)
@@ -97,6 +73,11 @@ static void take_gpus(const Weft__Wire__Hello *message, struct weft_member *memb
     copy_text(member->no_gpu_reason, sizeof(member->no_gpu_reason), message->no_gpu_text);
 }
 
+static enum weft_wait_policy take_wait(uint32_t wait)
+{
+    return wait == WEFT_WAIT_SPIN ? WEFT_WAIT_SPIN : WEFT_WAIT_YIELD;
+}
+
 enum weft_status weft_hello_send(struct weft_bootstrap *bootstrap, const struct weft_hello *hello, uint32_t timeout_ms)
 {
     Weft__Wire__Hello message = WEFT__WIRE__HELLO__INIT;
@@ -118,13 +99,14 @@ enum weft_status weft_hello_send(struct weft_bootstrap *bootstrap, const struct 
     message.thread_count = copy.member.thread_count;
     message.status = copy.status;
     message.text = copy.reason;
+    message.lacks_model = copy.lacks_model;
     message.device_kind = (uint32_t)copy.member.device_kind;
     message.gpu_index = copy.member.gpu_index;
     message.no_gpu_text = copy.member.no_gpu_reason;
     pack_gpus(&copy.member, gpus, gpu_list);
     message.n_gpus = copy.member.gpu_count;
     message.gpus = gpu_list;
-    return send_message(bootstrap, 0, &message.base, timeout_ms);
+    return weft_message_send(bootstrap, 0, &message.base, timeout_ms);
 }
 
 enum weft_status weft_hello_recv(struct weft_bootstrap *bootstrap, uint32_t rank, uint32_t timeout_ms,
@@ -149,8 +131,41 @@ enum weft_status weft_hello_recv(struct weft_bootstrap *bootstrap, uint32_t rank
     take_gpus(message, &hello_out->member);
     hello_out->status = take_status(message->status);
     copy_text(hello_out->reason, sizeof(hello_out->reason), message->text);
+    hello_out->lacks_model = message->lacks_model != 0;
     protobuf_c_message_free_unpacked(base, NULL);
     return WEFT_OK;
+}
+
+enum weft_status weft_speed_send(struct weft_bootstrap *bootstrap, const struct weft_speed *speed, uint32_t timeout_ms)
+{
+    Weft__Wire__Speed message = WEFT__WIRE__SPEED__INIT;
+    char reason[WEFT_REASON_SIZE];
+
+    copy_text(reason, sizeof(reason), speed->reason);
+    message.bytes_per_second = speed->bytes_per_second;
+    message.status = speed->status;
+    message.text = reason;
+    return weft_message_send(bootstrap, 0, &message.base, timeout_ms);
+}
+
+enum weft_status weft_speed_recv(struct weft_bootstrap *bootstrap, uint32_t rank, uint32_t timeout_ms,
+                                 struct weft_speed *speed_out)
+{
+    ProtobufCMessage *base;
+    enum weft_status status = WEFT_OK;
+
+    WEFT_TRY(recv_message(bootstrap, rank, &weft__wire__speed__descriptor, timeout_ms, &base));
+    const Weft__Wire__Speed *message = (const Weft__Wire__Speed *)base;
+    *speed_out =
+        (struct weft_speed){.bytes_per_second = message->bytes_per_second, .status = take_status(message->status)};
+    copy_text(speed_out->reason, sizeof(speed_out->reason), message->text);
+    if (speed_out->status == WEFT_OK && !(isfinite(message->bytes_per_second) && message->bytes_per_second > 0)) {
+        weft_log(WEFT_LOG_ERROR, "engine/group", "rank %u says its speed is %g bytes/s", rank,
+                 message->bytes_per_second);
+        status = WEFT_ERR_FORMAT;
+    }
+    protobuf_c_message_free_unpacked(base, NULL);
+    return status;
 }
 
 enum weft_status weft_setup_send(struct weft_bootstrap *bootstrap, uint32_t rank, const struct weft_setup *setup,
@@ -166,7 +181,11 @@ enum weft_status weft_setup_send(struct weft_bootstrap *bootstrap, uint32_t rank
     message.generation = setup->generation;
     message.status = setup->status;
     message.text = reason;
-    if (setup->status == WEFT_OK) {
+    message.is_probe = setup->is_probe;
+    message.thread_count = setup->seat.thread_count;
+    message.gpu = setup->seat.gpu == WEFT_NO_GPU ? 0 : (uint32_t)setup->seat.gpu + 1;
+    message.wait_policy = setup->seat.wait;
+    if (setup->status == WEFT_OK && !setup->is_probe) {
         for (uint32_t r = 0; r < rank_count; r++) {
             begins[r] = setup->leaves[r].begin;
             ends[r] = setup->leaves[r].end;
@@ -175,9 +194,6 @@ enum weft_status weft_setup_send(struct weft_bootstrap *bootstrap, uint32_t rank
         message.leaf_begins = begins;
         message.n_leaf_ends = rank_count;
         message.leaf_ends = ends;
-        message.thread_count = setup->thread_count;
-        message.gpu = setup->gpu == WEFT_NO_GPU ? 0 : (uint32_t)setup->gpu + 1;
-        message.wait_policy = setup->wait;
         message.token_count_max = setup->limits.token_count_max;
         message.row_count_max = setup->limits.row_count_max;
         message.candidate_count_max = setup->limits.candidate_count_max;
@@ -185,7 +201,15 @@ enum weft_status weft_setup_send(struct weft_bootstrap *bootstrap, uint32_t rank
         message.page_count = setup->limits.page_count;
         message.context_length = setup->limits.context_length;
     }
-    return send_message(bootstrap, rank, &message.base, timeout_ms);
+    return weft_message_send(bootstrap, rank, &message.base, timeout_ms);
+}
+
+static bool has_group(const Weft__Wire__Setup *message, uint32_t rank_count)
+{
+    return message->n_leaf_begins == rank_count && message->n_leaf_ends == rank_count &&
+           rank_count <= WEFT_RANK_COUNT_MAX && message->token_count_max >= 1 && message->row_count_max >= 1 &&
+           message->candidate_count_max >= 1 && message->sequence_count_max >= 1 && message->page_count >= 1 &&
+           message->context_length >= 1;
 }
 
 static enum weft_status take_setup(const Weft__Wire__Setup *message, uint32_t rank_count, struct weft_setup *setup)
@@ -195,21 +219,19 @@ static enum weft_status take_setup(const Weft__Wire__Setup *message, uint32_t ra
     if (setup->status != WEFT_OK) {
         return WEFT_OK;
     }
-    if (message->n_leaf_begins != rank_count || message->n_leaf_ends != rank_count ||
-        rank_count > WEFT_RANK_COUNT_MAX || message->thread_count < 1 || message->thread_count > WEFT_CPU_COUNT_MAX ||
-        message->token_count_max < 1 || message->row_count_max < 1 || message->candidate_count_max < 1 ||
-        message->sequence_count_max < 1 || message->page_count < 1 || message->context_length < 1 ||
-        message->gpu > WEFT_MEMBER_GPU_MAX) {
+    setup->is_probe = message->is_probe != 0;
+    if (message->thread_count < 1 || message->thread_count > WEFT_CPU_COUNT_MAX || message->gpu > WEFT_MEMBER_GPU_MAX ||
+        (!setup->is_probe && !has_group(message, rank_count))) {
         weft_log(WEFT_LOG_ERROR, "engine/group", "the leader's Setup does not describe a group of %u ranks",
                  rank_count);
         return WEFT_ERR_FORMAT;
     }
-    for (uint32_t r = 0; r < rank_count; r++) {
+    setup->seat = (struct weft_rank_seat){.thread_count = message->thread_count,
+                                          .gpu = message->gpu == 0 ? WEFT_NO_GPU : (int32_t)message->gpu - 1,
+                                          .wait = take_wait(message->wait_policy)};
+    for (uint32_t r = 0; r < rank_count && !setup->is_probe; r++) {
         setup->leaves[r] = (struct weft_range){message->leaf_begins[r], message->leaf_ends[r]};
     }
-    setup->thread_count = message->thread_count;
-    setup->gpu = message->gpu == 0 ? WEFT_NO_GPU : (int32_t)message->gpu - 1;
-    setup->wait = message->wait_policy == WEFT_WAIT_SPIN ? WEFT_WAIT_SPIN : WEFT_WAIT_YIELD;
     setup->limits = (struct weft_plan_limits){.token_count_max = message->token_count_max,
                                               .sequence_count_max = message->sequence_count_max,
                                               .row_count_max = message->row_count_max,
@@ -242,7 +264,7 @@ enum weft_status weft_ready_send(struct weft_bootstrap *bootstrap, const struct 
     message.is_final = ready->is_final;
     message.status = ready->status;
     message.text = reason;
-    return send_message(bootstrap, 0, &message.base, timeout_ms);
+    return weft_message_send(bootstrap, 0, &message.base, timeout_ms);
 }
 
 enum weft_status weft_ready_recv(struct weft_bootstrap *bootstrap, uint32_t rank, uint32_t timeout_ms,

@@ -1,5 +1,6 @@
 /*
- * The messages that form a group (Hello, Setup, Ready of wire.proto) as plain structs, sent and received whole.
+ * The messages that form a group (Hello, Setup, Speed, Model, Ready of wire.proto) as plain structs, sent and received
+ * whole.
  *
  * What arrives is checked as far as one message can be; whether it fits the group is group.c's to say.
  */
@@ -25,14 +26,28 @@ struct weft_hello {
     struct weft_member member;
     enum weft_status status; /* not OK: cannot take part, `reason` says why */
     char reason[WEFT_REASON_SIZE];
+    bool lacks_model; /* has no folder to read */
 };
 
-struct weft_setup {
-    uint64_t generation;
-    struct weft_range leaves[WEFT_RANK_COUNT_MAX]; /* [rank_count] */
+/* How fast a rank is, for dealing leaves by speed. */
+struct weft_speed {
+    double bytes_per_second; /* > 0, finite */
+    enum weft_status status; /* not OK: could not be measured, `reason` says why */
+    char reason[WEFT_REASON_SIZE];
+};
+
+/* What a rank computes on. */
+struct weft_rank_seat {
     uint32_t thread_count;
     int32_t gpu; /* WEFT_NO_GPU: CPUs */
     enum weft_wait_policy wait;
+};
+
+struct weft_setup {
+    bool is_probe; /* only `seat` is set: to be answered with a speed; the real Setup follows */
+    struct weft_rank_seat seat;
+    uint64_t generation;
+    struct weft_range leaves[WEFT_RANK_COUNT_MAX]; /* [rank_count] */
     struct weft_plan_limits limits;
     enum weft_status status; /* not OK: refused, `reason` says why; nothing else is set */
     char reason[WEFT_REASON_SIZE];
@@ -52,10 +67,19 @@ WEFT_MUST_CHECK enum weft_status weft_hello_send(struct weft_bootstrap *bootstra
                                                  uint32_t timeout_ms);
 WEFT_MUST_CHECK enum weft_status weft_hello_recv(struct weft_bootstrap *bootstrap, uint32_t rank, uint32_t timeout_ms,
                                                  struct weft_hello *hello_out);
+WEFT_MUST_CHECK enum weft_status weft_speed_send(struct weft_bootstrap *bootstrap, const struct weft_speed *speed,
+                                                 uint32_t timeout_ms);
+WEFT_MUST_CHECK enum weft_status weft_speed_recv(struct weft_bootstrap *bootstrap, uint32_t rank, uint32_t timeout_ms,
+                                                 struct weft_speed *speed_out);
 WEFT_MUST_CHECK enum weft_status weft_setup_send(struct weft_bootstrap *bootstrap, uint32_t rank,
                                                  const struct weft_setup *setup, uint32_t timeout_ms);
 WEFT_MUST_CHECK enum weft_status weft_setup_recv(struct weft_bootstrap *bootstrap, uint32_t timeout_ms,
                                                  struct weft_setup *setup_out);
+/* The configuration in `folder`, with what its tensors say (`config`), for a rank that lacks it. Logged. */
+WEFT_MUST_CHECK enum weft_status weft_model_send(struct weft_bootstrap *bootstrap, uint32_t rank, const char *folder,
+                                                 const struct weft_model_config *config, uint32_t timeout_ms);
+WEFT_MUST_CHECK enum weft_status weft_model_recv(struct weft_bootstrap *bootstrap, uint32_t timeout_ms,
+                                                 struct weft_model_config *config_out);
 WEFT_MUST_CHECK enum weft_status weft_ready_send(struct weft_bootstrap *bootstrap, const struct weft_ready *ready,
                                                  uint32_t timeout_ms);
 WEFT_MUST_CHECK enum weft_status weft_ready_recv(struct weft_bootstrap *bootstrap, uint32_t rank, uint32_t timeout_ms,

@@ -95,10 +95,10 @@ static void digest_options(EVP_MD_CTX *digest, const struct weft_engine_options 
 
     snprintf(text, sizeof(text),
              "weft %s leaves %u numerics %s kv %s comm %s context %u sequences %u cache %u chunk %u "
-             "candidates %u shares",
+             "candidates %u weights %s shares%s",
              weft_version(), options->leaf_count, options->numerics, options->kv_dtype, options->comm,
              options->context_length, options->sequence_count_max, options->kv_token_count, options->prefill_chunk,
-             options->candidate_count);
+             options->candidate_count, options->weights, options->is_share_measured ? " measured" : "");
     EVP_DigestUpdate(digest, text, strlen(text));
     for (uint32_t i = 0; i < options->share_count; i++) {
         snprintf(text, sizeof(text), " %u", options->shares[i]);
@@ -114,6 +114,22 @@ enum weft_status weft_model_folder_check(const char *folder)
         weft_log(WEFT_LOG_ERROR, "engine/identity", "%s: no such model folder", folder);
         return WEFT_ERR_IO;
     }
+    return WEFT_OK;
+}
+
+enum weft_status weft_identity_read_options(const struct weft_engine_options *options,
+                                            struct weft_identity *identity_out)
+{
+    EVP_MD_CTX *digest = EVP_MD_CTX_new();
+
+    if (digest == NULL || EVP_DigestInit_ex(digest, EVP_sha256(), NULL) != 1) {
+        weft_log(WEFT_LOG_ERROR, "engine/identity", "cannot set up SHA-256");
+        EVP_MD_CTX_free(digest);
+        return WEFT_ERR_MEMORY;
+    }
+    digest_options(digest, options);
+    EVP_DigestFinal_ex(digest, identity_out->options, NULL);
+    EVP_MD_CTX_free(digest);
     return WEFT_OK;
 }
 
@@ -135,9 +151,9 @@ enum weft_status weft_identity_read(const struct weft_engine_options *options, s
     }
     status = digest_model(digest, options->model, buffer);
     EVP_DigestFinal_ex(digest, identity.model, NULL);
-    EVP_DigestInit_ex(digest, EVP_sha256(), NULL);
-    digest_options(digest, options);
-    EVP_DigestFinal_ex(digest, identity.options, NULL);
+    if (status == WEFT_OK) {
+        status = weft_identity_read_options(options, &identity);
+    }
     if (status == WEFT_OK) {
         *identity_out = identity;
     }

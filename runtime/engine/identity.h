@@ -28,6 +28,10 @@ WEFT_MUST_CHECK enum weft_status weft_model_folder_check(const char *folder);
 WEFT_MUST_CHECK enum weft_status weft_identity_read(const struct weft_engine_options *options,
                                                     struct weft_identity *identity_out);
 
+/* The digest of the options alone, for a rank without the folder. ERR_MEMORY, logged. */
+WEFT_MUST_CHECK enum weft_status weft_identity_read_options(const struct weft_engine_options *options,
+                                                            struct weft_identity *identity_out);
+
 /* Hex of digest[WEFT_SHA256_SIZE] into text[65]. */
 void weft_sha256_text(const uint8_t *digest, char *text);
 

@@ -59,9 +59,9 @@ static enum weft_status check_word(const char *name, const char *value, const ch
 
 static enum weft_status copy_texts(struct weft_arena *arena, struct weft_engine_options *options)
 {
-    const char **const texts[] = {&options->model,    &options->leader,     &options->secret,   &options->device,
-                                  &options->comm,     &options->interface,  &options->kv_dtype, &options->cpu_level,
-                                  &options->numerics, &options->cuda_module};
+    const char **const texts[] = {&options->model,    &options->leader,      &options->secret,   &options->device,
+                                  &options->comm,     &options->interface,   &options->kv_dtype, &options->cpu_level,
+                                  &options->numerics, &options->cuda_module, &options->weights};
 
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
         if (*texts[i] != NULL) {
@@ -100,6 +100,11 @@ static enum weft_status check_launch(const struct weft_engine_options *options)
         weft_log(WEFT_LOG_ERROR, "engine/options", "%u shares announced, none given", options->share_count);
         return WEFT_ERR_ARGUMENT;
     }
+    if (options->share_count > 0 && options->is_share_measured) {
+        weft_log(WEFT_LOG_ERROR, "engine/options",
+                 "shares are given and to be measured as well: expected one of the two");
+        return WEFT_ERR_ARGUMENT;
+    }
     return check_range("number of shares", options->share_count, WEFT_LEAF_COUNT_MAX);
 }
 
@@ -109,6 +114,7 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     static const char *const numerics[] = {"exact", "reference", "fast", NULL};
     static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", NULL};
     static const char *const dtypes[] = {"f32", "bf16", NULL};
+    static const char *const weights[] = {"local", "stream", NULL};
     struct weft_engine_options resolved = *options;
     enum weft_device_kind kind;
     uint32_t gpu_index;
@@ -122,6 +128,7 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     resolved.device = resolved.device == NULL ? "auto" : resolved.device;
     resolved.numerics = resolved.numerics == NULL ? "exact" : resolved.numerics;
     resolved.comm = resolved.comm == NULL ? "auto" : resolved.comm;
+    resolved.weights = resolved.weights == NULL ? "local" : resolved.weights;
     resolved.kv_dtype = resolved.kv_dtype == NULL ? "f32" : resolved.kv_dtype;
     if (resolved.prefill_chunk > PREFILL_CHUNK_MAX) {
         resolved.prefill_chunk = PREFILL_CHUNK_MAX; /* "the whole prompt" */
@@ -139,10 +146,16 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     WEFT_TRY(weft_device_kind_parse(resolved.device, &kind, &gpu_index));
     WEFT_TRY(check_word("numerics", resolved.numerics, numerics));
     WEFT_TRY(check_word("comm", resolved.comm, comms));
+    WEFT_TRY(check_word("weights", resolved.weights, weights));
     WEFT_TRY(check_word("KV cache type", resolved.kv_dtype, dtypes));
     WEFT_TRY(copy_texts(arena, &resolved));
     *resolved_out = resolved;
     return WEFT_OK;
+}
+
+bool weft_options_are_streamed(const struct weft_engine_options *options)
+{
+    return strcmp(options->weights, "stream") == 0;
 }
 
 enum weft_dtype weft_kv_dtype(const struct weft_engine_options *options)

@@ -14,6 +14,7 @@ WEFT_MUST_CHECK enum weft_status weft_options_resolve(const struct weft_engine_o
                                                       struct weft_engine_options *resolved_out);
 
 /* Of resolved options. */
+bool weft_options_are_streamed(const struct weft_engine_options *options); /* rank 0 reads the weights for all */
 enum weft_dtype weft_kv_dtype(const struct weft_engine_options *options);
 
 #endif

@@ -422,31 +422,48 @@ static enum weft_status read_tensors(const char *folder, struct weft_model_confi
     return status;
 }
 
+enum weft_status weft_model_texts_read(const char *folder, struct weft_model_texts *texts_out)
+{
+    struct weft_model_texts texts = {0};
+    char path[4096];
+
+    snprintf(path, sizeof(path), "%.4000s/config.json", folder);
+    WEFT_TRY(weft_file_read(path, CONFIG_SIZE_MAX, &texts.config, &texts.config_size));
+    snprintf(path, sizeof(path), "%.4000s/generation_config.json", folder);
+    if (access(path, F_OK) == 0 || errno != ENOENT) {
+        enum weft_status status = weft_file_read(path, CONFIG_SIZE_MAX, &texts.generation, &texts.generation_size);
+        if (status != WEFT_OK) {
+            weft_model_texts_fini(&texts);
+            return status;
+        }
+    }
+    *texts_out = texts;
+    return WEFT_OK;
+}
+
+void weft_model_texts_fini(struct weft_model_texts *texts)
+{
+    free(texts->config);
+    free(texts->generation);
+    *texts = (struct weft_model_texts){0};
+}
+
 enum weft_status weft_model_config_read(const char *folder, struct weft_model_config *config_out)
 {
     struct weft_model_config config;
+    struct weft_model_texts texts;
     char path[4096];
-    char *text = NULL, *generation_text = NULL;
-    size_t size, generation_size = 0;
 
+    WEFT_TRY(weft_model_texts_read(folder, &texts));
     snprintf(path, sizeof(path), "%.4000s/config.json", folder);
-    WEFT_TRY(weft_file_read(path, CONFIG_SIZE_MAX, &text, &size));
-    char generation_path[4096];
-    snprintf(generation_path, sizeof(generation_path), "%.4000s/generation_config.json", folder);
-    enum weft_status status = WEFT_OK;
-    if (access(generation_path, F_OK) == 0 || errno != ENOENT) {
-        status = weft_file_read(generation_path, CONFIG_SIZE_MAX, &generation_text, &generation_size);
-    }
-    if (status == WEFT_OK) {
-        status = weft_model_config_parse(path, text, size, generation_text, generation_size, &config);
-    }
+    enum weft_status status = weft_model_config_parse(path, texts.config, texts.config_size, texts.generation,
+                                                      texts.generation_size, &config);
     if (status == WEFT_OK) {
         status = read_tensors(folder, &config);
     }
     if (status == WEFT_OK) {
         *config_out = config;
     }
-    free(generation_text);
-    free(text);
+    weft_model_texts_fini(&texts);
     return status;
 }

@@ -72,6 +72,17 @@ struct weft_model_config {
  */
 WEFT_MUST_CHECK enum weft_status weft_model_config_read(const char *folder, struct weft_model_config *config_out);
 
+/* config.json and generation_config.json of a folder, from malloc; generation NULL when there is none. */
+struct weft_model_texts {
+    char *config;
+    size_t config_size;
+    char *generation;
+    size_t generation_size;
+};
+/* ERR_IO, ERR_LIMIT: logged, nothing to free. */
+WEFT_MUST_CHECK enum weft_status weft_model_texts_read(const char *folder, struct weft_model_texts *texts_out);
+void weft_model_texts_fini(struct weft_model_texts *texts);
+
 /* config.json and generation_config.json (may be NULL) from text: fuzzing, tests. `name` appears in errors. */
 WEFT_MUST_CHECK enum weft_status weft_model_config_parse(const char *name, const char *text, size_t size,
                                                          const char *generation_text, size_t generation_size,

@@ -24,7 +24,7 @@ def test_help_names_every_command():
 
 @pytest.mark.parametrize("command, options", [
     ("run", "model prompt prompt-file max-tokens temperature top-k top-p min-p repetition-penalty presence-penalty "
-            "frequency-penalty seed stop ignore-eos ranks threads shares leaves prefill-chunk cpu-level comm interface "
+            "frequency-penalty seed stop ignore-eos ranks threads shares weights leaves prefill-chunk cpu-level comm interface "
             "kv-dtype memory context timeout rank leader secret-file output quiet"),
     ("serve", "model grpc drain sequences queue ranks threads shares memory context"),
     ("info", "model ranks shares leaves memory output"),
@@ -60,8 +60,11 @@ def test_version():
     (["run", "--max-tokens", "1e99"], 'weft run: --max-tokens: expected an integer from 1 to 4294967295, found "1e99"'),
     (["run", "--temperature", "nan"], 'weft run: --temperature: expected a number from 0 to 100, found "nan"'),
     (["run", "--top-p", "2"], 'weft run: --top-p: expected a number from 1e-06 to 1, found "2"'),
-    (["run", "--shares", "3,,1"], 'weft run: --shares: expected whole numbers from 1 such as 3,1, found "3,,1"'),
-    (["run", "--shares", "0,1"], 'weft run: --shares: expected whole numbers from 1 such as 3,1, found "0,1"'),
+    (["run", "--shares", "3,,1"], 'weft run: --shares: expected auto, or whole numbers from 1 such as 3,1, found "3,,1"'),
+    (["info", "--shares", "auto"],
+     "weft info: --shares auto: measured when ranks meet, and info starts none; give numbers"),
+    (["run", "--weights", "nfs"], 'weft run: --weights: expected local|stream, found "nfs"'),
+    (["run", "--shares", "0,1"], 'weft run: --shares: expected auto, or whole numbers from 1 such as 3,1, found "0,1"'),
     (["run", "--memory", "4 elephants"],
      'weft run: --memory: expected a size such as 4GiB or 512MiB, found "4 elephants"'),
     (["run", "--timeout", "soon"], 'weft run: --timeout: expected a time such as 30s, 500ms or 2m, found "soon"'),

@@ -125,6 +125,80 @@ static void test_ranks_join_work_and_leave(void **state)
     }
 }
 
+/* One answer of the group that the joiners form; all of them leave well. */
+static void answer_together(struct joiner *joiners, struct answer *answer)
+{
+    static const int32_t prompt[] = {5, 17, 200, 33, 9};
+    struct weft_engine *engine = NULL;
+    struct weft_request request;
+
+    assert_int_equal(open_together(joiners, &engine), WEFT_OK);
+    weft_request_init(&request);
+    request.token_ids = prompt;
+    request.token_count = TEST_COUNT(prompt);
+    request.max_tokens = 20;
+    request.is_eos_ignored = true;
+    request.has_logits_digest = true;
+    run_requests(engine, &request, 1, answer);
+    weft_engine_close(&engine);
+    join_threads(joiners);
+    for (uint32_t r = 1; r < RANKS; r++) {
+        assert_int_equal(joiners[r].open_status, WEFT_OK);
+        assert_int_equal(joiners[r].work_status, WEFT_OK);
+    }
+}
+
+/* Streamed weights need a folder on the leader only, and the answer is the same. */
+static void test_ranks_without_a_folder(void **state)
+{
+    static const char *const models[] = {"qwen2", "llama3", "mistral"};
+
+    (void)state;
+    for (size_t m = 0; m < TEST_COUNT(models); m++) {
+        struct answer wanted;
+        struct answer got;
+
+        for (int is_streamed = 0; is_streamed < 2; is_streamed++) {
+            struct joiner joiners[RANKS];
+
+            choose_port();
+            for (uint32_t r = 0; r < RANKS; r++) {
+                joiner_init(&joiners[r], models[m], r);
+                joiners[r].options.weights = is_streamed ? "stream" : "local";
+                if (is_streamed && r > 0) {
+                    snprintf(joiners[r].model, sizeof(joiners[r].model), "/nonexistent/%u", r);
+                }
+            }
+            answer_together(joiners, is_streamed ? &got : &wanted);
+        }
+        assert_same_answer(&got, &wanted);
+    }
+}
+
+/* Who reads faster gets more leaves; who computes by the reference kernels is far slower. */
+static void test_shares_by_speed(void **state)
+{
+    struct answer wanted;
+    struct answer got;
+
+    (void)state;
+    for (int is_measured = 0; is_measured < 2; is_measured++) {
+        struct joiner joiners[RANKS];
+
+        choose_port();
+        for (uint32_t r = 0; r < RANKS; r++) {
+            joiner_init(&joiners[r], "llama3", r);
+            joiners[r].options.is_share_measured = is_measured;
+            joiners[r].options.thread_count = 1;
+            joiners[r].options.cpu_level = r == 1 ? NULL : "ref";
+        }
+        log_clear();
+        answer_together(joiners, is_measured ? &got : &wanted);
+        assert_int_equal(log_has("rank 1 reads weights at "), is_measured);
+    }
+    assert_same_answer(&got, &wanted);
+}
+
 static void check_refused(struct joiner *joiners, const char *reason)
 {
     struct weft_engine *engine = NULL;
@@ -146,8 +220,9 @@ static void test_who_does_not_fit_is_refused(void **state)
     struct joiner joiners[RANKS];
 
     (void)state;
-    for (int which = 0; which < 4; which++) {
-        static const char *const reasons[] = {"rank 2", "other options", "rank 1", "no such model folder"};
+    for (int which = 0; which < 6; which++) {
+        static const char *const reasons[] = {"rank 2",        "other options", "rank 1", "no such model folder",
+                                              "other options", "other options"};
         choose_port();
         for (uint32_t r = 0; r < RANKS; r++) {
             joiner_init(&joiners[r], "qwen2", r);
@@ -156,6 +231,8 @@ static void test_who_does_not_fit_is_refused(void **state)
         case 0: joiner_init(&joiners[2], "qwen3", 2); break;
         case 1: joiners[1].options.leaf_count = 16; break;
         case 2: joiners[1].options.prefill_chunk = 3; break;
+        case 4: joiners[2].options.weights = "stream"; break;
+        case 5: joiners[0].options.is_share_measured = true; break;
         default: snprintf(joiners[2].model, sizeof(joiners[2].model), "/nowhere"); break;
         }
         check_refused(joiners, reasons[which]);
@@ -166,6 +243,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_ranks_join_work_and_leave, set_up),
+        cmocka_unit_test_setup(test_ranks_without_a_folder, set_up),
+        cmocka_unit_test_setup(test_shares_by_speed, set_up),
         cmocka_unit_test_setup(test_who_does_not_fit_is_refused, set_up),
     };
 

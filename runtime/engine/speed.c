@@ -1,0 +1,150 @@
+/* Measuring with the device's own multiplication. */
+#include "engine/speed.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "weft/log.h"
+
+enum {
+    MATRIX_COUNT = 12,
+    ROW_COUNT = 2048, /* 16 MiB each: several times the usual share of a core in its last cache, all of them more */
+    COL_COUNT = 4096,
+    ROW_STRIP = 64,
+    ROUND_COUNT = 3,
+};
+
+struct probe {
+    struct weft_device *device;
+    struct weft_matrix *matrices[MATRIX_COUNT];
+    float *x; /* [COL_COUNT] */
+    float *y; /* [ROW_COUNT] */
+};
+
+static enum weft_status open_probe(struct probe *probe)
+{
+    const struct weft_matrix_desc desc = {.dtype = WEFT_BF16, .row_count = ROW_COUNT, .col_count = COL_COUNT};
+    uint16_t *rows = calloc((size_t)ROW_STRIP * COL_COUNT, sizeof(*rows));
+    enum weft_status status = WEFT_OK;
+
+    probe->x = weft_device_alloc(probe->device, COL_COUNT * sizeof(float));
+    probe->y = weft_device_alloc(probe->device, ROW_COUNT * sizeof(float));
+    if (rows == NULL || probe->x == NULL || probe->y == NULL) {
+        weft_log(WEFT_LOG_ERROR, "engine/speed", "out of memory for measuring");
+        status = WEFT_ERR_MEMORY;
+    }
+    for (int i = 0; i < MATRIX_COUNT && status == WEFT_OK; i++) {
+        status = weft_matrix_open(probe->device, &desc, &probe->matrices[i]);
+        for (uint32_t row = 0; row < ROW_COUNT && status == WEFT_OK; row += ROW_STRIP) {
+            status = weft_matrix_write_rows(probe->device, probe->matrices[i], row, ROW_STRIP, rows,
+                                            COL_COUNT * sizeof(*rows));
+        }
+    }
+    free(rows);
+    return status;
+}
+
+static void close_probe(struct probe *probe)
+{
+    for (int i = 0; i < MATRIX_COUNT; i++) {
+        if (probe->matrices[i] != NULL) {
+            weft_matrix_close(probe->device, &probe->matrices[i]);
+        }
+    }
+    weft_device_free(probe->device, probe->x);
+    weft_device_free(probe->device, probe->y);
+}
+
+/* Seconds of one pass over all matrices. */
+static enum weft_status run_round(struct probe *probe, double *seconds_out)
+{
+    int64_t begin = weft_clock_ns();
+
+    for (int i = 0; i < MATRIX_COUNT; i++) {
+        weft_device_matmul(probe->device, probe->matrices[i], probe->x, 1, NULL, probe->y);
+    }
+    WEFT_TRY(weft_device_sync(probe->device));
+    *seconds_out = (double)(weft_clock_ns() - begin) * 1e-9;
+    return WEFT_OK;
+}
+
+enum weft_status weft_speed_measure(struct weft_device *device, double *bytes_per_second_out)
+{
+    struct probe probe = {.device = device};
+    double best = 0;
+    enum weft_status status = open_probe(&probe);
+
+    for (int round = 0; round < ROUND_COUNT && status == WEFT_OK; round++) {
+        double seconds = 0;
+
+        status = run_round(&probe, &seconds);
+        best = round == 0 || seconds < best ? seconds : best;
+    }
+    close_probe(&probe);
+    if (status == WEFT_OK) {
+        double size = (double)MATRIX_COUNT * ROW_COUNT * COL_COUNT * sizeof(uint16_t);
+        *bytes_per_second_out = size / (best > 1e-9 ? best : 1e-9);
+    }
+    return status;
+}
+
+void weft_speed_shares(const double *speeds, uint32_t rank_count, uint32_t *shares_out)
+{
+    double fastest = 0;
+
+    for (uint32_t r = 0; r < rank_count; r++) {
+        fastest = speeds[r] > fastest ? speeds[r] : fastest;
+    }
+    for (uint32_t r = 0; r < rank_count; r++) {
+        uint32_t share = (uint32_t)(speeds[r] / fastest * 1000 + 0.5);
+        shares_out[r] = share > 0 ? share : 1;
+    }
+}
+
+/* ---- between ranks ---- */
+
+static enum weft_status hear_speed(const struct weft_speed_args *args, uint32_t rank, double *speed_out)
+{
+    struct weft_speed speed;
+    enum weft_status status = weft_speed_recv(args->bootstrap, rank, args->timeout_ms, &speed);
+
+    if (status == WEFT_ERR_TIMEOUT) {
+        weft_bootstrap_abort(args->bootstrap, rank, "did not say how fast it is");
+    }
+    WEFT_TRY(status);
+    if (speed.status != WEFT_OK) {
+        weft_log(WEFT_LOG_ERROR, "engine/speed", "rank %u cannot measure its speed: %s", rank, speed.reason);
+        return WEFT_ERR_IO;
+    }
+    *speed_out = speed.bytes_per_second;
+    return WEFT_OK;
+}
+
+enum weft_status weft_speed_ask(const struct weft_speed_args *args, double *speeds_out)
+{
+    for (uint32_t r = 1; r < args->rank_count; r++) {
+        const struct weft_setup probe = {.is_probe = true, .seat = args->seats[r]};
+        WEFT_TRY(weft_setup_send(args->bootstrap, r, &probe, args->timeout_ms));
+    }
+    enum weft_status status = weft_speed_measure(args->device, &speeds_out[0]);
+    for (uint32_t r = 1; r < args->rank_count; r++) { /* all of them: they say it in any case */
+        enum weft_status heard = hear_speed(args, r, &speeds_out[r]);
+        status = status == WEFT_OK ? heard : status;
+    }
+    return status;
+}
+
+enum weft_status weft_speed_answer(struct weft_bootstrap *bootstrap, struct weft_device *device,
+                                   enum weft_status status, uint32_t timeout_ms)
+{
+    struct weft_speed speed = {.status = status};
+
+    if (status == WEFT_OK) {
+        speed.status = weft_speed_measure(device, &speed.bytes_per_second);
+    }
+    if (speed.status != WEFT_OK) {
+        snprintf(speed.reason, sizeof(speed.reason), "%s", weft_log_last_error());
+    }
+    return weft_speed_send(bootstrap, &speed, timeout_ms);
+}

@@ -1,0 +1,42 @@
+/*
+ * How fast this rank reads weights, for dealing leaves in proportion (--shares auto). What decides the time of decoding
+ * is the bandwidth at which weights pass through the device, so that is what is measured: one token, bf16.
+ */
+#ifndef WEFT_ENGINE_SPEED_H
+#define WEFT_ENGINE_SPEED_H
+
+#include <stdint.h>
+
+#include "engine/handshake.h"
+#include "weft/bootstrap.h"
+#include "weft/device.h"
+#include "weft/status.h"
+
+/*
+ * Multiplies one token with matrices that no cache holds (192 MiB in all, for about a quarter of a second; freed
+ * again). *out: bytes of weights per second, the best of three rounds: the best says what the machine can do, the
+ * others what disturbed it. ERR_MEMORY, ERR_IO: logged.
+ */
+WEFT_MUST_CHECK enum weft_status weft_speed_measure(struct weft_device *device, double *bytes_per_second_out);
+
+/*
+ * The leader's side: all ranks measure at the same time, since those of one host share its memory, and the leader with
+ * them. speeds_out[rank_count]. ERR_IO, logged, naming the rank that could not.
+ */
+struct weft_speed_args {
+    struct weft_bootstrap *bootstrap;
+    uint32_t rank_count;
+    const struct weft_rank_seat *seats; /* [rank_count] */
+    struct weft_device *device;         /* the leader's own */
+    uint32_t timeout_ms;
+};
+WEFT_MUST_CHECK enum weft_status weft_speed_ask(const struct weft_speed_args *args, double *speeds_out);
+
+/* A worker's answer to the leader, measured on its device; or the status and last error with which it could not. */
+WEFT_MUST_CHECK enum weft_status weft_speed_answer(struct weft_bootstrap *bootstrap, struct weft_device *device,
+                                                   enum weft_status status, uint32_t timeout_ms);
+
+/* Speeds as whole numbers for weft_tree_deal(): the fastest has 1000, nobody less than 1. */
+void weft_speed_shares(const double *speeds, uint32_t rank_count, uint32_t *shares_out);
+
+#endif
