@@ -1,0 +1,153 @@
+"""What makes pods out of the objects of launch/k8s: the MPI operator, LeaderWorkerSet's, and Kubernetes' StatefulSet.
+
+Each knows which pods should be there (wanted), and is asked again whenever one is gone: Cluster.reconcile().
+"""
+import copy
+import pathlib
+import subprocess
+import tempfile
+
+HOSTS = "/etc/mpi"
+
+
+def pod_of(template, name, namespace, labels, **spec):
+    """A pod object from a template."""
+    metadata = copy.deepcopy(template.get("metadata", {}))
+    metadata.update(name=name, namespace=namespace, labels={**metadata.get("labels", {}), **labels})
+    return {"metadata": metadata, "spec": {**copy.deepcopy(template["spec"]), **spec}}
+
+
+class MpiJob:
+    """kubeflow.org/v2beta1: workers with sshd, a launcher that finds them in /etc/mpi/hostfile, one key for all."""
+
+    def __init__(self, cluster, document):
+        self.cluster, self.document = cluster, document
+        self.name, self.namespace = document["metadata"]["name"], document["metadata"]["namespace"]
+        self.spec = document["spec"]
+        self.launcher, self.worker = (self.spec["mpiReplicaSpecs"][role] for role in ("Launcher", "Worker"))
+        assert self.spec["mpiImplementation"] == "OpenMPI" and self.launcher["replicas"] == 1
+        common = {"training.kubeflow.org/operator-name": "mpi-operator", "training.kubeflow.org/job-name": self.name}
+        self.labels = common
+        cluster.add_object("secret", f"{self.name}-ssh", self.keys())
+        cluster.add_object("configMap", f"{self.name}-config", self.hostfile())
+        cluster.add_service(self.name, common, self.spec["runLauncherAsWorker"])
+
+    @staticmethod
+    def keys():
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "id_rsa"
+            subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "521", "-m", "PEM", "-N", "", "-f", path], check=True)
+            public = path.with_suffix(".pub").read_text()
+            return {"id_rsa": path.read_text(), "id_rsa.pub": public, "authorized_keys": public}
+
+    def hosts(self):
+        launcher = [f"{self.name}-launcher"] if self.spec["runLauncherAsWorker"] else []
+        names = launcher + [f"{self.name}-worker-{i}" for i in range(self.worker["replicas"])]
+        return [f"{n}.{self.name}.{self.namespace}.svc" for n in names]
+
+    def hostfile(self):
+        lines = "".join(f"{host} slots={self.spec['slotsPerWorker']}\n" for host in self.hosts())
+        script = "#!/bin/sh\n" + "".join(f"echo {host}\n" for host in sorted(self.hosts()))
+        return {"hostfile": lines, "discover_hosts.sh": script}
+
+    def mount(self, pod, name, path, **source):
+        pod["spec"].setdefault("volumes", []).append({"name": name, **source})
+        pod["spec"]["containers"][0].setdefault("volumeMounts", []).append({"name": name, "mountPath": path})
+
+    def pod(self, role, index, name, restart_policy, environment, **spec):
+        template = (self.launcher if role == "launcher" else self.worker)["template"]
+        labels = {**self.labels, "training.kubeflow.org/job-role": role, "training.kubeflow.org/replica-index": str(index)}
+        pod = pod_of(template, name, self.namespace, labels, hostname=name, subdomain=self.name,
+                     restartPolicy=restart_policy, **spec)
+        pod["spec"]["containers"][0].setdefault("env", []).extend({"name": k, "value": v} for k, v in environment.items())
+        items = [{"key": k, "path": k} for k in ("id_rsa", "id_rsa.pub", "authorized_keys")]
+        self.mount(pod, "ssh-auth", self.spec["sshAuthMountPath"], secret={"secretName": f"{self.name}-ssh", "items": items})
+        return pod
+
+    def wanted(self):
+        """{pod name: object}"""
+        found = {}
+        first = 1 if self.spec["runLauncherAsWorker"] else 0
+        for i in range(self.worker["replicas"]):
+            name = f"{self.name}-worker-{i}"
+            pod = self.pod("worker", i + first, name, self.worker["restartPolicy"], {"K_MPI_JOB_ROLE": "worker"},
+                           dnsConfig={"searches": [f"{self.name}.{self.namespace}.svc.{self.cluster.domain}"]})
+            container = pod["spec"]["containers"][0]
+            if "command" not in container and "args" not in container:
+                container["command"] = ["/usr/sbin/sshd", "-De"]
+            found[name] = pod
+        name = f"{self.name}-launcher"
+        slots = str(self.spec["slotsPerWorker"])
+        launcher = self.pod("launcher", 0, name, self.launcher["restartPolicy"], {
+            "K_MPI_JOB_ROLE": "launcher", "OMPI_MCA_orte_keep_fqdn_hostnames": "true",
+            "OMPI_MCA_orte_default_hostfile": f"{HOSTS}/hostfile", "OMPI_MCA_plm_rsh_args": "-o ConnectionAttempts=10",
+            "OMPI_MCA_orte_set_default_slots": slots})
+        self.mount(launcher, "mpi-job-config", HOSTS, configMap={"name": f"{self.name}-config", "items": [
+            {"key": "hostfile", "path": "hostfile", "mode": 0o444},
+            {"key": "discover_hosts.sh", "path": "discover_hosts.sh", "mode": 0o555}]})
+        if self.spec["launcherCreationPolicy"] == "AtStartup" or all(self.cluster.is_ready(n) for n in found):
+            found[name] = launcher
+        return found
+
+    def group_to_remake(self, _pods):
+        return []
+
+
+class LeaderWorkerSet:
+    """leaderworkerset.x-k8s.io/v1: one group; when a container of it restarts or a pod goes, all its pods are made anew."""
+
+    def __init__(self, cluster, document):
+        self.cluster, self.document = cluster, document
+        self.name, self.namespace = document["metadata"]["name"], document["metadata"]["namespace"]
+        self.spec = document["spec"]
+        self.group = self.spec["leaderWorkerTemplate"]
+        assert self.spec["replicas"] == 1 and self.group["restartPolicy"] == "RecreateGroupOnPodRestart"
+        assert self.spec["startupPolicy"] == "LeaderCreated"
+        cluster.add_service(self.name, {"leaderworkerset.sigs.k8s.io/name": self.name}, True)
+
+    def pod(self, index):
+        template = self.group["leaderTemplate" if index == 0 else "workerTemplate"]
+        name = f"{self.name}-0" if index == 0 else f"{self.name}-0-{index}"
+        pod = pod_of(template, name, self.namespace, {"leaderworkerset.sigs.k8s.io/name": self.name,
+                                                      "leaderworkerset.sigs.k8s.io/group-index": "0",
+                                                      "leaderworkerset.sigs.k8s.io/worker-index": str(index)},
+                     hostname=name, subdomain=self.name)
+        pod["spec"]["containers"][0]["env"] = [
+            {"name": "LWS_LEADER_ADDRESS", "value": f"{self.name}-0.{self.name}.{self.namespace}"},
+            {"name": "LWS_GROUP_SIZE", "value": str(self.group["size"])},
+            {"name": "LWS_WORKER_INDEX", "value": str(index)}, *pod["spec"]["containers"][0].get("env", [])]
+        return pod
+
+    def wanted(self):
+        """The leader first; its workers once it is there."""
+        found = {f"{self.name}-0": self.pod(0)}
+        if self.cluster.exists(f"{self.name}-0"):
+            found.update({f"{self.name}-0-{i}": self.pod(i) for i in range(1, self.group["size"])})
+        return found
+
+    def group_to_remake(self, pods):
+        """All of the group's pods once one of them has started again or is going."""
+        mine = [p for p in pods if p.name == f"{self.name}-0" or p.name.startswith(f"{self.name}-0-")]
+        return mine if any(p.restart_count > 0 or p.is_deleting for p in mine) else []
+
+
+class StatefulSet:
+    """apps/v1, podManagementPolicy Parallel."""
+
+    def __init__(self, cluster, document):
+        self.cluster, self.document = cluster, document
+        self.name, self.namespace = document["metadata"]["name"], document["metadata"]["namespace"]
+        self.spec = document["spec"]
+        assert self.spec["podManagementPolicy"] == "Parallel"
+
+    def wanted(self):
+        """{pod name: object}"""
+        names = [f"{self.name}-{i}" for i in range(self.spec["replicas"])]
+        return {n: pod_of(self.spec["template"], n, self.namespace, {"statefulset.kubernetes.io/pod-name": n}, hostname=n,
+                          subdomain=self.spec["serviceName"]) for n in names}
+
+    def group_to_remake(self, _pods):
+        return []
+
+
+KINDS = {"MPIJob": MpiJob, "LeaderWorkerSet": LeaderWorkerSet, "StatefulSet": StatefulSet}

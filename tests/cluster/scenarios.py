@@ -1,0 +1,128 @@
+"""What happens to the pods of launch/k8s; run by test_cluster.py inside the namespaces of a node."""
+import json
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+import dockerfile
+import grpc
+import pytest
+from cluster import Cluster
+from kustomize import render
+from weft_server import ROOT, WEFT, weft_pb2, weft_pb2_grpc
+
+K8S = ROOT / "launch" / "k8s"
+MODEL = ROOT / "launch" / "demo-model"
+PROMPT = "Sort: 7 3 9 1"
+# Generous: the machine may be busy.
+HANG_S = 90
+
+
+def until(condition, what, timeout_s=HANG_S):
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {timeout_s} s: {what}")
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    image = dockerfile.build_with(WEFT.parent, WEFT.parent / "image")
+    made = Cluster(image)
+    claim = tmp_path / "models"
+    shutil.copytree(MODEL, claim / "Llama-3.1-8B")
+    tmp_path.chmod(0o755)
+    made.claims["models"] = claim
+    yield made
+    print(made.report())
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    """What one rank alone answers."""
+    done = subprocess.run([WEFT, "run", "--model", MODEL, "--prompt", PROMPT, "--max-tokens", "24", "--temperature", "0",
+                           "--ignore-eos", "--output", "json", "--quiet"], capture_output=True, text=True, timeout=HANG_S)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    return answer["token_ids"], answer["logits_sha256"]
+
+
+def leader_of(cluster):
+    """The one pod that the clients' Service leads to."""
+    def only():
+        found = cluster.endpoints("weft-grpc")
+        return found[0] if len(found) == 1 else None
+    return until(only, "an endpoint of Service weft-grpc")
+
+
+def stub_of(pod):
+    channel = grpc.insecure_channel(f"{pod.address}:9000", options=[("grpc.use_local_subchannel_pool", 1)])
+    return weft_pb2_grpc.InferenceStub(channel)
+
+
+def ask(pod):
+    request = weft_pb2.GenerateRequest(prompt=PROMPT, max_tokens=24, ignore_eos=True, logits_digest=True)
+    messages = list(stub_of(pod).Generate(request, timeout=HANG_S))
+    return [t for m in messages for t in m.token_ids], messages[-1].logits_sha256
+
+
+def check_serves(cluster, wanted):
+    assert ask(leader_of(cluster)) == wanted
+
+
+class Stream:
+    """A long answer in a thread of its own, at work when the constructor returns."""
+
+    def __init__(self, pod, tokens):
+        self.tokens, self.error, self.has_begun = 0, None, threading.Event()
+        request = weft_pb2.GenerateRequest(prompt="Once", max_tokens=tokens, ignore_eos=True)
+        self.thread = threading.Thread(target=self.read, args=(stub_of(pod), request), daemon=True)
+        self.thread.start()
+        assert self.has_begun.wait(HANG_S), self.error
+
+    def read(self, stub, request):
+        try:
+            for message in stub.Generate(request, timeout=HANG_S):
+                self.tokens += len(message.token_ids)
+                self.has_begun.set()
+        except grpc.RpcError as error:
+            self.error = error
+        self.has_begun.set()
+
+    def finish(self):
+        self.thread.join(HANG_S)
+        assert self.error is None, self.error
+        return self.tokens
+
+
+def test_mpijob(cluster, wanted):
+    """Four pods over ssh: a name that comes late, a lost worker, a lost launcher, the end."""
+    cluster.held.add("weft-worker-2")
+    cluster.apply(render(K8S / "overlays" / "mpijob-model"))
+    launcher = until(lambda: cluster.pods.get("weft-launcher"), "the launcher")
+    until(lambda: "waiting for weft-worker-2.weft.inference.svc (no address)" in launcher.log(), "a word about the late name")
+    cluster.held.clear()
+    check_serves(cluster, wanted)
+
+    lost = cluster.pods["weft-worker-1"]
+    cluster.delete_pods([lost], is_forced=True)
+    until(lambda: not launcher.is_ready, "readiness gone")
+    check_serves(cluster, wanted)
+    assert cluster.pods["weft-worker-1"].address != lost.address
+    assert launcher.restart_count == 0 and "starting again in 1 s (restart 1)" in launcher.log()
+
+    launcher.signal(signal.SIGKILL)
+    until(lambda: launcher.restart_count == 1, "the launcher's container again")
+    check_serves(cluster, wanted)
+
+    stream = Stream(launcher, 600)
+    workers = [p for p in cluster.pods.values() if p is not launcher]
+    cluster.delete("MPIJob")
+    assert stream.finish() == 600
+    assert launcher.exits[0] != 0 and launcher.exits[1:] == [0] and "stopping: the leader drains" in launcher.log()
+    assert all("grace" not in p.log() for p in workers), cluster.report()
