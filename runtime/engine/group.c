@@ -11,23 +11,16 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/clock.h"
+#include "engine/group_load.h"
 #include "engine/handshake.h"
 #include "engine/options.h"
 #include "engine/rendezvous.h"
 #include "engine/scheduler.h"
 #include "engine/speed.h"
-#include "model/seat.h"
 #include "weft/log.h"
 
 /* Of wire.proto; raised whenever the meaning of a message changes. */
 enum { PROTOCOL = 2 };
-
-/* Between two signs of life while loading. */
-enum { PROGRESS_INTERVAL_NS = 250000000 };
-
-/* How long the leader listens to one rank before it turns to the next. */
-enum { READY_WAIT_MS = 20 };
 
 /* State of one open, on the caller's stack. */
 struct opening {
@@ -35,11 +28,8 @@ struct opening {
     struct weft_group *group;
     enum weft_status status; /* OK, or why this rank cannot take part */
     enum weft_wait_policy wait;
-    int32_t gpu;         /* WEFT_NO_GPU: CPUs */
-    uint32_t timeout_ms; /* for other ranks to start or to show a sign of life */
-    int64_t progress_time;
-    struct weft_ready ready[WEFT_RANK_COUNT_MAX];     /* leader: the last word of every rank */
-    int64_t sign_ns[WEFT_RANK_COUNT_MAX];             /* leader: when it came */
+    int32_t gpu;                                      /* WEFT_NO_GPU: CPUs */
+    uint32_t timeout_ms;                              /* for other ranks to start or to show a sign of life */
     bool lacks_model[WEFT_RANK_COUNT_MAX];            /* leader: who has no model folder */
     struct weft_rank_seat seats[WEFT_RANK_COUNT_MAX]; /* leader: what every rank computes on */
 };
@@ -322,199 +312,6 @@ static enum weft_status join(struct opening *opening)
     return take_seat(opening, &setup.seat);
 }
 
-/* ---- everybody loads ---- */
-
-static enum weft_status open_comm(struct opening *opening, const struct weft_model_limits *model_limits)
-{
-    const struct weft_engine_options *options = opening->args->options;
-    struct weft_group *group = opening->group;
-    const struct weft_plan_limits *limits = &group->limits;
-    struct weft_comm_options comm_options = {.backend = options->comm,
-                                             .interface = options->interface,
-                                             .timeout_ms = group->timeout_ms,
-                                             .leaf_count = group->leaf_count,
-                                             .leaves = group->leaves,
-                                             .wait = opening->wait,
-                                             .is_traced = options->is_traced};
-    struct weft_comm_device seat;
-
-    if (weft_seat_init(group->device, &seat)) {
-        comm_options.device = &seat;
-    }
-    weft_model_comm_limits(group->config, model_limits, &comm_options.sum_count_max, &comm_options.gather_size_max);
-    size_t row = (size_t)limits->vocab_size * sizeof(float);
-    size_t candidates = (size_t)limits->row_count_max *
-                        ((size_t)group->rank_count * limits->candidate_count_max * sizeof(struct weft_candidate) +
-                         group->leaf_count * sizeof(struct weft_lse));
-    size_t largest = row > candidates ? row : candidates;
-    if (comm_options.gather_size_max < largest) {
-        comm_options.gather_size_max = largest;
-    }
-    return weft_comm_open(group->bootstrap, &comm_options, &group->comm);
-}
-
-/* Leader: takes what rank r has said so far, waiting at most timeout_ms for the first of it. */
-static enum weft_status hear_ready(struct opening *opening, uint32_t rank, uint32_t timeout_ms)
-{
-    struct weft_ready *ready = &opening->ready[rank];
-
-    while (!ready->is_final) {
-        enum weft_status status = weft_ready_recv(opening->group->bootstrap, rank, timeout_ms, ready);
-        if (status == WEFT_ERR_TIMEOUT) {
-            return WEFT_OK;
-        }
-        WEFT_TRY(status);
-        opening->sign_ns[rank] = weft_clock_ns();
-        timeout_ms = 0;
-    }
-    return WEFT_OK;
-}
-
-static void report_progress(struct opening *opening)
-{
-    const struct weft_engine_options *options = opening->args->options;
-    uint64_t done = 0;
-    uint64_t total = 0;
-
-    for (uint32_t r = 0; r < opening->group->rank_count; r++) {
-        /* Who has not spoken yet is taken to read as much as the leader. */
-        const struct weft_ready *ready = &opening->ready[opening->ready[r].byte_total == 0 ? 0 : r];
-        done += opening->ready[r].byte_count;
-        total += ready->byte_total;
-    }
-    if (options->progress != NULL) {
-        options->progress(options->callback_context, "weights", done, total);
-    }
-}
-
-/* Shows a sign of life, and stops reading when the group is lost. */
-static enum weft_status load_progress(void *context, uint64_t byte_count, uint64_t byte_total)
-{
-    struct opening *opening = context;
-    struct weft_group *group = opening->group;
-    struct weft_ready *own = &opening->ready[group->rank];
-    int64_t now = weft_clock_ns();
-
-    own->byte_count = byte_count;
-    own->byte_total = byte_total;
-    own->generation = group->generation;
-    bool is_due = now - opening->progress_time >= PROGRESS_INTERVAL_NS;
-    if (is_due) {
-        opening->progress_time = now;
-        WEFT_TRY(weft_bootstrap_check(group->bootstrap));
-    }
-    if (group->rank != 0) {
-        return is_due ? weft_ready_send(group->bootstrap, own, group->timeout_ms) : WEFT_OK;
-    }
-    for (uint32_t r = 1; r < group->rank_count && is_due; r++) {
-        WEFT_TRY(hear_ready(opening, r, 0));
-    }
-    report_progress(opening);
-    return WEFT_OK;
-}
-
-static enum weft_status load(struct opening *opening)
-{
-    const struct weft_engine_options *options = opening->args->options;
-    struct weft_group *group = opening->group;
-    struct weft_model_options model_options = {.folder = options->model,
-                                               .config = group->config,
-                                               .slices = group->slices,
-                                               .rank = group->rank,
-                                               .rank_count = group->rank_count,
-                                               .limits = {.token_count_max = group->limits.token_count_max,
-                                                          .logit_row_max = group->limits.row_count_max,
-                                                          .page_count = group->limits.page_count,
-                                                          .kv_dtype = weft_kv_dtype(options)},
-                                               .device = group->device,
-                                               .progress = load_progress,
-                                               .progress_context = opening};
-
-    WEFT_TRY(open_comm(opening, &model_options.limits));
-    model_options.stream = weft_options_are_streamed(options) ? group->comm : NULL;
-    return weft_model_open(&model_options, &group->model);
-}
-
-/* ---- and reports ---- */
-
-/* One look at rank r: what it said, whether it failed, whether it has been silent for too long. */
-static enum weft_status watch_rank(struct opening *opening, uint32_t rank, uint32_t timeout_ms)
-{
-    struct weft_group *group = opening->group;
-    const struct weft_ready *ready = &opening->ready[rank];
-
-    WEFT_TRY(hear_ready(opening, rank, timeout_ms));
-    if (ready->is_final && ready->status != WEFT_OK) {
-        weft_bootstrap_abort(group->bootstrap, rank, ready->reason);
-        return ready->status;
-    }
-    if (!ready->is_final && weft_clock_ns() - opening->sign_ns[rank] > (int64_t)opening->timeout_ms * 1000000) {
-        weft_bootstrap_abort(group->bootstrap, rank, "no sign of life while loading the model");
-        return WEFT_ERR_TIMEOUT;
-    }
-    return WEFT_OK;
-}
-
-/* Waits for the last word of every rank; a slow disk is fine as long as it shows progress. */
-static enum weft_status collect_ready(struct opening *opening)
-{
-    struct weft_group *group = opening->group;
-    uint32_t final_count = 0;
-
-    for (uint32_t r = 1; r < group->rank_count; r++) {
-        opening->sign_ns[r] = weft_clock_ns();
-    }
-    while (final_count + 1 < group->rank_count) {
-        final_count = 0;
-        for (uint32_t r = 1; r < group->rank_count; r++) {
-            WEFT_TRY(watch_rank(opening, r, READY_WAIT_MS));
-            final_count += opening->ready[r].is_final;
-        }
-        report_progress(opening);
-    }
-    return WEFT_OK;
-}
-
-static enum weft_status report_ready(struct opening *opening, enum weft_status status)
-{
-    struct weft_group *group = opening->group;
-    struct weft_ready *own = &opening->ready[group->rank];
-
-    own->generation = group->generation;
-    own->is_final = true;
-    own->status = status;
-    if (status != WEFT_OK) {
-        snprintf(own->reason, sizeof(own->reason), "%s", weft_log_last_error());
-    }
-    enum weft_status sent = weft_ready_send(group->bootstrap, own, group->timeout_ms);
-    return status != WEFT_OK ? status : sent;
-}
-
-/*
- * After setup: whoever fails before the collective opening of comm, or while weights are streamed, must tell at once:
- * others are waiting there.
- */
-static enum weft_status load_and_report(struct opening *opening)
-{
-    struct weft_group *group = opening->group;
-    enum weft_status status = load(opening);
-
-    bool is_awaited = group->comm == NULL || weft_options_are_streamed(opening->args->options);
-
-    if (status != WEFT_OK && is_awaited) {
-        (void)weft_group_fail(group, status);
-        return status;
-    }
-    if (group->rank != 0) {
-        return report_ready(opening, status);
-    }
-    if (status != WEFT_OK) {
-        (void)weft_group_fail(group, status);
-        return status;
-    }
-    return collect_ready(opening);
-}
-
 enum weft_status weft_group_open(const struct weft_group_args *args, struct weft_bootstrap *bootstrap,
                                  struct weft_group *group_out)
 {
@@ -548,7 +345,9 @@ enum weft_status weft_group_open(const struct weft_group_args *args, struct weft
         }
     }
     if (status == WEFT_OK) {
-        status = load_and_report(&opening);
+        const struct weft_group_load_args load = {
+            .options = options, .group = &group, .wait = opening.wait, .timeout_ms = opening.timeout_ms};
+        status = weft_group_load(&load);
     }
     weft_log_set_quiet(false);
     if (status != WEFT_OK) {
