@@ -68,7 +68,7 @@ static const struct weft_cuda_module *load(const char *file, char *reason_out, s
     const struct weft_cuda_module *module = function != NULL ? function(&host) : NULL;
     (void)dlclose(library); /* stays loaded */
     if (module == NULL || module->abi != WEFT_CUDA_MODULE_ABI) {
-        (void)snprintf(reason_out, reason_size, "%s is the module of another Weft: interface %u, expected %d",
+        (void)snprintf(reason_out, reason_size, "%s is the module of another Weft: interface %u, expected %u",
                        file != NULL ? file : path, module == NULL ? 0 : module->abi, WEFT_CUDA_MODULE_ABI);
         return NULL;
     }

@@ -25,7 +25,8 @@ struct weft_gpu {
 
 /*
  * Number of usable GPUs; up to WEFT_GPU_COUNT_MAX of them into gpus_out. 0 with one phrase in reason_out[reason_size]:
- * no CUDA module in this build, no driver, driver too old (both versions), no GPU.
+ * no CUDA module in this build, no driver, driver too old (both versions), no GPU, none that this build has machine
+ * code for.
  *
  * module  file of the CUDA module, NULL: weft_cuda.so beside this program or library.
  *

@@ -129,8 +129,12 @@ static enum weft_status open_stream(struct weft_cuda_device *device)
 {
     cudaDeviceProp properties;
 
-    if (!weft_cuda_check(device, cudaSetDevice(device->index), "opening it") ||
-        !weft_cuda_check(device, cudaGetDeviceProperties(&properties, device->index), "asking for its properties") ||
+    current_index = -1; /* whatever was current, an error of this GPU is to be seen here */
+    if (!weft_cuda_check(device, cudaSetDevice(device->index), "opening it")) {
+        return device->status;
+    }
+    current_index = device->index;
+    if (!weft_cuda_check(device, cudaGetDeviceProperties(&properties, device->index), "asking for its properties") ||
         !weft_cuda_check(device, cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking), "a stream")) {
         return device->status;
     }

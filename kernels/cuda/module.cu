@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cuda/device_cuda.h"
@@ -106,6 +107,39 @@ static void fill_free_memory(int index, struct weft_gpu *gpu)
     }
 }
 
+/* Whether one of the architectures "80,90a,100" was made for this GPU: the same generation and not newer; with PTX,
+ * which all but "a" and "f" have, any newer generation too. */
+static bool has_code(const struct weft_gpu *gpu)
+{
+    const uint32_t own = gpu->compute_major * 10 + gpu->compute_minor;
+    const char *text = WEFT_CUDA_ARCHITECTURES;
+
+    while (*text >= '0' && *text <= '9') {
+        char *end;
+        uint32_t architecture = static_cast<uint32_t>(strtoul(text, &end, 10));
+        bool is_specific = *end == 'a' || *end == 'f';
+        if (is_specific ? own == architecture : own >= architecture) {
+            return true;
+        }
+        text = end + strcspn(end, ",");
+        text += *text == ',';
+    }
+    return strcmp(WEFT_CUDA_ARCHITECTURES, "emulated") == 0;
+}
+
+/* One phrase when none of the GPUs can run this build. */
+static bool check_code(const struct weft_gpu *gpus, uint32_t count, char *reason_out, size_t reason_size)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        if (has_code(&gpus[i])) {
+            return true;
+        }
+    }
+    snprintf(reason_out, reason_size, "%s has compute capability %u.%u, this build is for %s", gpus[0].name,
+             gpus[0].compute_major, gpus[0].compute_minor, WEFT_CUDA_ARCHITECTURES);
+    return false;
+}
+
 static uint32_t list(struct weft_gpu *gpus_out, char *reason_out, size_t reason_size)
 {
     int count = 0;
@@ -118,6 +152,9 @@ static uint32_t list(struct weft_gpu *gpus_out, char *reason_out, size_t reason_
     count = count < WEFT_GPU_COUNT_MAX ? count : WEFT_GPU_COUNT_MAX;
     for (int i = 0; i < count; i++) {
         fill_gpu(i, count, &gpus_out[i]);
+    }
+    if (!check_code(gpus_out, static_cast<uint32_t>(count), reason_out, reason_size)) {
+        return 0;
     }
     weft_cuda_nvml_fill(gpus_out, static_cast<uint32_t>(count));
     for (int i = 0; i < count; i++) {
@@ -211,6 +248,12 @@ static enum weft_status open(const struct weft_device_options *options, int inde
     if (index < 0 || index >= count) {
         weft_cuda_log(WEFT_LOG_ERROR, "GPU %d: no such GPU, this process may use %d", index, count);
         return WEFT_ERR_ARGUMENT;
+    }
+    struct weft_gpu gpu;
+    fill_gpu(index, 0, &gpu);
+    if (!check_code(&gpu, 1, reason, sizeof(reason))) {
+        weft_cuda_log(WEFT_LOG_ERROR, "GPU %d: %s", index, reason);
+        return WEFT_ERR_UNSUPPORTED;
     }
     if (missing_operation() != NULL) {
         weft_cuda_log(WEFT_LOG_ERROR, "GPU %d: this build of the CUDA module cannot do %s", index, missing_operation());
