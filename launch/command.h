@@ -4,7 +4,9 @@
 
 #include <stdbool.h>
 
+#include "local_ranks.h"
 #include "options.h"
+#include "placement.h"
 #include "terminal.h"
 #include "weft/weft.h"
 
@@ -14,29 +16,38 @@ int weft_command_serve(struct weft_settings *settings);
 int weft_command_info(struct weft_settings *settings);
 int weft_command_doctor(struct weft_settings *settings);
 
-/* Storage that engine options point into. */
+enum { WEFT_SETUP_HOST_COUNT = 64, WEFT_SETUP_HOST_SIZE = 64 };
+
+/* Storage that engine options point into: stays where it is. */
 struct weft_setup {
     struct weft_engine_options options;
+    struct weft_placement placement;
+    struct weft_local_ranks local_ranks;
+    const char *hosts[WEFT_SETUP_HOST_COUNT];
+    char host_names[WEFT_SETUP_HOST_COUNT][WEFT_SETUP_HOST_SIZE];
     char model[4096];
     char secret[256];
 };
 
 /*
- * Fills setup->options from `settings`: finds the model folder (the demo model when none is named), reads the secret.
- * `command` is for messages. False after one line on stderr; *exit_code says which kind of mistake.
+ * Fills *setup from `settings`: finds the model folder (the demo model when none is named), this process's place in the
+ * group, the secret. With --local-ranks it forks: each process returns with a place of its own. `command` is for
+ * messages. False after one line on stderr; *exit_code says which kind of mistake. weft_setup_close() after success.
  */
 bool weft_setup_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
                      int *exit_code);
 /* The same without a model. */
 bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
                            int *exit_code);
+/* For a look at a model: no group, so nothing of this process's place in one is asked. False after one line on stderr.
+ */
+bool weft_setup_inspect_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command);
+/* After the engine has closed: ends the ranks that this process started. */
+void weft_setup_close(struct weft_setup *setup);
 
-/* Where the value in use of "rank", "ranks" or "leader" came from: "argument", "WEFT_RANK", "mpirun", "default". */
-const char *weft_setup_origin(const struct weft_settings *settings, const char *name);
-
-/* True when this process will not be the leader, as far as can be told before the group forms. */
-bool weft_setup_is_worker(const struct weft_settings *settings);
-/* True when ranks may be on other hosts: mpirun, or --leader. */
-bool weft_setup_is_distributed(const struct weft_settings *settings);
+/* True when this process will not be the leader. */
+bool weft_setup_is_worker(const struct weft_setup *setup);
+/* True when ranks may be on other hosts. */
+bool weft_setup_is_distributed(const struct weft_setup *setup);
 
 #endif

@@ -38,9 +38,12 @@ int weft_command_doctor(struct weft_settings *settings)
     setup.options.model = settings->model;
     const struct weft_doctor_options options = {
         .engine = &setup.options,
-        .rank_origin = weft_setup_origin(settings, "rank"),
-        .rank_count_origin = weft_setup_origin(settings, "ranks"),
-        .leader_origin = weft_setup_origin(settings, "leader"),
+        .launcher = weft_launcher_name(setup.placement.launcher),
+        .rank_origin = setup.placement.rank_origin,
+        .rank_count_origin = setup.placement.rank_count_origin,
+        .leader_origin = setup.placement.leader_origin,
+        .local_rank_origin = setup.placement.local_rank_origin,
+        .local_rank = setup.placement.local_rank,
     };
     /* The report says it all; the log is for who asks for it. */
     weft_terminal_init(&terminal, !settings->is_verbose, settings->is_verbose);
@@ -52,8 +55,10 @@ int weft_command_doctor(struct weft_settings *settings)
         code = report != NULL ? report_show(report, settings) : WEFT_EXIT_OK;
     }
     if (report == NULL) {
+        weft_setup_close(&setup);
         _exit(code); /* a forked rank has no business in its parent's exit handlers */
     }
     weft_doctor_report_close(&report);
+    weft_setup_close(&setup);
     return code;
 }

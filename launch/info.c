@@ -96,14 +96,13 @@ int weft_command_info(struct weft_settings *settings)
     struct weft_model_summary model;
     struct weft_terminal terminal;
     struct weft_setup setup;
-    int code;
 
     if (settings->shares.is_auto) {
         fprintf(stderr, "weft info: --shares auto: measured when ranks meet, and info starts none; give numbers\n");
         return WEFT_EXIT_USAGE;
     }
-    if (!weft_setup_init(&setup, settings, "info", &code)) {
-        return code;
+    if (!weft_setup_inspect_init(&setup, settings, "info")) {
+        return WEFT_EXIT_FAILURE;
     }
     weft_terminal_init(&terminal, true, settings->is_verbose);
     if (weft_engine_inspect(&setup.options, &model, ranks, RANK_COUNT_MAX) != WEFT_OK) {

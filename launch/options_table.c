@@ -21,7 +21,7 @@ static const char sampling_group[] = "Sampling";
 static const char server_group[] = "Server";
 static const char model_group[] = "Model and memory";
 static const char rank_group[] = "Ranks and speed";
-static const char hand_group[] = "Ranks started by hand or by a scheduler (without mpirun)";
+static const char hand_group[] = "Ranks started by hand or by a scheduler";
 static const char output_group[] = "Output";
 
 /* clang-format off */
@@ -127,13 +127,19 @@ const struct weft_option weft_options[] = {
      "WEFT_RENDEZVOUS_TIMEOUT", AT(rendezvous_timeout_ms), .min = 0.1, .max = 86400},
 
     {"leader", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, hand_group, "HOST:PORT",
-     "where rank 0 listens and the others connect; needs --rank and --ranks", NULL, "WEFT_LEADER", AT(leader)},
+     "where rank 0 listens and the others connect; needs --rank and --ranks, or a launcher that gives them", NULL, "WEFT_LEADER", AT(leader)},
     {"rank", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "R", "number of this process, from 0", "0", "WEFT_RANK",
      AT(rank), .min = 0, .max = 1023},
+    {"local-ranks", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "K",
+     "this process starts K ranks on its host, from its own number on; for launchers that start one process a host", "1",
+     "WEFT_LOCAL_RANKS", AT(local_ranks), .min = 1, .max = 64},
+    {"leader-port", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "PORT",
+     "where rank 0 listens, when the launcher names the host only", "20000; by job under Slurm", "WEFT_LEADER_PORT",
+     AT(leader_port), .min = 1, .max = 65535},
     {"rank-count", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "N", "the same as --ranks", NULL, "WEFT_RANK_COUNT",
      AT(ranks), .min = 1, .max = 1024},
     {"secret-file", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, hand_group, "FILE",
-     "file with a secret that every rank must show", "none", "WEFT_SECRET_FILE", AT(secret_file)},
+     "file with a secret that every rank must show; or the variable WEFT_SECRET", "none", "WEFT_SECRET_FILE", AT(secret_file)},
 
     {"output", 'o', WEFT_OPTION_CHOICE, RUN | INFO | DOCTOR, output_group, "text|json",
      "json prints one object on standard output and nothing else", "text", NULL, AT(output), .choices = outputs},

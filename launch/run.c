@@ -324,11 +324,11 @@ int weft_command_run(struct weft_settings *settings)
     if (!weft_setup_init(&setup, settings, "run", &code)) {
         return code;
     }
-    if (!weft_setup_is_worker(settings) && !prompt_read(settings, &prompt)) {
+    if (!weft_setup_is_worker(&setup) && !prompt_read(settings, &prompt)) {
         free(prompt.data);
         return WEFT_EXIT_FAILURE;
     }
-    weft_terminal_init(&terminal, settings->is_quiet || weft_setup_is_worker(settings), settings->is_verbose);
+    weft_terminal_init(&terminal, settings->is_quiet || weft_setup_is_worker(&setup), settings->is_verbose);
     setup.options.progress = weft_terminal_progress;
     setup.options.memory_table = weft_terminal_line;
     setup.options.callback_context = &terminal;
@@ -336,7 +336,7 @@ int weft_command_run(struct weft_settings *settings)
     if (settings->sequences == 0) {
         setup.options.sequence_count_max = 1;
     }
-    if (!weft_signals_open(STOP_LIMIT_MS, weft_setup_is_worker(settings)) ||
+    if (!weft_signals_open(STOP_LIMIT_MS, weft_setup_is_worker(&setup)) ||
         weft_engine_open(&setup.options, &engine) != WEFT_OK) {
         free(prompt.data);
         return WEFT_EXIT_FAILURE; /* logged */
@@ -346,13 +346,11 @@ int weft_command_run(struct weft_settings *settings)
     if (!weft_engine_is_leader(engine)) {
         weft_terminal_mute(&terminal);
         code = weft_engine_work(engine) == WEFT_OK ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
-    } else if (weft_setup_is_worker(settings) && !prompt_read(settings, &prompt)) {
-        /* Led after all: a build without MPI inside mpirun. */
-        code = WEFT_EXIT_FAILURE;
     } else {
         code = answer_make(engine, settings, &prompt);
     }
     weft_engine_close(&engine);
+    weft_setup_close(&setup);
     free(prompt.data);
     return code;
 }

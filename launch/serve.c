@@ -102,9 +102,9 @@ int weft_command_serve(struct weft_settings *settings)
     if (!weft_setup_init(&setup, settings, "serve", &code)) {
         return code;
     }
-    weft_terminal_init(&terminal, settings->is_quiet || weft_setup_is_worker(settings), settings->is_verbose);
+    weft_terminal_init(&terminal, settings->is_quiet || weft_setup_is_worker(&setup), settings->is_verbose);
     /* On a group over several hosts only the leader's host may have this address, and who leads is not yet known. */
-    if (!weft_setup_is_distributed(settings)) {
+    if (!weft_setup_is_distributed(&setup)) {
         enum weft_status status = weft_server_address_check(settings->grpc);
 
         if (status != WEFT_OK) {
@@ -114,7 +114,7 @@ int weft_command_serve(struct weft_settings *settings)
     setup.options.progress = weft_terminal_progress;
     setup.options.memory_table = weft_terminal_line;
     setup.options.callback_context = &terminal;
-    if (!weft_signals_open(STOP_LIMIT_MS + settings->drain_ms, weft_setup_is_worker(settings)) ||
+    if (!weft_signals_open(STOP_LIMIT_MS + settings->drain_ms, weft_setup_is_worker(&setup)) ||
         weft_engine_open(&setup.options, &engine) != WEFT_OK) {
         return WEFT_EXIT_FAILURE;
     }
@@ -127,5 +127,6 @@ int weft_command_serve(struct weft_settings *settings)
         code = serve(engine, settings);
     }
     weft_engine_close(&engine);
+    weft_setup_close(&setup);
     return code;
 }

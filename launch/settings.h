@@ -45,7 +45,9 @@ struct weft_settings {
     uint32_t rendezvous_timeout_ms;
     /* ranks started by hand */
     const char *leader;
+    uint32_t leader_port;
     uint32_t rank;
+    uint32_t local_ranks;
     const char *secret_file;
     /* prompt and sampling */
     const char *prompt;

@@ -71,82 +71,136 @@ static bool secret_read(const char *path, char *out, size_t size, const char *co
     return true;
 }
 
-/* What mpirun (Open MPI 4 and 5) or another PMIx launcher tells its processes; NULL outside of one. */
-static const char *launcher_rank(void)
+static const char *environment_variable(void *context, const char *name)
 {
-    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
-
-    return rank != NULL ? rank : getenv("PMIX_RANK");
+    (void)context;
+    return getenv(name);
 }
 
-bool weft_setup_is_worker(const struct weft_settings *settings)
+/* "--rank" or "WEFT_RANK"; NULL when nothing set it. */
+static const char *origin_of(const struct weft_settings *settings, const char *name, const char *flag)
 {
-    const char *rank = launcher_rank();
+    const char *origin = weft_option_origin(settings, name);
 
-    if (settings->leader != NULL) {
-        return settings->rank != 0;
+    return origin != NULL && strcmp(origin, "argument") == 0 ? flag : origin;
+}
+
+static bool placement_find(struct weft_setup *setup, const struct weft_settings *settings, const char *command)
+{
+    char host_name[WEFT_PLACEMENT_HOST_SIZE] = "localhost";
+    char error[WEFT_PLACEMENT_ERROR_SIZE];
+    const char *ranks = origin_of(settings, "ranks", "--ranks");
+    const struct weft_placement_request request = {
+        .variable = environment_variable,
+        .host_name = host_name,
+        .leader = settings->leader,
+        .leader_origin = origin_of(settings, "leader", "--leader"),
+        .rank = settings->rank,
+        .rank_origin = origin_of(settings, "rank", "--rank"),
+        .rank_count = settings->ranks,
+        .rank_count_origin = ranks != NULL ? ranks : origin_of(settings, "rank-count", "--rank-count"),
+        .local_count = settings->local_ranks,
+        .leader_port = settings->leader_port,
+#ifdef WEFT_HAVE_MPI
+        .has_mpi = true,
+#endif
+    };
+
+    (void)gethostname(host_name, sizeof(host_name) - 1);
+    if (!weft_placement_resolve(&request, &setup->placement, error)) {
+        fprintf(stderr, "weft %s: %s\n", command, error);
+        return false;
     }
-    return rank != NULL && strcmp(rank, "0") != 0;
+    if (setup->placement.note != NULL && !settings->is_quiet) {
+        fprintf(stderr, "weft %s: %s\n", command, setup->placement.note);
+    }
+    return true;
 }
 
-bool weft_setup_is_distributed(const struct weft_settings *settings)
+/* The host of each rank, where the launcher tells; for messages about who is missing. */
+static void hosts_find(struct weft_setup *setup)
 {
-    return settings->leader != NULL || launcher_rank() != NULL;
-}
+    const struct weft_placement *placement = &setup->placement;
 
-static bool rendezvous_check(const struct weft_settings *settings, const char *command)
-{
-    if (settings->leader == NULL) {
-        if (settings->rank != 0) {
-            fprintf(stderr, "weft %s: --rank needs --leader HOST:PORT\n", command);
-            return false;
+    for (uint32_t r = 0; r < placement->rank_count && r < WEFT_SETUP_HOST_COUNT; r++) {
+        if (!weft_placement_host(placement, r, setup->host_names[r], sizeof(setup->host_names[r]))) {
+            return;
         }
-        return true;
+        setup->hosts[r] = setup->host_names[r];
     }
-    if (settings->ranks == 0 || settings->rank >= settings->ranks) {
-        fprintf(stderr, "weft %s: --leader needs --ranks N and --rank R with R < N, found --ranks %u --rank %u\n",
-                command, settings->ranks, settings->rank);
+    if (placement->rank_count <= WEFT_SETUP_HOST_COUNT) {
+        setup->options.rank_hosts = setup->hosts;
+    }
+}
+
+/* NULL: none. */
+static const char *secret_variable(void)
+{
+    const char *text = getenv("WEFT_SECRET");
+
+    return text != NULL && text[0] != 0 ? text : NULL;
+}
+
+static bool secret_is_one(const struct weft_settings *settings, const char *command)
+{
+    if (secret_variable() != NULL && settings->secret_file != NULL) {
+        fprintf(stderr, "weft %s: %s and WEFT_SECRET are both set: expected only one of them\n", command,
+                origin_of(settings, "secret-file", "--secret-file"));
         return false;
     }
     return true;
 }
 
-const char *weft_setup_origin(const struct weft_settings *settings, const char *name)
+/* A secret in a file or in the variable; never on the command line, where everybody on the host can read it. */
+static bool secret_find(struct weft_setup *setup, const struct weft_settings *settings, const char *command)
 {
-    const char *origin = weft_option_origin(settings, name);
+    const char *text = secret_variable();
 
-    if (origin == NULL && strcmp(name, "ranks") == 0) {
-        origin = weft_option_origin(settings, "rank-count");
-    }
-    if (settings->leader == NULL && launcher_rank() != NULL) {
-        return "mpirun";
-    }
-    return origin != NULL ? origin : "default";
-}
-
-bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
-                           int *exit_code)
-{
-    struct weft_engine_options *options = &setup->options;
-
-    memset(setup, 0, sizeof(*setup));
-    weft_engine_options_init(options);
-    *exit_code = WEFT_EXIT_USAGE;
-    if (!rendezvous_check(settings, command)) {
-        return false;
-    }
-    *exit_code = WEFT_EXIT_FAILURE;
     if (settings->secret_file != NULL) {
         if (!secret_read(settings->secret_file, setup->secret, sizeof(setup->secret), command)) {
             return false;
         }
-        options->secret = setup->secret;
+    } else if (text != NULL) {
+        if (strlen(text) >= sizeof(setup->secret)) {
+            fprintf(stderr, "weft %s: WEFT_SECRET: longer than %zu bytes\n", command, sizeof(setup->secret) - 1);
+            return false;
+        }
+        (void)snprintf(setup->secret, sizeof(setup->secret), "%s", text);
     }
-    options->launch = settings->leader != NULL ? WEFT_LAUNCH_TCP : WEFT_LAUNCH_AUTO;
-    options->leader = settings->leader;
+    setup->options.secret = setup->secret[0] != 0 ? setup->secret : NULL;
+    return true;
+}
+
+bool weft_setup_is_worker(const struct weft_setup *setup)
+{
+    return !setup->placement.has_rank || setup->placement.rank != 0;
+}
+
+bool weft_setup_is_distributed(const struct weft_setup *setup)
+{
+    return setup->placement.launcher != WEFT_LAUNCHER_NONE;
+}
+
+static void launch_fill(struct weft_setup *setup, const struct weft_settings *settings)
+{
+    const struct weft_placement *placement = &setup->placement;
+    struct weft_engine_options *options = &setup->options;
+
+    options->launch = placement->is_tcp                          ? WEFT_LAUNCH_TCP
+                      : placement->launcher == WEFT_LAUNCHER_MPI ? WEFT_LAUNCH_MPI
+                                                                 : WEFT_LAUNCH_LOCAL;
+    options->leader = placement->is_tcp ? placement->leader : NULL;
+    options->rank = placement->has_rank ? placement->rank : WEFT_RANK_ANY;
+    options->local_rank = placement->local_rank;
+    options->local_rank_count = placement->local_count;
+    /* Under MPI what was asked for: the engine compares it with what MPI says. */
+    options->rank_count = options->launch == WEFT_LAUNCH_MPI ? settings->ranks : placement->rank_count;
+    hosts_find(setup);
+}
+
+static void options_fill(struct weft_engine_options *options, const struct weft_settings *settings)
+{
     options->rendezvous_timeout_ms = settings->rendezvous_timeout_ms;
-    options->rank = settings->rank;
-    options->rank_count = settings->ranks;
     options->thread_count = settings->threads;
     options->shares = settings->shares.count > 0 ? settings->shares.items : NULL;
     options->share_count = settings->shares.count;
@@ -167,21 +221,60 @@ bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings 
     options->kv_token_count = settings->kv_tokens;
     options->prefill_chunk = settings->prefill_chunk;
     options->timeout_ms = settings->timeout_ms;
+}
+
+bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
+                           int *exit_code)
+{
+    memset(setup, 0, sizeof(*setup));
+    weft_engine_options_init(&setup->options);
+    *exit_code = WEFT_EXIT_USAGE;
+    if (!placement_find(setup, settings, command) || !secret_is_one(settings, command)) {
+        return false;
+    }
+    *exit_code = WEFT_EXIT_FAILURE;
+    if (!secret_find(setup, settings, command)) {
+        return false;
+    }
+    if (!weft_local_ranks_start(&setup->placement, &setup->local_ranks)) {
+        return false;
+    }
+    launch_fill(setup, settings);
+    options_fill(&setup->options, settings);
+    return true;
+}
+
+bool weft_setup_inspect_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command)
+{
+    memset(setup, 0, sizeof(*setup));
+    weft_engine_options_init(&setup->options);
+    setup->options.rank_count = settings->ranks;
+    options_fill(&setup->options, settings);
+    if (settings->model == NULL && !demo_model_find(setup->model, sizeof(setup->model), command)) {
+        return false;
+    }
+    setup->options.model = settings->model != NULL ? settings->model : setup->model;
     return true;
 }
 
 bool weft_setup_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
                      int *exit_code)
 {
+    char model[sizeof(setup->model)] = "";
+
+    *exit_code = WEFT_EXIT_FAILURE;
+    if (settings->model == NULL && !demo_model_find(model, sizeof(model), command)) {
+        return false;
+    }
     if (!weft_setup_group_init(setup, settings, command, exit_code)) {
         return false;
     }
-    if (settings->model != NULL) {
-        setup->options.model = settings->model;
-    } else if (demo_model_find(setup->model, sizeof(setup->model), command)) {
-        setup->options.model = setup->model;
-    } else {
-        return false;
-    }
+    memcpy(setup->model, model, sizeof(model));
+    setup->options.model = settings->model != NULL ? settings->model : setup->model;
     return true;
+}
+
+void weft_setup_close(struct weft_setup *setup)
+{
+    weft_local_ranks_end(&setup->local_ranks);
 }

@@ -38,17 +38,22 @@ typedef void weft_progress_callback(void *context, const char *what, uint64_t do
 /* One line of the memory table, before anything is allocated. */
 typedef void weft_text_callback(void *context, const char *line);
 
+#define WEFT_RANK_ANY UINT32_MAX
+
 /* Zero means the default everywhere; fill with weft_engine_options_init(). */
 struct weft_engine_options {
     const char *model; /* Hugging Face model folder */
     enum weft_launch launch;
-    uint32_t rank_count;    /* 0: what the launcher gave, else 1 */
-    uint32_t rank;          /* WEFT_LAUNCH_TCP */
-    const char *leader;     /* WEFT_LAUNCH_TCP: "host:port" */
-    const char *secret;     /* WEFT_LAUNCH_TCP: shared by all ranks, or NULL */
-    uint32_t thread_count;  /* per rank; 0: cores of this host / ranks on it, at least 1 */
-    const uint32_t *shares; /* [share_count] proportions of the model per rank; NULL: equal */
-    uint32_t share_count;   /* 0, or rank_count */
+    uint32_t rank_count;           /* 0: what the launcher gave, else 1 */
+    uint32_t rank;                 /* WEFT_LAUNCH_TCP; WEFT_RANK_ANY: the leader gives one */
+    uint32_t local_rank;           /* with WEFT_RANK_ANY: among the local_rank_count ranks of this host, */
+    uint32_t local_rank_count;     /* which get neighbouring numbers; 0: 1 */
+    const char *const *rank_hosts; /* [rank_count] names for messages about who is missing, until open; NULL: unknown */
+    const char *leader;            /* WEFT_LAUNCH_TCP: "host:port" */
+    const char *secret;            /* WEFT_LAUNCH_TCP: shared by all ranks, or NULL */
+    uint32_t thread_count;         /* per rank; 0: cores of this host / ranks on it, at least 1 */
+    const uint32_t *shares;        /* [share_count] proportions of the model per rank; NULL: equal */
+    uint32_t share_count;          /* 0, or rank_count */
     bool is_share_measured; /* shares by how fast each rank reads weights, measured when they meet; the same answer */
     const char *weights;    /* NULL or "local": every rank reads the folder; "stream": rank 0 reads it for all */
     uint32_t leaf_count;    /* V; 0: 8, at most 64. Part of the model's identity: changes the bits */

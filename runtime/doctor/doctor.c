@@ -52,6 +52,9 @@ static enum weft_status gather_facts(struct weft_bootstrap *bootstrap, const str
 
     weft_doctor_facts_read(bootstrap, options->engine->model, &own);
     own.memory_limit = options->engine->memory_limit;
+    own.local_rank = options->local_rank;
+    snprintf(own.rank_origin, sizeof(own.rank_origin), "%s", options->rank_origin);
+    snprintf(own.local_origin, sizeof(own.local_origin), "%s", options->local_rank_origin);
     own.thread_count = options->engine->thread_count;
     bool was_quiet = weft_log_set_quiet(true); /* it becomes a finding */
     own.gpu_status = weft_member_read_gpus(options->engine, &own.member);

@@ -11,10 +11,14 @@
 
 struct weft_doctor_options {
     const struct weft_engine_options *engine; /* launch, ranks, comm, limits; model NULL: none is looked at */
-    /* Where the leader's values came from: "argument", "WEFT_RANK", "mpirun", "default". For the report only. */
+    /* For the report only: what started the ranks ("Slurm", "none"), and where this process's values came from:
+     * "--rank", "WEFT_RANK", "SLURM_PROCID", "default". local_rank_origin "": not known. */
+    const char *launcher;
     const char *rank_origin;
     const char *rank_count_origin;
     const char *leader_origin;
+    const char *local_rank_origin;
+    uint32_t local_rank; /* among the ranks of this host */
 };
 
 /* Of the leader. */

@@ -35,6 +35,9 @@ struct weft_doctor_facts {
     char huge_mode[16]; /* of transparent huge pages: "always", "madvise", "never", "?" */
     char cpu_level[16]; /* "avx512" */
     char version[32];
+    uint32_t local_rank;   /* among the ranks of its host, as the launcher says */
+    char rank_origin[96];  /* where the rank's number came from: "SLURM_PROCID" */
+    char local_origin[96]; /* and the number on its host; "": not known */
     char model_error[WEFT_DOCTOR_TEXT_SIZE];
 };
 

@@ -131,16 +131,34 @@ static void print_findings(const struct weft_doctor_report *report, bool is_quie
     }
 }
 
-void weft_doctor_report_print(const struct weft_doctor_report *report, bool is_quiet, FILE *file)
+/* Which rank is which, and who said so. */
+static void print_placement(const struct weft_doctor_report *report, FILE *file)
 {
     const struct weft_doctor_options *options = report->options;
     const char *leader = options->engine->leader;
 
+    fprintf(file, "launcher   %s, ranks met by: %s\n", options->launcher, report->kind);
+    fprintf(file, "ranks      %u from %s\n", report->rank_count, options->rank_count_origin);
+    fprintf(file, "leader     %s from %s\n", leader != NULL ? leader : "this process", options->leader_origin);
+    for (uint32_t r = 0; r < report->rank_count; r++) {
+        const struct weft_doctor_facts *facts = &report->facts[r];
+
+        if (strcmp(facts->rank_origin, "default") == 0) {
+            continue; /* ranks forked here: nobody gave them numbers */
+        }
+        fprintf(file, "rank %-5u of %u from %s", r, report->rank_count, facts->rank_origin);
+        if (facts->local_origin[0] != '\0') {
+            fprintf(file, "; %u on %s from %s", facts->local_rank, facts->machine.host_name, facts->local_origin);
+        }
+        fputc('\n', file);
+    }
+    fputc('\n', file);
+}
+
+void weft_doctor_report_print(const struct weft_doctor_report *report, bool is_quiet, FILE *file)
+{
     if (!is_quiet) {
-        fprintf(file, "ranks      %u (from %s), started by: %s\n", report->rank_count, options->rank_count_origin,
-                report->kind);
-        fprintf(file, "rank       0 is this process (from %s)\n", options->rank_origin);
-        fprintf(file, "leader     %s (from %s)\n\n", leader != NULL ? leader : "this process", options->leader_origin);
+        print_placement(report, file);
         print_ranks(report, file);
         print_gpus(report, file);
         print_links(report, file);

@@ -31,6 +31,17 @@ static json_t *gpu_json(const struct weft_doctor_report *report, uint32_t rank)
                      (json_int_t)gpu->memory_free, "memory_total_bytes", (json_int_t)gpu->memory_total);
 }
 
+/* Adds where the rank's numbers came from. */
+static json_t *with_origins(json_t *object, const struct weft_doctor_facts *facts)
+{
+    bool has_local = facts->local_origin[0] != '\0';
+
+    json_object_set_new(object, "rank_from", json_string(facts->rank_origin));
+    json_object_set_new(object, "local_rank", has_local ? json_integer(facts->local_rank) : json_null());
+    json_object_set_new(object, "local_rank_from", has_local ? json_string(facts->local_origin) : json_null());
+    return object;
+}
+
 static json_t *rank_json(const struct weft_doctor_report *report, uint32_t rank)
 {
     const struct weft_doctor_facts *facts = &report->facts[rank];
@@ -84,7 +95,7 @@ bool weft_doctor_report_print_json(const struct weft_doctor_report *report, FILE
     char *line;
 
     for (uint32_t r = 0; r < report->rank_count; r++) {
-        is_whole = json_array_append_new(ranks, rank_json(report, r)) == 0 && is_whole;
+        is_whole = json_array_append_new(ranks, with_origins(rank_json(report, r), &report->facts[r])) == 0 && is_whole;
     }
     for (uint32_t i = 0; i < report->link_count; i++) {
         is_whole = json_array_append_new(links, link_json(report, &report->links[i])) == 0 && is_whole;
@@ -92,11 +103,12 @@ bool weft_doctor_report_print_json(const struct weft_doctor_report *report, FILE
     for (uint32_t i = 0; i < report->findings.count; i++) {
         is_whole = json_array_append_new(findings, finding_json(&report->findings.items[i])) == 0 && is_whole;
     }
-    object = json_pack("{s:b, s:s, s:s, s:s, s:s?, s:{s:s, s:s, s:s}, s:o, s:o, s:o}", "well",
-                       (int)!weft_doctor_is_trouble(&report->findings), "started_by", report->kind, "transport",
-                       report->transport, "transport_reason", report->reason, "leader", options->engine->leader,
-                       "origins", "rank", options->rank_origin, "rank_count", options->rank_count_origin, "leader",
-                       options->leader_origin, "ranks", ranks, "links", links, "findings", findings);
+    object = json_pack("{s:b, s:s, s:s, s:s, s:s, s:s?, s:{s:s, s:s, s:s}, s:o, s:o, s:o}", "well",
+                       (int)!weft_doctor_is_trouble(&report->findings), "launcher", options->launcher, "started_by",
+                       report->kind, "transport", report->transport, "transport_reason", report->reason, "leader",
+                       options->engine->leader, "origins", "rank", options->rank_origin, "rank_count",
+                       options->rank_count_origin, "leader", options->leader_origin, "ranks", ranks, "links", links,
+                       "findings", findings);
     line = object != NULL && is_whole ? json_dumps(object, JSON_REAL_PRECISION(9)) : NULL;
     json_decref(object);
     if (line == NULL) {

@@ -5,7 +5,7 @@ import socket
 import subprocess
 
 import pytest
-from weft_cli import PROMPT, WEFT, answer, model_folder
+from weft_cli import PROMPT, WEFT, answer, model_folder, one_error_line, weft
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -49,6 +49,42 @@ def test_same_bits(model, tmp_path, is_by_environment):
             assert (got["token_ids"], got["logits_sha256"]) == (wanted["token_ids"], wanted["logits_sha256"])
         else:
             assert (out, errors) == ("", "")
+
+
+@pytest.mark.parametrize("environment, arguments, line", [
+    ({"RANK": "1"}, [], "RANK is set but WORLD_SIZE is not: expected both (or unset RANK)"),
+    ({"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "5", "LWS_LEADER_ADDRESS": "x"}, [],
+     "LWS_WORKER_INDEX: expected a rank below LWS_GROUP_SIZE, which is 2, found 5"),
+    ({"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "x", "WEFT_RANKS": "3"}, [],
+     "WEFT_RANKS is 3, but LeaderWorkerSet has 2 ranks by LWS_GROUP_SIZE: leave the one or unset the other"),
+    ({"WEFT_SECRET": "x"}, ["--secret-file", "/y"], "--secret-file and WEFT_SECRET are both set: expected only one of them"),
+])
+def test_half_set_environments(environment, arguments, line):
+    assert one_error_line(weft("run", "--prompt", "x", *arguments, environment=environment), 2) == f"weft run: {line}"
+
+
+@pytest.mark.parametrize("by", ["options", "lws", "torchrun"])
+def test_two_ranks_of_each_process(model, by):
+    """--local-ranks: two processes, as on two hosts, with two ranks each."""
+    wanted = answer("--model", model, "--prompt", PROMPT, "--max-tokens", 20, "--threads", 1)
+    port = free_port()
+    processes = []
+    for index in (1, 0):
+        arguments = ["--local-ranks", "2"]
+        variables = {"WEFT_SECRET": "warp"}
+        if by == "options":
+            arguments += ["--leader", f"127.0.0.1:{port}", "--rank", str(2 * index), "--ranks", "4"]
+        elif by == "lws":
+            arguments += ["--leader-port", str(port)]
+            variables |= {"LWS_LEADER_ADDRESS": "localhost", "LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": str(index)}
+        else:
+            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(index)}
+        processes.insert(0, start(model, port, index, *arguments, environment=variables))
+    out, errors = processes[0].communicate(timeout=90)
+    assert processes[0].returncode == 0, errors
+    got = json.loads(out)
+    assert (got["token_ids"], got["logits_sha256"]) == (wanted["token_ids"], wanted["logits_sha256"])
+    assert processes[1].communicate(timeout=60) == ("", "") and processes[1].returncode == 0
 
 
 def test_a_stranger_is_refused(model, tmp_path):

@@ -76,7 +76,11 @@ def test_version():
     (["serve", "x"], 'weft serve: unexpected argument "x" (weft serve --help)'),
     (["run", "--rank", "1", "x"], "weft run: --rank needs --leader HOST:PORT"),
     (["run", "--leader", "a:1", "--rank", "2", "--ranks", "2", "x"],
-     "weft run: --leader needs --ranks N and --rank R with R < N, found --ranks 2 --rank 2"),
+     "weft run: --rank: expected a rank below --ranks, which is 2, found 2"),
+    (["run", "--leader", "a:1", "--ranks", "2", "x"],
+     "weft run: --leader needs --rank R and --ranks N, or a launcher that gives them"),
+    (["doctor", "--local-ranks", "2"],
+     "weft doctor: --local-ranks needs --leader or a launcher; --ranks N starts N ranks on this host"),
     (["serve", "--model", "x", "--grpc", "here"],
      'weft: serve: address "here": expected HOST:PORT, for example 127.0.0.1:50051'),
 ])

@@ -41,7 +41,7 @@ def test_local(count):
     found = report("--ranks", count, "--model", MODEL)
     check_ranks(found, count)
     assert not whats(found, "error")
-    assert found["origins"] == {"rank": "default", "rank_count": "argument", "leader": "default"}
+    assert found["origins"] == {"rank": "default", "rank_count": "--ranks", "leader": "default"}
     assert found["transport"] == ("self" if count == 1 else "shm")
     assert {link["transport"] for link in found["links"]} <= {"shm"}
     assert all(r["memory_needed_bytes"] > 0 for r in found["ranks"])
@@ -60,7 +60,10 @@ def test_mpirun():
     found = report("--model", MODEL, wrapper=[*MPIRUN, "-n", "2"])
     check_ranks(found, 2)
     assert found["started_by"] == "mpi"
-    assert set(found["origins"].values()) == {"mpirun"}
+    assert found["launcher"] == "mpirun"
+    assert found["origins"] == {"rank": "OMPI_COMM_WORLD_RANK", "rank_count": "OMPI_COMM_WORLD_SIZE", "leader": "MPI"}
+    assert [(r["local_rank"], r["local_rank_from"]) for r in found["ranks"]] == \
+        [(0, "OMPI_COMM_WORLD_LOCAL_RANK"), (1, "OMPI_COMM_WORLD_LOCAL_RANK")]
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")
@@ -111,7 +114,7 @@ def test_another_model_is_found():
     assert (leader.returncode, worker.returncode, worker_out) == (1, 0, ""), errors
     assert ["other model files" in w and w.startswith("rank 1 on ") for w in whats(found, "error")] == [True]
     assert found["started_by"] == "tcp"
-    assert set(found["origins"].values()) == {"argument"}
+    assert found["origins"] == {"rank": "--rank", "rank_count": "--ranks", "leader": "--leader"}
 
 
 def test_a_missing_model_is_found(tmp_path):
