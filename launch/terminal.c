@@ -57,16 +57,15 @@ void weft_terminal_clear(struct weft_terminal *terminal)
     }
 }
 
-static void bar_draw(struct weft_terminal *terminal, const char *what, uint64_t total, int percent)
+static void bar_draw(struct weft_terminal *terminal, const char *what, const char *amount, int percent)
 {
     char bar[BAR_WIDTH + 1];
-    char size[WEFT_SIZE_TEXT_SIZE];
     int full = percent * BAR_WIDTH / 100;
 
     memset(bar, '.', BAR_WIDTH);
     memset(bar, '#', (size_t)full);
     bar[BAR_WIDTH] = 0;
-    fprintf(stderr, "\r\033[K%s [%s] %3d %% of %s", what, bar, percent, weft_size_text(total, size));
+    fprintf(stderr, "\r\033[K%s [%s] %3d %% of %s", what, bar, percent, amount);
     fflush(stderr);
     terminal->has_bar = true;
 }
@@ -78,20 +77,26 @@ void weft_terminal_progress(void *context, const char *what, uint64_t done, uint
     /* Where lines stay for ever, few are better: one now and then, and one at the end. */
     int64_t interval_ms = terminal->is_tty ? BAR_INTERVAL_MS : PLAIN_INTERVAL_MS;
     int64_t now = weft_clock_ns() / 1000000;
+    char amount[3 * WEFT_SIZE_TEXT_SIZE];
     char size[WEFT_SIZE_TEXT_SIZE];
+    char rate[WEFT_SIZE_TEXT_SIZE];
 
-    if (terminal->last_ms == 0) {
+    if (terminal->begin_ms == 0) {
+        terminal->begin_ms = now;
         terminal->last_ms = now;
     }
     if (terminal->is_quiet || (done < total && now - terminal->last_ms < interval_ms)) {
         return;
     }
     terminal->last_ms = now;
+    int64_t passed_ms = now > terminal->begin_ms ? now - terminal->begin_ms : 1;
+    snprintf(amount, sizeof(amount), "%s, %s/s", weft_size_text(total, size),
+             weft_size_text(done * 1000 / (uint64_t)passed_ms, rate));
     if (!terminal->is_tty) {
-        fprintf(stderr, "weft: %s: %d %% of %s\n", what, percent, weft_size_text(total, size));
+        fprintf(stderr, "weft: %s: %d %% of %s\n", what, percent, amount);
         return;
     }
-    bar_draw(terminal, what, total, percent);
+    bar_draw(terminal, what, amount, percent);
     if (done >= total) {
         weft_terminal_clear(terminal);
     }

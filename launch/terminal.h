@@ -9,7 +9,8 @@ struct weft_terminal {
     bool is_quiet;
     bool is_tty;
     _Atomic bool has_bar; /* the bar is on the line: erase it before writing */
-    int64_t last_ms;      /* when progress was last shown; 0: not begun */
+    int64_t begin_ms;     /* of what makes progress; 0: not begun */
+    int64_t last_ms;      /* when progress was last shown */
 };
 
 /* Also makes the log print through it: errors always, the rest unless quiet. */
