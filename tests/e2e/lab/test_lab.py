@@ -76,6 +76,17 @@ def test_mpirun_two_ranks_per_host(lab, wanted):
     assert f"shm+tcp for 8 ranks on {HOST_COUNT} hosts" in log
 
 
+def test_only_the_leader_has_the_model(lab, wanted):
+    """Each host has a /dev/shm of its own; the model lies in that of node0 alone."""
+    finish(lab.start(0, "cp", "-rL", MODEL, "/dev/shm/model"))
+    arguments = [*ANSWER, "--model", "/dev/shm/model"]
+    code, _, stderr = finish(lab.start(0, "mpirun", "-n", HOST_COUNT, WEFT, *arguments))
+    assert code != 0 and "/dev/shm/model: no such model folder" in stderr and "rank " in stderr, stderr
+    check_answer(wanted, lab.start(0, "mpirun", "--oversubscribe", "-n", 2 * HOST_COUNT, "--map-by", "ppr:2:node", WEFT,
+                                   *arguments, "--weights", "stream", "--shares", "auto"))
+    finish(lab.start(0, "rm", "-r", "/dev/shm/model"))
+
+
 def test_doctor(lab):
     """Every pair inside a host over shared memory, and one pair per two hosts over tcp, with their clocks."""
     code, stdout, stderr = finish(lab.start(0, "mpirun", "--oversubscribe", "-n", 8, "--map-by", "ppr:2:node", WEFT,
