@@ -5,12 +5,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "bootstrap_star.h"
+#include "heart.h"
 #include "weft/log.h"
 
 uint32_t weft_bootstrap_rank(const struct weft_bootstrap *bootstrap)
@@ -108,7 +109,7 @@ static enum weft_status gather_recv(struct weft_bootstrap *bootstrap, uint32_t r
         char reason[STAR_REASON_SIZE];
 
         (void)snprintf(reason, sizeof(reason), "out of step: all_gather of %zu bytes where %zu were due", got, size);
-        weft_star_fail(bootstrap, rank, reason, -1);
+        weft_star_fail(bootstrap, rank, NULL, reason, -1);
         return WEFT_ERR_PEER;
     }
     if (size > 0) {
@@ -183,16 +184,62 @@ const char *weft_bootstrap_failed_reason(const struct weft_bootstrap *bootstrap)
     return bootstrap->failed_reason;
 }
 
+const char *weft_bootstrap_failed_host(const struct weft_bootstrap *bootstrap)
+{
+    return bootstrap->failed_host;
+}
+
 void weft_bootstrap_abort(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason)
 {
     if (bootstrap->failed_rank >= 0) {
         return; /* the first failure stands, and everybody has been told of it */
     }
     assert(rank < bootstrap->rank_count);
-    weft_star_fail(bootstrap, rank, reason, -1);
+    weft_star_fail(bootstrap, rank, NULL, reason, -1);
     if (bootstrap->rank != 0) {
         weft_star_notify(bootstrap, 0, STAR_NOTICE_DEAD, rank, bootstrap->failed_reason);
     }
+}
+
+enum weft_status weft_bootstrap_heartbeat(struct weft_bootstrap *bootstrap,
+                                          const struct weft_heartbeat_options *options)
+{
+    assert(bootstrap->heart == NULL);
+    return bootstrap->rank_count == 1 ? WEFT_OK : weft_heart_open(bootstrap, options, &bootstrap->heart);
+}
+
+void weft_bootstrap_phase(struct weft_bootstrap *bootstrap, enum weft_phase phase, uint64_t number)
+{
+    atomic_store_explicit(&bootstrap->pulse.number, number, memory_order_relaxed);
+    atomic_store_explicit(&bootstrap->pulse.phase, (uint32_t)phase, memory_order_relaxed);
+}
+
+void weft_bootstrap_progress(struct weft_bootstrap *bootstrap)
+{
+    atomic_fetch_add_explicit(&bootstrap->pulse.progress, 1, memory_order_relaxed);
+    atomic_store_explicit(&bootstrap->pulse.waiting_for, -1, memory_order_relaxed);
+}
+
+void weft_bootstrap_waiting(struct weft_bootstrap *bootstrap, uint32_t rank)
+{
+    atomic_store_explicit(&bootstrap->pulse.waiting_for, (int32_t)rank, memory_order_relaxed);
+}
+
+uint32_t weft_bootstrap_quiet_ms(struct weft_bootstrap *bootstrap, uint32_t rank)
+{
+    return bootstrap->heart == NULL ? UINT32_MAX : weft_heart_quiet_ms(bootstrap->heart, rank);
+}
+
+bool weft_bootstrap_lost(struct weft_bootstrap *bootstrap, uint32_t *rank_out, char *text_out, size_t size)
+{
+    struct heart_verdict verdict;
+
+    if (bootstrap->heart == NULL || !weft_heart_verdict(bootstrap->heart, &verdict)) {
+        return false;
+    }
+    *rank_out = verdict.rank;
+    weft_star_failure_text(verdict.rank, verdict.host, verdict.reason, text_out, size);
+    return true;
 }
 
 void weft_bootstrap_close(struct weft_bootstrap **bootstrap_pointer)
@@ -207,6 +254,7 @@ void weft_bootstrap_close(struct weft_bootstrap **bootstrap_pointer)
     if (hooks != NULL && hooks->close_begin != NULL) {
         hooks->close_begin(bootstrap);
     }
+    weft_heart_close(&bootstrap->heart); /* its farewell first: nobody is accused who leaves in order */
     for (uint32_t rank = 0; rank < bootstrap->peer_count; rank++) {
         weft_star_notify(bootstrap, rank, STAR_NOTICE_LEAVE, bootstrap->rank, "");
     }

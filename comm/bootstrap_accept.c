@@ -292,7 +292,7 @@ static enum weft_status receive_all(struct reception *reception, uint32_t timeou
     while ((first = missing_ranks(reception, missing, sizeof(missing))) != 0) {
         if (weft_star_left_ms(deadline) == 0) {
             (void)snprintf(reason, sizeof(reason), "did not come within %u ms (missing: %s)", timeout_ms, missing);
-            weft_star_fail(reception->bootstrap, first, reason, -1);
+            weft_star_fail(reception->bootstrap, first, NULL, reason, -1);
             return WEFT_ERR_TIMEOUT;
         }
         WEFT_TRY(attend(reception, deadline));

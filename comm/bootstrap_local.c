@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "bootstrap_star.h"
+#include "heart_link.h"
 #include "weft/log.h"
 
 /* How long close waits before it kills: a child that heard the farewell only has to release its memory. After a failure
@@ -88,9 +88,12 @@ static void close_end(struct weft_bootstrap *bootstrap)
     for (uint32_t rank = 1; rank < bootstrap->rank_count; rank++) {
         struct child *child = &state->children[rank];
 
-        if (!reap(child, deadline)) {
-            weft_log(WEFT_LOG_WARN, STAR_LOG, "rank %u (process %d) did not leave in time: killed", rank,
-                     (int)child->pid);
+        bool is_stopped = child->pid != 0 && bootstrap->failed_rank >= 0 &&
+                          weft_heart_thread_state((uint32_t)child->pid, (uint32_t)child->pid) == 'T';
+
+        if (!reap(child, is_stopped ? 0 : deadline)) {
+            weft_log(is_stopped ? WEFT_LOG_DEBUG : WEFT_LOG_WARN, STAR_LOG,
+                     "rank %u (process %d) did not leave in time: killed", rank, (int)child->pid);
             (void)kill(child->pid, SIGKILL);
             (void)waitpid(child->pid, &child->status, 0);
             child->pid = 0;

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "heart.h"
 #include "weft/log.h"
 
 /* How long a broken data socket waits for its control socket to say why: the kernel closes a dead process's sockets one
@@ -68,6 +70,9 @@ void weft_star_notify(struct weft_bootstrap *bootstrap, uint32_t peer, enum star
     if (fd < 0) {
         return;
     }
+    if (kind == STAR_NOTICE_DEAD) {
+        memcpy(notice.host, bootstrap->failed_host, sizeof(notice.host));
+    }
     (void)snprintf(notice.reason, sizeof(notice.reason), "%s", reason);
     while (done < sizeof(notice)) {
         ssize_t sent = send(fd, (const char *)&notice + done, sizeof(notice) - done, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -84,18 +89,36 @@ void weft_star_notify(struct weft_bootstrap *bootstrap, uint32_t peer, enum star
     }
 }
 
-void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason, int source)
+void weft_star_failure_text(uint32_t rank, const char *host, const char *reason, char *out, size_t size)
 {
+    (void)snprintf(out, size, "rank %u%s%s failed: %s", rank, host[0] != '\0' ? " on " : "", host, reason);
+}
+
+void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char *host, const char *reason, int source)
+{
+    char text[STAR_HOST_SIZE + STAR_REASON_SIZE + 64];
+
     if (bootstrap->failed_rank >= 0) {
         return;
     }
     bootstrap->failed_rank = (int)rank;
     (void)snprintf(bootstrap->failed_reason, sizeof(bootstrap->failed_reason), "%s", reason);
+    if (host != NULL) {
+        (void)snprintf(bootstrap->failed_host, sizeof(bootstrap->failed_host), "%s", host);
+    } else if (bootstrap->heart != NULL) {
+        weft_heart_host(bootstrap->heart, rank, bootstrap->failed_host);
+    }
+    if (bootstrap->heart != NULL) {
+        weft_heart_tell(bootstrap->heart, rank, bootstrap->failed_host, bootstrap->failed_reason);
+    }
+    weft_star_failure_text(rank, bootstrap->failed_host, bootstrap->failed_reason, text, sizeof(text));
     if (source >= 0) {
-        weft_log(WEFT_LOG_ERROR, STAR_LOG, "rank %u failed: %s (reported by rank %d)", rank, bootstrap->failed_reason,
-                 source);
+        weft_log(WEFT_LOG_ERROR, STAR_LOG, "%s (reported by rank %d)", text, source);
     } else {
-        weft_log(WEFT_LOG_ERROR, STAR_LOG, "rank %u failed: %s", rank, bootstrap->failed_reason);
+        weft_log(WEFT_LOG_ERROR, STAR_LOG, "%s", text);
+    }
+    if (bootstrap->heart != NULL) {
+        weft_heart_taken(bootstrap->heart);
     }
     if (bootstrap->rank != 0) {
         return;
@@ -116,7 +139,7 @@ static void fail_closed(struct weft_bootstrap *bootstrap, uint32_t rank, const c
     if (bootstrap->failed_rank < 0 && bootstrap->hooks != NULL && bootstrap->hooks->describe != NULL) {
         bootstrap->hooks->describe(bootstrap, rank, text, sizeof(text));
     }
-    weft_star_fail(bootstrap, rank, text, -1);
+    weft_star_fail(bootstrap, rank, NULL, text, -1);
 }
 
 static void take_notice(struct weft_bootstrap *bootstrap, uint32_t peer)
@@ -124,13 +147,14 @@ static void take_notice(struct weft_bootstrap *bootstrap, uint32_t peer)
     struct star_notice *notice = &bootstrap->peers[peer].notice;
 
     notice->reason[sizeof(notice->reason) - 1] = '\0';
+    notice->host[sizeof(notice->host) - 1] = '\0';
     if (notice->magic == STAR_MAGIC && notice->kind == STAR_NOTICE_LEAVE) {
         bootstrap->peers[peer].has_left = true;
     } else if (notice->magic == STAR_MAGIC && notice->kind == STAR_NOTICE_DEAD &&
                notice->rank < bootstrap->rank_count) {
-        weft_star_fail(bootstrap, notice->rank, notice->reason, (int)peer);
+        weft_star_fail(bootstrap, notice->rank, notice->host, notice->reason, (int)peer);
     } else {
-        weft_star_fail(bootstrap, peer, "sent a damaged notice", -1);
+        weft_star_fail(bootstrap, peer, NULL, "sent a damaged notice", -1);
     }
 }
 
@@ -173,6 +197,22 @@ static void read_notices(struct weft_bootstrap *bootstrap, uint32_t rank)
     }
 }
 
+/* What the heartbeats have found out or been told. */
+static void take_verdict(struct weft_bootstrap *bootstrap)
+{
+    struct heart_verdict verdict;
+
+    if (bootstrap->failed_rank >= 0 || !weft_heart_verdict(bootstrap->heart, &verdict) ||
+        verdict.rank >= bootstrap->rank_count) {
+        return;
+    }
+    if (verdict.is_closed) {
+        fail_closed(bootstrap, verdict.rank, verdict.reason);
+    } else {
+        weft_star_fail(bootstrap, verdict.rank, verdict.host, verdict.reason, verdict.source);
+    }
+}
+
 enum weft_status weft_star_check(struct weft_bootstrap *bootstrap)
 {
     struct epoll_event events[32];
@@ -186,7 +226,11 @@ enum weft_status weft_star_check(struct weft_bootstrap *bootstrap)
     }
     count = epoll_wait(bootstrap->epoll_fd, events, (int)(sizeof(events) / sizeof(events[0])), 0);
     for (int i = 0; i < count; i++) {
-        read_notices(bootstrap, events[i].data.u32);
+        if (events[i].data.u32 == UINT32_MAX) {
+            take_verdict(bootstrap);
+        } else {
+            read_notices(bootstrap, events[i].data.u32);
+        }
     }
     return bootstrap->failed_rank >= 0 ? WEFT_ERR_PEER : WEFT_OK;
 }
@@ -204,7 +248,7 @@ static enum weft_status fail_data(struct weft_bootstrap *bootstrap, uint32_t ran
         read_notices(bootstrap, rank);
     }
     if (peer->has_left) {
-        weft_star_fail(bootstrap, rank, "left the group", -1);
+        weft_star_fail(bootstrap, rank, NULL, "left the group", -1);
     } else {
         fail_closed(bootstrap, rank, reason);
     }
@@ -315,10 +359,10 @@ static enum weft_status fail_read(struct weft_bootstrap *bootstrap, uint32_t ran
     }
     if (result == READ_MEMORY) {
         peer->header_have = 0;
-        weft_star_fail(bootstrap, bootstrap->rank, "out of memory for a frame", -1);
+        weft_star_fail(bootstrap, bootstrap->rank, NULL, "out of memory for a frame", -1);
         return WEFT_ERR_MEMORY;
     }
-    weft_star_fail(bootstrap, rank, "sent a damaged frame", -1);
+    weft_star_fail(bootstrap, rank, NULL, "sent a damaged frame", -1);
     return WEFT_ERR_PEER;
 }
 
@@ -347,8 +391,11 @@ enum weft_status weft_star_recv(struct weft_bootstrap *bootstrap, uint32_t rank,
 
         (void)snprintf(reason, sizeof(reason), "out of step: sent frame kind %u where %u was due", peer->header.kind,
                        kind);
-        weft_star_fail(bootstrap, rank, reason, -1);
+        weft_star_fail(bootstrap, rank, NULL, reason, -1);
         return WEFT_ERR_PEER;
+    }
+    if (bootstrap->heart != NULL) {
+        weft_heart_heard(bootstrap->heart, rank);
     }
     take_frame(peer, data_out, size_out);
     return WEFT_OK;
@@ -405,7 +452,7 @@ enum weft_status weft_star_send(struct weft_bootstrap *bootstrap, uint32_t rank,
             weft_log(WEFT_LOG_ERROR, STAR_LOG, "send of %zu bytes to rank %u: %s, %zu bytes went out", size, rank,
                      weft_status_name(status), done);
             if (done > 0) {
-                weft_star_fail(bootstrap, rank, "does not read", -1);
+                weft_star_fail(bootstrap, rank, NULL, "does not read", -1);
             }
             return status;
         }
@@ -462,6 +509,7 @@ enum weft_status weft_star_open(const char *kind, uint32_t rank, uint32_t rank_c
     bootstrap->rank_count = rank_count;
     bootstrap->peer_count = peer_count;
     bootstrap->failed_rank = -1;
+    atomic_store(&bootstrap->pulse.waiting_for, -1);
     for (uint32_t i = 0; i < peer_count; i++) {
         bootstrap->peers[i] = (struct star_peer){.data_fd = -1, .control_fd = -1, .beat_fd = -1};
     }

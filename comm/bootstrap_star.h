@@ -21,7 +21,8 @@
 #define STAR_MAGIC       0x54464557u /* "WEFT"; also catches a rank of the other byte order */
 #define STAR_FRAME_MAX   ((size_t)1 << 30)
 #define STAR_RANK_MAX    1024u
-#define STAR_REASON_SIZE 112
+#define STAR_REASON_SIZE 200
+#define STAR_HOST_SIZE   64
 #define STAR_FOREVER     INT64_MAX
 
 enum star_channel { STAR_DATA = 0, STAR_CONTROL = 1, STAR_BEAT = 2, STAR_CHANNEL_COUNT };
@@ -47,6 +48,7 @@ struct star_notice {
     uint32_t magic;
     uint32_t kind;
     uint32_t rank;
+    char host[STAR_HOST_SIZE];
     char reason[STAR_REASON_SIZE];
 };
 
@@ -68,6 +70,14 @@ struct star_peer {
     size_t notice_have;
 };
 
+/* What this process is doing, for its heartbeats: written by the thread that works. */
+struct star_pulse {
+    _Atomic uint32_t phase; /* enum weft_phase */
+    _Atomic uint64_t number;
+    _Atomic uint64_t progress;
+    _Atomic int32_t waiting_for; /* -1: nobody */
+};
+
 /* What differs between kinds after opening; any member may be NULL. */
 struct star_hooks {
     /* More exact than "connection closed": how the process of `rank` ended. Leaves reason_out alone if unknown. */
@@ -82,10 +92,13 @@ struct weft_bootstrap {
     uint32_t rank;
     uint32_t rank_count;
     const char *kind;
-    int epoll_fd;            /* owned: all control sockets; -1 for one rank */
-    uint32_t peer_count;     /* leader: rank_count, worker: 1 */
-    struct star_peer *peers; /* owned [peer_count]; by rank, so the leader's [0] stays empty */
+    int epoll_fd;             /* owned: all control sockets; -1 for one rank */
+    uint32_t peer_count;      /* leader: rank_count, worker: 1 */
+    struct star_peer *peers;  /* owned [peer_count]; by rank, so the leader's [0] stays empty */
+    struct weft_heart *heart; /* owned; NULL without heartbeats */
+    struct star_pulse pulse;
     int failed_rank;
+    char failed_host[STAR_HOST_SIZE];
     char failed_reason[STAR_REASON_SIZE];
     const struct star_hooks *hooks;
     void *state; /* of the hooks */
@@ -114,12 +127,15 @@ WEFT_MUST_CHECK enum weft_status weft_star_recv(struct weft_bootstrap *bootstrap
                                                 int64_t deadline);
 WEFT_MUST_CHECK enum weft_status weft_star_check(struct weft_bootstrap *bootstrap);
 
+/* "rank 3 on node-b failed: connection closed" */
+void weft_star_failure_text(uint32_t rank, const char *host, const char *reason, char *out, size_t size);
+
 /*
- * Records the first failure, logs it, and lets the leader tell everyone else. `source` is the rank that brought the
- * news (not told again), -1 when this process found out by itself.
+ * Records the first failure, logs it, and lets the leader tell everyone else. host: the rank's, NULL to ask the
+ * heartbeats. `source` is the rank that brought the news (not told again), -1 when this process found out by itself.
  */
-void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason, int source);
-/* Best effort, at most about 100 ms. */
+void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char *host, const char *reason, int source);
+/* Best effort, at most about 100 ms. The host of NOTICE_DEAD is the failed one's. */
 void weft_star_notify(struct weft_bootstrap *bootstrap, uint32_t peer, enum star_notice_kind kind, uint32_t rank,
                       const char *reason);
 

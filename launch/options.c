@@ -359,6 +359,7 @@ void weft_settings_init(struct weft_settings *settings)
     settings->max_tokens = 256;
     settings->top_p = 1;
     settings->repetition_penalty = 1;
+    settings->heartbeat_ms = UINT32_MAX;
     settings->grpc = "127.0.0.1:50051";
     settings->output = "text";
 }

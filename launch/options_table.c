@@ -125,6 +125,9 @@ const struct weft_option weft_options[] = {
     {"rendezvous-timeout", 0, WEFT_OPTION_TIME, RUN | SERVE | DOCTOR, rank_group, "TIME",
      "how long ranks wait for each other to start, and for a sign of life while loading", "60s",
      "WEFT_RENDEZVOUS_TIMEOUT", AT(rendezvous_timeout_ms), .min = 0.1, .max = 86400},
+    {"heartbeat", 0, WEFT_OPTION_TIME, RUN | SERVE | DOCTOR, rank_group, "TIME",
+     "a rank that is silent for this long is given up, whatever it was doing; 0: never (to stop one in a debugger)",
+     "900ms", "WEFT_HEARTBEAT", AT(heartbeat_ms), .min = 0, .max = 3600},
 
     {"leader", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, hand_group, "HOST:PORT",
      "where rank 0 listens and the others connect; needs --rank and --ranks, or a launcher that gives them", NULL, "WEFT_LEADER", AT(leader)},

@@ -43,6 +43,7 @@ struct weft_settings {
     const char *interface;
     uint32_t timeout_ms;
     uint32_t rendezvous_timeout_ms;
+    uint32_t heartbeat_ms; /* UINT32_MAX unless given, 0: off */
     /* ranks started by hand */
     const char *leader;
     uint32_t leader_port;

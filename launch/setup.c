@@ -9,6 +9,9 @@
 
 #include "command.h"
 
+/* From the loss of the group to the end of a process that is stuck: streams have been told by then. */
+enum { LOST_EXIT_MS = 1200 };
+
 static bool is_model(const char *folder)
 {
     char path[PATH_MAX];
@@ -198,9 +201,17 @@ static void launch_fill(struct weft_setup *setup, const struct weft_settings *se
     hosts_find(setup);
 }
 
+/* In settings 0 is off and UINT32_MAX not given; in the engine's options it is the other way round. */
+static uint32_t heartbeat(uint32_t setting_ms)
+{
+    return setting_ms == UINT32_MAX ? 0 : setting_ms == 0 ? UINT32_MAX : setting_ms;
+}
+
 static void options_fill(struct weft_engine_options *options, const struct weft_settings *settings)
 {
     options->rendezvous_timeout_ms = settings->rendezvous_timeout_ms;
+    options->heartbeat_ms = heartbeat(settings->heartbeat_ms);
+    options->lost_exit_ms = LOST_EXIT_MS;
     options->thread_count = settings->threads;
     options->shares = settings->shares.count > 0 ? settings->shares.items : NULL;
     options->share_count = settings->shares.count;

@@ -99,8 +99,56 @@ WEFT_MUST_CHECK enum weft_status weft_bootstrap_check(struct weft_bootstrap *boo
 int weft_bootstrap_failed_rank(const struct weft_bootstrap *bootstrap);
 const char *weft_bootstrap_failed_reason(const struct weft_bootstrap *bootstrap);
 
+/* Name of the failed rank's host, "" when there is none or it is not known. Valid until close. */
+const char *weft_bootstrap_failed_host(const struct weft_bootstrap *bootstrap);
+
 /* Tells all ranks that `rank` is to be considered dead (own rank: "I give up"). Best effort, never blocks for long. */
 void weft_bootstrap_abort(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason);
+
+/* ---- heartbeats ---- */
+
+struct weft_heartbeat_options {
+    uint32_t silence_ms; /* until a rank that sends no heartbeat is given up; 0: 900. UINT32_MAX: never, for debuggers.
+                            The leader's value counts for all ranks */
+    uint32_t exit_ms;    /* 0: never. Else this process leaves by _exit(1) this long after a failure, whatever its other
+                            threads are stuck in, unless it has ended by itself; one line says why if none did before */
+};
+
+/*
+ * Starts the heartbeats of this rank: a thread that does nothing else and a connection of its own to the leader (or, on
+ * the leader, to every rank). Call on every rank or on none, right after opening, with nothing else in progress. From
+ * then on a rank that is stopped, and a host that is cut off or gone, fails within silence_ms (about twice that for a
+ * network), on both sides, whatever this thread is doing. A failure wakes every wait of this bootstrap.
+ */
+WEFT_MUST_CHECK enum weft_status weft_bootstrap_heartbeat(struct weft_bootstrap *bootstrap,
+                                                          const struct weft_heartbeat_options *options);
+
+/* What a rank is doing; travels with every beat. */
+enum weft_phase {
+    WEFT_PHASE_START = 0,
+    WEFT_PHASE_LOAD = 1, /* number: bytes read */
+    WEFT_PHASE_IDLE = 2,
+    WEFT_PHASE_STEP = 3, /* number: of the step */
+};
+
+/* From the thread that works; a few nanoseconds each. */
+void weft_bootstrap_phase(struct weft_bootstrap *bootstrap, enum weft_phase phase, uint64_t number);
+/* One more piece of work is done (a layer, an exchange). */
+void weft_bootstrap_progress(struct weft_bootstrap *bootstrap);
+/* This rank waits for `rank`, until its next progress. */
+void weft_bootstrap_waiting(struct weft_bootstrap *bootstrap, uint32_t rank);
+
+/*
+ * Milliseconds since `rank` last did any work: progress, CPU time, bytes from a disk; waiting for others is none. On a
+ * worker: since any rank did. UINT32_MAX when that is not known. Tells busy from stuck.
+ */
+uint32_t weft_bootstrap_quiet_ms(struct weft_bootstrap *bootstrap, uint32_t rank);
+
+/*
+ * From any thread, at any time before close: true once a failure is known to the heartbeats, even while the thread that
+ * owns the bootstrap is stuck. text_out[size] <- "rank 3 on node-b failed: ...".
+ */
+bool weft_bootstrap_lost(struct weft_bootstrap *bootstrap, uint32_t *rank_out, char *text_out, size_t size);
 
 /*
  * Says farewell, so that leaving in order is no failure for the others (unless they still want something from this

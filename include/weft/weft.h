@@ -76,7 +76,10 @@ struct weft_engine_options {
     uint32_t candidate_count;    /* best logits each rank hands to the sampler; 0: 64. Cost only, never the answer */
     uint32_t timeout_ms;         /* of every wait between ranks; 0: 30000 */
     uint32_t rendezvous_timeout_ms; /* until all ranks have come, and between signs of life while they load; 0: 60000 */
-    bool is_traced;                 /* time every collective */
+    uint32_t heartbeat_ms; /* a rank that sends no heartbeat for this long is given up; 0: 900. UINT32_MAX: never */
+    uint32_t lost_exit_ms; /* 0: never. Else this process leaves by _exit(1) this long after the group was lost, should
+                              it be stuck (in MPI, a driver, a disk). Not with WEFT_LAUNCH_THREADS */
+    bool is_traced;        /* time every collective */
     weft_progress_callback *progress;
     weft_text_callback *memory_table;
     void *callback_context;

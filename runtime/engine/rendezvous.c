@@ -17,7 +17,7 @@ uint32_t weft_rendezvous_timeout_ms(const struct weft_engine_options *options)
     return options->rendezvous_timeout_ms > 0 ? options->rendezvous_timeout_ms : RENDEZVOUS_TIMEOUT_MS;
 }
 
-enum weft_status weft_rendezvous_open(const struct weft_engine_options *options, struct weft_bootstrap **out)
+static enum weft_status meet(const struct weft_engine_options *options, struct weft_bootstrap **out)
 {
     const struct weft_bootstrap_tcp_options tcp = {.leader = options->leader,
                                                    .rank = options->rank,
@@ -32,4 +32,21 @@ enum weft_status weft_rendezvous_open(const struct weft_engine_options *options,
     }
     return options->rank_count > 1 ? weft_bootstrap_open_local(options->rank_count, out)
                                    : weft_bootstrap_open_self(out);
+}
+
+enum weft_status weft_rendezvous_open(const struct weft_engine_options *options, struct weft_bootstrap **out)
+{
+    const struct weft_heartbeat_options heartbeat = {.silence_ms = options->heartbeat_ms,
+                                                     .exit_ms = options->lost_exit_ms};
+    struct weft_bootstrap *bootstrap;
+    enum weft_status status;
+
+    WEFT_TRY(meet(options, &bootstrap));
+    status = weft_bootstrap_heartbeat(bootstrap, &heartbeat);
+    if (status != WEFT_OK) {
+        weft_bootstrap_close(&bootstrap);
+        return status;
+    }
+    *out = bootstrap;
+    return WEFT_OK;
 }

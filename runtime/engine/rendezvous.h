@@ -14,7 +14,8 @@ enum weft_launch weft_rendezvous_launch(const struct weft_engine_options *option
 /* Until all ranks have come; then for each sign of life while they load. */
 uint32_t weft_rendezvous_timeout_ms(const struct weft_engine_options *options);
 
-/* Every kind but THREADS, which the engine opens itself. Forks with LOCAL. Errors are those of the bootstrap. */
+/* Every kind but THREADS, which the engine opens itself; with heartbeats. Forks with LOCAL. Errors are those of the
+ * bootstrap. */
 WEFT_MUST_CHECK enum weft_status weft_rendezvous_open(const struct weft_engine_options *options,
                                                       struct weft_bootstrap **out);
 

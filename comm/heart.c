@@ -1,0 +1,573 @@
+/* The thread of heartbeats: beats out, beats in, one verdict. Contract in heart.h. */
+#include "heart.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "heart_link.h"
+#include "weft/log.h"
+
+enum {
+    SILENCE_MS = 900, /* with what is left of the last interval under the promised second */
+    BEATS_PER_SILENCE = 9,
+    INTERVAL_MIN_MS = 20,
+    INTERVAL_MAX_MS = 1000,
+    FIRST_FACTOR = 10,  /* the first beat may be this much later: its process may still be starting */
+    HURRY_MS = 10,      /* between attempts to pass a verdict on */
+    LAST_LINE_MS = 100, /* for the line of a process that leaves: standard error may be what hangs */
+};
+
+struct weft_heart {
+    struct weft_bootstrap *bootstrap; /* its pulse only, until close */
+    uint32_t rank;
+    uint32_t link_count;
+    struct heart_link *links; /* owned: leader: of ranks 1, 2 ...; worker: of rank 0 */
+    struct pollfd *polls;     /* owned [link_count + 1] */
+    struct heart_beat own;    /* what this process says of itself */
+    uint32_t silence_ms;      /* the group's */
+    int64_t exit_ns;          /* 0: never */
+    int64_t self_worked_ns;
+    int64_t self_window_ns;
+    uint64_t self_window_activity;
+    uint64_t self_progress;
+    int log_rank;
+    int wake_fd;    /* owned: tell and close */
+    int verdict_fd; /* owned: readable once there is a verdict; in the star's epoll */
+    pthread_t thread;
+    _Atomic bool is_closing;
+    _Atomic bool is_guard;           /* closed, but stays to end the process */
+    _Atomic bool has_let_go;         /* of the bootstrap, and of every socket */
+    _Atomic bool is_over;            /* there is a verdict */
+    _Atomic bool is_taken;           /* and the main thread has got it */
+    _Atomic uint32_t group_quiet_ms; /* worker: as the leader said */
+    pthread_mutex_t mutex;           /* verdict, and link->last */
+    struct heart_verdict verdict;
+    int64_t verdict_ns;
+};
+
+static void signal_fd(int fd)
+{
+    const uint64_t one = 1;
+
+    if (write(fd, &one, sizeof(one)) < 0) {
+        return; /* full: it is readable */
+    }
+}
+
+/* ---- verdicts ---- */
+
+/* The first one stands. */
+static void decide(struct weft_heart *heart, const struct heart_verdict *verdict)
+{
+    pthread_mutex_lock(&heart->mutex);
+    if (!atomic_load(&heart->is_over)) {
+        heart->verdict = *verdict;
+        heart->verdict_ns = weft_star_now();
+        atomic_store(&heart->is_over, true);
+        for (uint32_t i = 0; i < heart->link_count; i++) {
+            heart->links[i].owes_verdict = verdict->source != (int)heart->links[i].rank;
+        }
+    }
+    pthread_mutex_unlock(&heart->mutex);
+    signal_fd(heart->verdict_fd);
+}
+
+static struct heart_verdict verdict_of(const struct heart_link *link, const char *reason)
+{
+    struct heart_verdict verdict = {.rank = link->rank, .source = -1};
+
+    (void)snprintf(verdict.host, sizeof(verdict.host), "%s", link->has_spoken ? link->last.host : "");
+    (void)snprintf(verdict.reason, sizeof(verdict.reason), "%s", reason);
+    return verdict;
+}
+
+void weft_heart_tell(struct weft_heart *heart, uint32_t rank, const char *host, const char *reason)
+{
+    struct heart_verdict verdict = {.rank = rank, .source = -1};
+
+    (void)snprintf(verdict.host, sizeof(verdict.host), "%s", host);
+    (void)snprintf(verdict.reason, sizeof(verdict.reason), "%s", reason);
+    decide(heart, &verdict);
+    signal_fd(heart->wake_fd);
+}
+
+bool weft_heart_verdict(struct weft_heart *heart, struct heart_verdict *out)
+{
+    if (!atomic_load(&heart->is_over)) {
+        return false;
+    }
+    pthread_mutex_lock(&heart->mutex);
+    *out = heart->verdict;
+    pthread_mutex_unlock(&heart->mutex);
+    return true;
+}
+
+void weft_heart_taken(struct weft_heart *heart)
+{
+    atomic_store(&heart->is_taken, true);
+}
+
+/* ---- who works ---- */
+
+static void refresh_own(struct weft_heart *heart, int64_t now)
+{
+    struct star_pulse *pulse = &heart->bootstrap->pulse;
+    struct heart_beat *own = &heart->own;
+    int64_t youngest;
+
+    own->phase = atomic_load(&pulse->phase);
+    own->number = atomic_load(&pulse->number);
+    own->progress = atomic_load(&pulse->progress) + (own->phase == WEFT_PHASE_LOAD ? own->number : 0);
+    own->waiting_for = atomic_load(&pulse->waiting_for);
+    own->activity = weft_heart_activity();
+    own->silence_ms = heart->silence_ms;
+    if (own->progress != heart->self_progress ||
+        weft_heart_did_work(own->activity, own->waiting_for >= 0, now, &heart->self_window_ns,
+                            &heart->self_window_activity)) {
+        heart->self_progress = own->progress;
+        heart->self_worked_ns = now;
+    }
+    youngest = heart->self_worked_ns;
+    for (uint32_t i = 0; i < heart->link_count && heart->rank == 0; i++) {
+        int64_t worked = atomic_load(&heart->links[i].worked_ns);
+
+        youngest = worked > youngest ? worked : youngest;
+    }
+    own->quiet_ms = (uint32_t)((now - youngest) / 1000000);
+    if (heart->rank == 0) {
+        atomic_store(&heart->group_quiet_ms, own->quiet_ms);
+    }
+}
+
+uint32_t weft_heart_quiet_ms(struct weft_heart *heart, uint32_t rank)
+{
+    if (heart->rank == 0 && rank > 0 && rank <= heart->link_count) {
+        int64_t worked = atomic_load(&heart->links[rank - 1].worked_ns);
+
+        return worked == 0 ? UINT32_MAX : (uint32_t)((weft_star_now() - worked) / 1000000);
+    }
+    return atomic_load(&heart->group_quiet_ms);
+}
+
+void weft_heart_host(struct weft_heart *heart, uint32_t rank, char *out)
+{
+    out[0] = '\0';
+    pthread_mutex_lock(&heart->mutex);
+    if (rank == heart->rank) {
+        memcpy(out, heart->own.host, STAR_HOST_SIZE);
+    }
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        if (heart->links[i].rank == rank && heart->links[i].has_spoken) {
+            memcpy(out, heart->links[i].last.host, STAR_HOST_SIZE);
+        }
+    }
+    pthread_mutex_unlock(&heart->mutex);
+}
+
+void weft_heart_heard(struct weft_heart *heart, uint32_t rank)
+{
+    uint32_t index = heart->rank == 0 ? rank - 1 : 0;
+
+    if (index < heart->link_count) {
+        atomic_store_explicit(&heart->links[index].was_heard, true, memory_order_relaxed);
+    }
+}
+
+/* ---- beats in ---- */
+
+static void take_beat(struct weft_heart *heart, struct heart_link *link, int64_t now)
+{
+    const struct heart_beat *beat = &link->in;
+    bool has_progress = !link->has_spoken || beat->progress != link->last.progress;
+
+    pthread_mutex_lock(&heart->mutex);
+    link->last = *beat;
+    link->has_spoken = true;
+    pthread_mutex_unlock(&heart->mutex);
+    if (has_progress ||
+        weft_heart_did_work(beat->activity, beat->waiting_for >= 0, now, &link->window_ns, &link->window_activity)) {
+        atomic_store(&link->worked_ns, now);
+    }
+    if (heart->rank != 0) {
+        heart->silence_ms = beat->silence_ms;
+        atomic_store(&heart->group_quiet_ms, beat->quiet_ms);
+    }
+}
+
+static void end_link(struct weft_heart *heart, struct heart_link *link, const char *reason)
+{
+    close(link->fd);
+    link->fd = -1;
+    if (!link->has_left) {
+        struct heart_verdict verdict = verdict_of(link, reason);
+
+        verdict.is_closed = true;
+        decide(heart, &verdict);
+    }
+}
+
+/* Everything that has come; true when something has. */
+static bool listen_to(struct weft_heart *heart, struct heart_link *link, int64_t now)
+{
+    bool is_alive = atomic_exchange(&link->was_heard, false);
+    const char *reason = "";
+
+    while (link->fd >= 0) {
+        enum heart_read result = weft_heart_link_read(link, &reason);
+
+        if (result == HEART_READ_NOTHING) {
+            break;
+        }
+        if (result == HEART_READ_END) {
+            end_link(heart, link, reason);
+            break;
+        }
+        is_alive = true;
+        if (link->in.kind == HEART_VERDICT) {
+            struct heart_verdict verdict = {.rank = link->in.rank, .source = (int)link->rank};
+
+            memcpy(verdict.host, link->in.host, sizeof(verdict.host));
+            memcpy(verdict.reason, link->in.reason, sizeof(verdict.reason));
+            decide(heart, &verdict);
+        } else if (link->in.kind == HEART_FAREWELL) {
+            link->has_left = true;
+        } else {
+            take_beat(heart, link, now);
+        }
+    }
+    return is_alive;
+}
+
+static void judge(struct weft_heart *heart, struct heart_link *link)
+{
+    int64_t limit = (int64_t)heart->silence_ms * 1000000 * (link->has_spoken ? 1 : FIRST_FACTOR);
+    char reason[STAR_REASON_SIZE];
+
+    if (link->fd < 0 || link->has_left || heart->silence_ms == UINT32_MAX || atomic_load(&heart->is_over)) {
+        return;
+    }
+    if (weft_heart_link_is_lost(link, limit, &heart->own, reason, sizeof(reason))) {
+        struct heart_verdict verdict = verdict_of(link, reason);
+
+        decide(heart, &verdict);
+    }
+}
+
+/* ---- beats out ---- */
+
+/* Passes the verdict on to whoever has not heard it; true when all have. */
+static bool spread(struct weft_heart *heart)
+{
+    struct heart_beat beat = {.magic = STAR_MAGIC, .kind = HEART_VERDICT};
+    bool is_done = true;
+
+    pthread_mutex_lock(&heart->mutex); /* nothing in here blocks */
+    beat.rank = heart->verdict.rank;
+    memcpy(beat.host, heart->verdict.host, sizeof(beat.host));
+    memcpy(beat.reason, heart->verdict.reason, sizeof(beat.reason));
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        struct heart_link *link = &heart->links[i];
+
+        if (link->owes_verdict && !link->has_left) {
+            link->owes_verdict = !weft_heart_link_send(link, &beat);
+            /* Whom the verdict is about, and who does not read, is not waited for. */
+            is_done = is_done && (!link->owes_verdict || link->rank == beat.rank);
+        }
+    }
+    pthread_mutex_unlock(&heart->mutex);
+    return is_done;
+}
+
+static void beat_all(struct weft_heart *heart)
+{
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        if (!heart->links[i].has_left) {
+            (void)weft_heart_link_send(&heart->links[i], &heart->own);
+        }
+    }
+}
+
+static void farewell(struct weft_heart *heart)
+{
+    struct heart_beat beat = heart->own;
+
+    beat.kind = HEART_FAREWELL;
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        struct heart_link *link = &heart->links[i];
+
+        (void)weft_heart_link_send(link, &beat);
+        if (link->fd >= 0) {
+            close(link->fd);
+            link->fd = -1;
+        }
+    }
+}
+
+/* ---- leaving ---- */
+
+/* What a helper thread of a leaving process needs; never freed: the process ends. */
+static void *say_last(void *context)
+{
+    struct weft_heart *heart = context;
+    char text[STAR_HOST_SIZE + STAR_REASON_SIZE + 64];
+
+    weft_log_set_rank(heart->log_rank);
+    weft_star_failure_text(heart->verdict.rank, heart->verdict.host, heart->verdict.reason, text, sizeof(text));
+    weft_log(WEFT_LOG_ERROR, HEART_LOG, "%s", text);
+    return NULL;
+}
+
+/* The main thread is stuck in something that no verdict reaches: MPI, a driver, a disk. */
+static void leave(struct weft_heart *heart)
+{
+    if (!atomic_load(&heart->is_taken)) {
+        struct timespec pause = {.tv_nsec = LAST_LINE_MS * 1000000};
+        pthread_t thread;
+
+        if (pthread_create(&thread, NULL, say_last, heart) == 0) {
+            (void)nanosleep(&pause, NULL);
+        }
+    }
+    _exit(EXIT_FAILURE);
+}
+
+static void leave_when_due(struct weft_heart *heart, int64_t now)
+{
+    if (heart->exit_ns != 0 && atomic_load(&heart->is_over) && now - heart->verdict_ns >= heart->exit_ns) {
+        leave(heart);
+    }
+}
+
+/* ---- the thread ---- */
+
+/* Beats must not wait behind the work of other threads. Neither call needs to succeed. */
+static void raise_priority(void)
+{
+    const struct sched_param lowest = {.sched_priority = sched_get_priority_min(SCHED_RR)};
+
+    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &lowest) != 0) {
+        (void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), -10);
+    }
+}
+
+static int64_t interval_ns(const struct weft_heart *heart)
+{
+    uint32_t ms =
+        heart->silence_ms == UINT32_MAX ? SILENCE_MS / BEATS_PER_SILENCE : heart->silence_ms / BEATS_PER_SILENCE;
+
+    ms = ms < INTERVAL_MIN_MS ? INTERVAL_MIN_MS : ms > INTERVAL_MAX_MS ? INTERVAL_MAX_MS : ms;
+    return (int64_t)ms * 1000000;
+}
+
+static void sleep_until(struct weft_heart *heart, int64_t deadline)
+{
+    uint64_t count;
+
+    heart->polls[0] = (struct pollfd){.fd = heart->wake_fd, .events = POLLIN};
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        heart->polls[i + 1] = (struct pollfd){.fd = heart->links[i].fd, .events = POLLIN};
+    }
+    (void)poll(heart->polls, heart->link_count + 1, weft_star_left_ms(deadline));
+    if (heart->polls[0].revents != 0 && read(heart->wake_fd, &count, sizeof(count)) < 0) {
+        return; /* already drained */
+    }
+}
+
+static void listen_and_judge(struct weft_heart *heart, int64_t now, int64_t elapsed)
+{
+    int64_t most = 2 * interval_ns(heart);
+
+    elapsed = elapsed < most ? elapsed : most; /* who was away itself has not listened */
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        struct heart_link *link = &heart->links[i];
+
+        link->silence_ns = listen_to(heart, link, now) ? 0 : link->silence_ns + elapsed;
+    }
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        judge(heart, &heart->links[i]);
+    }
+}
+
+static void *run(void *context)
+{
+    struct weft_heart *heart = context;
+    int64_t last = weft_star_now();
+    int64_t next_beat = last;
+
+    weft_log_set_rank(heart->log_rank);
+    raise_priority();
+    heart->own.tid = (uint32_t)syscall(SYS_gettid);
+    heart->self_worked_ns = last;
+    while (!atomic_load(&heart->is_closing)) {
+        int64_t now = weft_star_now();
+        bool is_told = true;
+
+        if (now >= next_beat) {
+            refresh_own(heart, now);
+            beat_all(heart);
+            next_beat = now + interval_ns(heart);
+        }
+        listen_and_judge(heart, now, now - last);
+        last = now;
+        if (atomic_load(&heart->is_over)) {
+            is_told = spread(heart);
+            leave_when_due(heart, now);
+        }
+        sleep_until(heart, is_told ? next_beat : now + (int64_t)HURRY_MS * 1000000);
+    }
+    if (atomic_load(&heart->is_over)) {
+        (void)spread(heart);
+    }
+    farewell(heart);
+    atomic_store(&heart->has_let_go, true);
+    while (atomic_load(&heart->is_guard)) {
+        int64_t left = heart->verdict_ns + heart->exit_ns - weft_star_now();
+
+        if (left > 0) {
+            const struct timespec pause = {.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
+
+            (void)nanosleep(&pause, NULL);
+        }
+        leave_when_due(heart, weft_star_now());
+    }
+    return NULL;
+}
+
+/* ---- open and close ---- */
+
+static void release(struct weft_heart *heart)
+{
+    for (uint32_t i = 0; i < heart->link_count && heart->links != NULL; i++) {
+        if (heart->links[i].fd >= 0) {
+            close(heart->links[i].fd);
+        }
+    }
+    if (heart->wake_fd >= 0) {
+        close(heart->wake_fd);
+    }
+    if (heart->verdict_fd >= 0) {
+        close(heart->verdict_fd);
+    }
+    pthread_mutex_destroy(&heart->mutex);
+    free(heart->links);
+    free(heart->polls);
+    free(heart);
+}
+
+static void take_sockets(struct weft_heart *heart, struct weft_bootstrap *bootstrap)
+{
+    uint32_t first = bootstrap->rank == 0 ? 1 : 0;
+
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        struct star_peer *peer = &bootstrap->peers[first + i];
+
+        heart->links[i].rank = first + i;
+        heart->links[i].fd = peer->beat_fd;
+        peer->beat_fd = -1;
+    }
+}
+
+static enum weft_status start(struct weft_heart *heart)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
+    sigset_t all;
+    sigset_t before;
+    int error;
+
+    if (epoll_ctl(heart->bootstrap->epoll_fd, EPOLL_CTL_ADD, heart->verdict_fd, &event) < 0) {
+        weft_log(WEFT_LOG_ERROR, HEART_LOG, "epoll: %s", strerror(errno));
+        return WEFT_ERR_IO;
+    }
+    /* Signals are the main thread's: their handlers interrupt what it waits for. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    error = pthread_create(&heart->thread, NULL, run, heart);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error != 0) {
+        weft_log(WEFT_LOG_ERROR, HEART_LOG, "cannot start a thread: %s", strerror(error));
+        return WEFT_ERR_IO;
+    }
+    return WEFT_OK;
+}
+
+enum weft_status weft_heart_open(struct weft_bootstrap *bootstrap, const struct weft_heartbeat_options *options,
+                                 struct weft_heart **out)
+{
+    struct weft_heart *heart = calloc(1, sizeof(*heart));
+    uint32_t link_count = bootstrap->rank == 0 ? bootstrap->rank_count - 1 : 1;
+    enum weft_status status;
+
+    if (heart == NULL) {
+        weft_log(WEFT_LOG_ERROR, HEART_LOG, "out of memory");
+        return WEFT_ERR_MEMORY;
+    }
+    pthread_mutex_init(&heart->mutex, NULL);
+    heart->bootstrap = bootstrap;
+    heart->rank = bootstrap->rank;
+    heart->log_rank = weft_log_rank();
+    heart->silence_ms = options->silence_ms == 0 ? SILENCE_MS : options->silence_ms;
+    heart->exit_ns = (int64_t)options->exit_ms * 1000000;
+    atomic_store(&heart->group_quiet_ms, UINT32_MAX);
+    heart->own = (struct heart_beat){.magic = STAR_MAGIC,
+                                     .kind = HEART_BEAT,
+                                     .rank = bootstrap->rank,
+                                     .host_id = weft_bootstrap_host_id(bootstrap),
+                                     .pid = (uint32_t)getpid()};
+    (void)gethostname(heart->own.host, sizeof(heart->own.host) - 1);
+    heart->links = calloc(link_count, sizeof(*heart->links));
+    heart->polls = calloc((size_t)link_count + 1, sizeof(*heart->polls));
+    heart->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    heart->verdict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (heart->links == NULL || heart->polls == NULL || heart->wake_fd < 0 || heart->verdict_fd < 0) {
+        weft_log(WEFT_LOG_ERROR, HEART_LOG, "out of memory or descriptors");
+        release(heart);
+        return WEFT_ERR_MEMORY;
+    }
+    heart->link_count = link_count;
+    take_sockets(heart, bootstrap);
+    status = start(heart);
+    if (status != WEFT_OK) {
+        release(heart);
+        return status;
+    }
+    *out = heart;
+    return WEFT_OK;
+}
+
+void weft_heart_close(struct weft_heart **heart_pointer)
+{
+    struct weft_heart *heart = *heart_pointer;
+    const struct timespec moment = {.tv_nsec = 1000000};
+
+    if (heart == NULL) {
+        return;
+    }
+    *heart_pointer = NULL;
+    if (heart->exit_ns != 0 && atomic_load(&heart->is_over)) {
+        atomic_store(&heart->is_guard, true);
+        atomic_store(&heart->is_closing, true);
+        signal_fd(heart->wake_fd);
+        while (!atomic_load(&heart->has_let_go)) {
+            (void)nanosleep(&moment, NULL);
+        }
+        pthread_detach(heart->thread);
+        return;
+    }
+    atomic_store(&heart->is_closing, true);
+    signal_fd(heart->wake_fd);
+    pthread_join(heart->thread, NULL);
+    release(heart);
+}

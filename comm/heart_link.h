@@ -1,0 +1,78 @@
+/* One neighbour's beat connection: reading and sending beats without ever blocking, and a close look at one that is
+ * silent. No thread, no verdicts; private to heart.c. */
+#ifndef WEFT_COMM_HEART_LINK_H
+#define WEFT_COMM_HEART_LINK_H
+
+#include "heart.h"
+
+enum heart_beat_kind {
+    HEART_BEAT = 1,     /* alive */
+    HEART_VERDICT = 2,  /* `rank` on `host` is given up: `reason` */
+    HEART_FAREWELL = 3, /* the sender closes in order */
+};
+
+/* All that ever travels; the same for every kind, so that nothing has to be framed. */
+struct heart_beat {
+    uint32_t magic;
+    uint32_t kind;
+    uint32_t rank;
+    uint32_t phase;
+    uint64_t number;
+    uint64_t progress;
+    uint64_t activity; /* CPU milliseconds and block reads of the process: grows while it works */
+    uint64_t host_id;
+    int32_t waiting_for;
+    uint32_t pid;
+    uint32_t tid;        /* of the sender's heart */
+    uint32_t silence_ms; /* the sender's setting; the leader's counts */
+    uint32_t quiet_ms;   /* of the leader: since any rank worked */
+    uint32_t unused;
+    char host[STAR_HOST_SIZE]; /* of `rank` */
+    char reason[STAR_REASON_SIZE];
+};
+
+struct heart_link {
+    uint32_t rank;
+    int fd;             /* owned; -1 once it has ended */
+    bool has_spoken;    /* `last` is set */
+    bool has_left;      /* said farewell */
+    bool owes_verdict;  /* has not been told yet */
+    int64_t silence_ns; /* since the last sign of life, in our own running time */
+    struct heart_beat last;
+    struct heart_beat in;
+    size_t in_have;
+    struct heart_beat out;
+    size_t out_left;
+    _Atomic bool was_heard;    /* by the main thread, on another connection */
+    _Atomic int64_t worked_ns; /* when it last showed work; 0: never */
+    int64_t window_ns;         /* `worked_ns` looks at activity once a second */
+    uint64_t window_activity;
+};
+
+/* CPU milliseconds of this process without the calling thread's, and blocks it read: both only grow. */
+uint64_t weft_heart_activity(void);
+
+/* Whether a process with this activity worked in the window that ends now; looks, and is true, once a second at most.
+ */
+bool weft_heart_did_work(uint64_t activity, bool is_waiting, int64_t now, int64_t *window_ns,
+                         uint64_t *window_activity);
+
+enum heart_read { HEART_READ_NOTHING, HEART_READ_BEAT, HEART_READ_END };
+
+/* The next whole beat into link->in. END: closed or broken, *reason_out says why. */
+enum heart_read weft_heart_link_read(struct heart_link *link, const char **reason_out);
+
+/* Sends what is left and then *beat (NULL: nothing new), as far as it goes at once. False: not taken, try again. */
+bool weft_heart_link_send(struct heart_link *link, const struct heart_beat *beat);
+
+/*
+ * True when a neighbour silent for link->silence_ns must be given up, with the cause. limit_ns: silence that counts for
+ * a process; own: what this process says of itself.
+ */
+bool weft_heart_link_is_lost(const struct heart_link *link, int64_t limit_ns, const struct heart_beat *own,
+                             char *reason_out, size_t reason_size);
+
+/* State letter of a thread of this host, as in /proc/PID/stat; 0 when there is none. T: stopped. */
+char weft_heart_thread_state(uint32_t pid, uint32_t tid);
+
+#endif
