@@ -14,8 +14,8 @@ struct weft_gpu {
     char pci_bus_id[16];              /* "0000:1b:00.0" */
     uint8_t uuid[WEFT_GPU_UUID_SIZE]; /* the same GPU seen from two processes or containers has the same */
     uint64_t memory_total;            /* bytes */
-    uint64_t memory_free;
-    uint32_t compute_major; /* 9 of sm_90 */
+    uint64_t memory_free;             /* memory_total too when nobody could say */
+    uint32_t compute_major;           /* 9 of sm_90 */
     uint32_t compute_minor;
     uint32_t sm_count;
     uint64_t peer_mask;   /* bit i: can reach GPU i's memory directly */

@@ -91,19 +91,23 @@ static void fill_gpu(int index, int count, struct weft_gpu *gpu)
     }
 }
 
-/* Asking CUDA makes a context, some 300 MB on the GPU, so only where NVML could not say. */
-static void fill_free_memory(int index, struct weft_gpu *gpu)
+/*
+ * Where NVML could not say. Asking CUDA makes a context, some 300 MB on the GPU, which is only fair when there is just
+ * the one that will be used; of several GPUs everything is taken to be free. A slice of a GPU (MIG) has no more than
+ * its own memory, whatever NVML says of the whole.
+ */
+static void fill_free_memory(int index, int count, struct weft_gpu *gpu)
 {
     size_t free_size = 0;
     size_t total_size = 0;
-    int before = 0;
 
-    if (gpu->memory_free == 0 && cudaGetDevice(&before) == cudaSuccess) {
-        if (cudaSetDevice(index) == cudaSuccess && cudaMemGetInfo(&free_size, &total_size) == cudaSuccess) {
-            gpu->memory_free = free_size;
-        }
-        (void)cudaSetDevice(before);
-        (void)cudaGetLastError();
+    if (gpu->memory_free == 0 && count == 1 && cudaSetDevice(index) == cudaSuccess &&
+        cudaMemGetInfo(&free_size, &total_size) == cudaSuccess) {
+        gpu->memory_free = free_size;
+    }
+    (void)cudaGetLastError();
+    if (gpu->memory_free == 0 || gpu->memory_free > gpu->memory_total) {
+        gpu->memory_free = gpu->memory_total;
     }
 }
 
@@ -158,7 +162,7 @@ static uint32_t list(struct weft_gpu *gpus_out, char *reason_out, size_t reason_
     }
     weft_cuda_nvml_fill(gpus_out, static_cast<uint32_t>(count));
     for (int i = 0; i < count; i++) {
-        fill_free_memory(i, &gpus_out[i]);
+        fill_free_memory(i, count, &gpus_out[i]);
     }
     return static_cast<uint32_t>(count);
 }

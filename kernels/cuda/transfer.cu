@@ -13,6 +13,8 @@
  * which the few microseconds around a copy do not count. */
 enum { STAGING_COUNT = 2 };
 static const size_t STAGING_SIZE = 8 << 20;
+/* Below this, asking whether memory is pinned and waiting cost more than a copy. */
+static const size_t DIRECT_SIZE = 256 << 10;
 
 /*
  * Uploads: a ring of segments, the same layout in pinned and in device memory. A segment is written again when an event
@@ -60,7 +62,8 @@ struct download {
 struct weft_cuda_transfer {
     struct staging staging[STAGING_COUNT];
     uint32_t staging_next;
-    struct ring *ring; /* owned */
+    cudaEvent_t direct; /* of the last copy from the caller's own pinned memory; owned */
+    struct ring *ring;  /* owned */
     struct upload recent[RECENT_COUNT];
     uint32_t recent_count;    /* of the ring's current segment; entry i % RECENT_COUNT */
     unsigned char *downloads; /* pinned, owned */
@@ -127,12 +130,41 @@ static bool staging_copy(struct weft_cuda_device *device, struct staging *stagin
     return staging->is_busy;
 }
 
+/* Pinned by whoever allocated it: weft_device_alloc_host(). */
+static bool is_pinned(const void *memory)
+{
+    void *seen_by_gpu = NULL;
+
+    if (cudaHostGetDevicePointer(&seen_by_gpu, const_cast<void *>(memory), 0) == cudaSuccess) {
+        return true;
+    }
+    (void)cudaGetLastError();
+    return false;
+}
+
+/* The caller may use its memory again on return, so this waits: for the link, which is faster than the copy into a
+ * buffer of ours would be. */
+static enum weft_status write_direct(struct weft_cuda_device *device, void *to, const void *from_host, size_t size)
+{
+    struct weft_cuda_transfer *transfer = device->transfer;
+
+    if (!weft_cuda_check(device, cudaMemcpyAsync(to, from_host, size, cudaMemcpyHostToDevice, device->stream),
+                         "copying to the GPU") ||
+        !weft_cuda_check(device, cudaEventRecord(transfer->direct, device->stream), "copying to the GPU")) {
+        return device->status;
+    }
+    return weft_cuda_wait(device, transfer->direct);
+}
+
 enum weft_status weft_cuda_write(struct weft_device *base, void *to, const void *from_host, size_t size)
 {
     struct weft_cuda_device *device = weft_cuda_device(base);
     unsigned char *target = static_cast<unsigned char *>(to);
     const unsigned char *source = static_cast<const unsigned char *>(from_host);
 
+    if (size >= DIRECT_SIZE && is_pinned(from_host)) {
+        return write_direct(device, to, from_host, size);
+    }
     for (size_t done = 0; done < size && device->status == WEFT_OK; done += STAGING_SIZE) {
         size_t part = size - done < STAGING_SIZE ? size - done : STAGING_SIZE;
         struct staging *staging = staging_take(device);
@@ -349,6 +381,9 @@ enum weft_status weft_cuda_transfer_open(struct weft_cuda_device *device)
             return device->status;
         }
     }
+    if (!weft_cuda_check(device, cudaEventCreateWithFlags(&transfer->direct, cudaEventDisableTiming), "an event")) {
+        return device->status;
+    }
     if (!weft_cuda_check(device, cudaMallocHost(&memory, DOWNLOAD_SIZE), "pinned memory for downloads")) {
         return device->status;
     }
@@ -372,6 +407,9 @@ void weft_cuda_transfer_close(struct weft_cuda_device *device)
         }
     }
     if (!device->is_stuck) {
+        if (transfer->direct != NULL) {
+            (void)cudaEventDestroy(transfer->direct);
+        }
         (void)cudaFreeHost(transfer->downloads);
     }
     free(transfer);

@@ -270,7 +270,8 @@ enum weft_status weft_reader_run(const struct weft_reader_args *args, struct wef
         reader.staging_size = longest > reader.staging_size ? longest : reader.staging_size;
     }
     qsort(args->reads, args->read_count, sizeof(args->reads[0]), compare_reads);
-    reader.staging = malloc(reader.staging_size);
+    /* The device's own kind of host memory: a GPU takes from it without another copy. */
+    reader.staging = weft_device_alloc_host(args->device, reader.staging_size);
     reader.converted = malloc(reader.staging_size);
     enum weft_status status = WEFT_ERR_MEMORY;
     if (reader.staging != NULL && reader.converted != NULL) {
@@ -278,10 +279,10 @@ enum weft_status weft_reader_run(const struct weft_reader_args *args, struct wef
         if (status == WEFT_OK) {
             status = run_all(&reader);
         }
-    } else {
-        weft_log(WEFT_LOG_ERROR, where, "out of memory for 2 x %zu bytes of staging", reader.staging_size);
+    } else if (reader.converted == NULL) {
+        weft_log(WEFT_LOG_ERROR, where, "out of memory for %zu bytes of staging", reader.staging_size);
     }
-    free(reader.staging);
+    weft_device_free_host(args->device, reader.staging);
     free(reader.converted);
     if (status == WEFT_OK) {
         reader.stats.time_ns = (uint64_t)(weft_clock_ns() - begin);
