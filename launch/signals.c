@@ -10,7 +10,8 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-enum { WORKER_GRACE_MS = 700 };
+/* Of a worker that still waits for its group. Others leave a little before their leader must, and at once after it. */
+enum { WORKER_GRACE_MS = 700, WORKER_LEAD_MS = 100 };
 
 static struct {
     _Atomic int caught;
@@ -46,7 +47,10 @@ static void on_signal(int number)
     if (first != 0) {
         _exit(128 + number);
     }
-    if (atomic_load(&signal_state.is_worker) || getpid() != signal_state.pid) {
+    if (getpid() != signal_state.pid ||
+        (atomic_load(&signal_state.is_worker) && atomic_load(&signal_state.is_running))) {
+        leave_after(signal_state.limit_ms - WORKER_LEAD_MS);
+    } else if (atomic_load(&signal_state.is_worker)) {
         leave_after(WORKER_GRACE_MS);
     } else if (!atomic_load(&signal_state.is_running)) {
         if (!atomic_load(&signal_state.is_failing)) {

@@ -3,6 +3,7 @@
 A pod is a network, host name and IPC namespace held by a sleeping process; each (re)start of its container gets a process
 namespace and a root of its own (container.py). Times that only cost patience (periods, back-off) are divided by SPEED.
 """
+import contextlib
 import json
 import os
 import pathlib
@@ -300,7 +301,7 @@ class Pod:
             self.signal(signal.SIGKILL)
 
     def signal(self, number):
-        with self.lock:
+        with self.lock, contextlib.suppress(ProcessLookupError):
             if self.main is not None:
                 os.kill(self.main, number)
 

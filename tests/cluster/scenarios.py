@@ -126,3 +126,54 @@ def test_mpijob(cluster, wanted):
     assert stream.finish() == 600
     assert launcher.exits[0] != 0 and launcher.exits[1:] == [0] and "stopping: the leader drains" in launcher.log()
     assert all("grace" not in p.log() for p in workers), cluster.report()
+
+
+def test_leader_worker_set(cluster, wanted):
+    """Four pods over TCP: a Secret that comes late, a rank that dies and the group made anew, a deleted pod, the end."""
+    cluster.apply(render(K8S / "overlays" / "lws-model"))
+    leader = until(lambda: cluster.pods.get("weft-0"), "the leader")
+    time.sleep(0.5)
+    assert leader.phase == "Pending"  # ContainerCreating
+    cluster.add_object("secret", "weft-rendezvous", {"secret": "warp and weft\n"})
+    check_serves(cluster, wanted)
+    first = set(cluster.pods.values())
+    assert {p.name for p in first} == {"weft-0", "weft-0-1", "weft-0-2", "weft-0-3"}
+
+    for lose in (lambda: cluster.pods["weft-0-2"].signal(signal.SIGKILL),
+                 lambda: cluster.delete_pods([cluster.pods["weft-0-1"]], is_forced=True),
+                 lambda: cluster.pods["weft-0"].signal(signal.SIGKILL)):
+        before = set(cluster.pods.values())
+        lose()
+        until(lambda: len(cluster.pods) == 4 and not before & set(cluster.pods.values()), "a group of new pods")
+        check_serves(cluster, wanted)
+
+    leader = leader_of(cluster)
+    stream = Stream(leader, 600)
+    pods = list(cluster.pods.values())
+    cluster.delete("LeaderWorkerSet")
+    assert stream.finish() == 600
+    assert [p.exits for p in pods] == [[0]] * 4
+    assert all("grace" not in p.log() for p in cluster.made), cluster.report()
+
+
+def test_stateful_set(cluster, wanted):
+    """Two pods over TCP; whoever ends takes the other along, both start again in place and meet anew."""
+    cluster.add_object("secret", "weft-rendezvous", {"secret": "warp and weft\n"})
+    cluster.apply(render(K8S / "statefulset"))
+    check_serves(cluster, wanted)
+    leader, worker = cluster.pods["weft-leader-0"], cluster.pods["weft-worker-0"]
+
+    worker.signal(signal.SIGKILL)
+    until(lambda: leader.restart_count == 1 and worker.restart_count == 1, "both containers again")
+    check_serves(cluster, wanted)
+
+    cluster.delete_pods([leader], is_forced=True)
+    until(lambda: worker.restart_count == 2, "the worker's container again")
+    check_serves(cluster, wanted)
+    leader = leader_of(cluster)
+
+    stream = Stream(leader, 600)
+    cluster.delete("StatefulSet")
+    assert stream.finish() == 600
+    assert leader.exits[-1] == 0 and worker.exits[-1] == 0
+    assert all("grace" not in p.log() for p in cluster.made), cluster.report()

@@ -42,13 +42,13 @@ def all_gone(pids, limit):
 class Busy:
     """A server whose ranks are in the middle of many long answers."""
 
-    def __init__(self, model):
-        self.server = Server("--model", model, "--ranks", RANKS, "--threads", 1)
+    def __init__(self, model, *options, tokens=120):
+        self.server = Server("--model", model, "--ranks", RANKS, "--threads", 1, *options)
         self.ranks = ranks_of(self.server.process)
         self.calls = []
         stub = self.server.stub()
         for i in range(8):
-            self.calls.append(stub.Generate(weft_pb2.GenerateRequest(prompt=f"x{i}", max_tokens=120, ignore_eos=True)))
+            self.calls.append(stub.Generate(weft_pb2.GenerateRequest(prompt=f"x{i}", max_tokens=tokens, ignore_eos=True)))
         next(self.calls[0])
 
     def __enter__(self):
@@ -80,6 +80,16 @@ def test_signal_to_every_rank_at_once_is_a_clean_end(model, number):
         assert busy.server.wait() == 0
         assert all_gone(busy.ranks, SIGNAL_LIMIT)
         assert not any("failed" in line for line in busy.server.log), busy.server.log
+
+
+def test_signal_to_every_rank_at_once_drains():
+    """Pods of a group that is deleted, or Ctrl-C: workers stay for the answers that the leader lets end (over a second here)."""
+    with Busy(ROOT / "launch" / "demo-model", "--drain", "60s", tokens=900) as busy:
+        for pid in busy.ranks:
+            os.kill(pid, signal.SIGTERM)
+        assert [sum(len(m.token_ids) for m in call) for call in busy.calls[1:]] == [900] * 7
+        assert busy.server.wait() == 0
+        assert all_gone(busy.ranks, SIGNAL_LIMIT)
 
 
 @pytest.mark.parametrize("victim", range(RANKS))

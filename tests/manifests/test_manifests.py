@@ -239,8 +239,8 @@ def test_a_worker_of_the_stateful_set_finds_its_rank(tmp_path):
     done = subprocess.run([*worker["command"], *worker["args"]], capture_output=True, text=True, timeout=60, env={
         "PATH": f"{tmp_path}:/usr/bin:/bin", "POD_NAME": "weft-worker-11", "WEFT_RANK_COUNT": "13"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["serve", "--leader", "weft-leader-0.weft-ranks:20000", "--rank", "12", "--ranks", "13",
-                                   "--secret-file", "/run/secrets/weft/secret", "--rendezvous-timeout", "5m"]
+    assert done.stdout.split() == ["serve", "--drain", "60s", "--leader", "weft-leader-0.weft-ranks:20000", "--rank", "12",
+                                   "--ranks", "13", "--secret-file", "/run/secrets/weft/secret", "--rendezvous-timeout", "5m"]
 
 
 def test_no_secret_is_committed():
