@@ -79,8 +79,8 @@ struct weft_emulated_machine {
     std::string fault;
 };
 
-__thread const weft_emulated_thread *weft_emulated_self __attribute__((tls_model("initial-exec")));
-static __thread weft_emulated_machine *the_machine __attribute__((tls_model("initial-exec")));
+__thread const weft_emulated_thread *weft_emulated_self;
+static __thread weft_emulated_machine *the_machine;
 
 /* ---- faults ---- */
 

@@ -20,8 +20,9 @@ struct weft_emulated_thread {
     void *shared; /* dynamic shared memory of the block */
 };
 
-/* The running fiber's thread. initial-exec: read in every index computation, so it must not be a call. */
-extern __thread const weft_emulated_thread *weft_emulated_self __attribute__((tls_model("initial-exec")));
+/* The running fiber's thread. Not initial-exec, which would be faster to read: all thread-local memory of the module,
+ * __shared__ of every kernel, would then have to fit into the little that glibc keeps for libraries opened later. */
+extern __thread const weft_emulated_thread *weft_emulated_self;
 
 #define threadIdx (weft_emulated_self->thread_index)
 #define blockIdx  (weft_emulated_self->block_index)
