@@ -8,7 +8,7 @@
 
 #include "cuda/port.h"
 
-#ifdef WEFT_NUMERIC_H
+#if defined(WEFT_NUMERIC_H) && !defined(WEFT_CUDA_EMULATED)
 #error "weft/numeric.h was included as host code before"
 #endif
 

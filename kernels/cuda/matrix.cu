@@ -1,0 +1,440 @@
+/*
+ * Weight matrices: the program of sums, packing at load, rows of embeddings, and who multiplies.
+ *
+ * Rows are packed on the GPU: they are copied as they are into scratch, piece by piece, and a kernel puts them in
+ * their places, so that the host only copies.
+ */
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda/matrix.h"
+
+static const uint32_t BLOCK = 256;          /* threads of the packing kernels */
+static const size_t PIECE_SIZE = 8 << 20;   /* bytes of raw rows packed at a time, at least one row */
+static const size_t MEMORY_ALIGNMENT = 256; /* of the parts of a matrix's memory */
+
+static uint32_t ceil_div(uint32_t a, uint32_t b)
+{
+    return a / b + (a % b != 0);
+}
+
+static size_t aligned_size(size_t size)
+{
+    return (size + MEMORY_ALIGNMENT - 1) / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT;
+}
+
+/* ---- the program ---- */
+
+struct program {
+    uint32_t chunk_count;
+    uint32_t tile_count;
+    struct weft_cuda_chunk *chunks; /* [chunk_count], or NULL: only count */
+    struct weft_cuda_leaf *leaves;  /* [leaf_count] */
+};
+
+static uint32_t leaf_count_of(const struct weft_matrix_desc *desc)
+{
+    return desc->leaves != NULL ? desc->leaf_count : 1;
+}
+
+static struct weft_range leaf_of(const struct weft_matrix_desc *desc, uint32_t index)
+{
+    struct weft_range all = {0, desc->col_count};
+
+    return desc->leaves != NULL ? desc->leaves[index] : all;
+}
+
+/* Chunks of one leaf: their tiles differ by one at most, the cut depends on the leaf's width alone. */
+static void cut_leaf(struct weft_range leaf, uint32_t leaf_index, struct program *program)
+{
+    uint32_t width = weft_range_count(leaf);
+    uint32_t tiles = ceil_div(width, WEFT_CUDA_TILE);
+    uint32_t count = tiles > 0 ? ceil_div(tiles, WEFT_CUDA_CHUNK_TILES) : 1;
+
+    for (uint32_t i = 0; i < count && program->chunks != NULL; i++) {
+        uint32_t tile_begin = (uint32_t)((uint64_t)tiles * i / count);
+        uint32_t tile_end = (uint32_t)((uint64_t)tiles * (i + 1) / count);
+        uint32_t begin = tile_begin * WEFT_CUDA_TILE;
+        uint32_t end = i + 1 < count ? tile_end * WEFT_CUDA_TILE : width;
+
+        program->chunks[program->chunk_count + i] = {leaf.begin + begin, end - begin, program->tile_count + tile_begin,
+                                                     tile_end - tile_begin};
+    }
+    if (program->chunks != NULL) {
+        program->leaves[leaf_index] = {program->chunk_count, count, 0, -1};
+    }
+    program->chunk_count += count;
+    program->tile_count += tiles;
+}
+
+/*
+ * The tree as pops: an addition can happen when the last leaf of its right-hand side is done, and the stack's top then
+ * is its left-hand side, because every slot covers a contiguous range and the left one ends where the right one begins.
+ */
+static void set_adds(const struct weft_matrix_desc *desc, struct program *program)
+{
+    uint32_t leaf_count = leaf_count_of(desc);
+    uint32_t ends[WEFT_LEAF_COUNT_MAX]; /* slot i covers leaves [i, ends[i]); 0: merged into another */
+    int32_t node = 0;
+
+    for (uint32_t i = 0; i < leaf_count; i++) {
+        ends[i] = i + 1;
+    }
+    for (uint32_t i = 0; desc->leaves != NULL && i < desc->add_count; i++) {
+        struct weft_tree_add add = desc->adds[i];
+
+        assert(add.left < add.right && add.right < leaf_count && ends[add.left] == add.right && ends[add.right] > 0);
+        ends[add.left] = ends[add.right];
+        program->leaves[ends[add.right] - 1].add_count++;
+        ends[add.right] = 0;
+    }
+    for (uint32_t i = 0; i < leaf_count; i++) {
+        if (ends[i] > 0) {
+            program->leaves[ends[i] - 1].node = node++;
+        }
+    }
+}
+
+/* Counts, and when there is room for them the chunks and leaves. */
+static void make_program(const struct weft_matrix_desc *desc, struct program *program)
+{
+    uint32_t leaf_count = leaf_count_of(desc);
+
+    assert(leaf_count >= 1 && leaf_count <= WEFT_LEAF_COUNT_MAX);
+    program->chunk_count = 0;
+    program->tile_count = 0;
+    for (uint32_t i = 0; i < leaf_count; i++) {
+        cut_leaf(leaf_of(desc, i), i, program);
+    }
+    if (program->chunks != NULL) {
+        set_adds(desc, program);
+    }
+}
+
+/* ---- size, open, close ---- */
+
+static size_t weights_size(const struct weft_matrix_desc *desc, uint32_t tile_count)
+{
+    if (desc->dtype == WEFT_F32) {
+        return (size_t)ceil_div(desc->row_count, WEFT_CUDA_PANEL) * WEFT_CUDA_PANEL * desc->col_count * sizeof(float);
+    }
+    return (size_t)ceil_div(desc->row_count, WEFT_CUDA_TILE) * tile_count * WEFT_CUDA_TILE_SIZE;
+}
+
+static size_t program_size(uint32_t leaf_count, uint32_t chunk_count)
+{
+    return chunk_count * sizeof(struct weft_cuda_chunk) + leaf_count * sizeof(struct weft_cuda_leaf);
+}
+
+size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc)
+{
+    struct program program = {};
+
+    (void)device;
+    make_program(desc, &program);
+    return aligned_size(weights_size(desc, program.tile_count)) +
+           aligned_size(program_size(leaf_count_of(desc), program.chunk_count));
+}
+
+static uint32_t stack_depth(const struct weft_cuda_leaf *leaves, uint32_t count)
+{
+    uint32_t depth = 0;
+    uint32_t most = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        assert(leaves[i].add_count <= depth);
+        depth -= leaves[i].add_count;
+        depth += leaves[i].node < 0 ? 1 : 0;
+        most = depth > most ? depth : most;
+    }
+    assert(depth == 0 && most <= WEFT_CUDA_STACK_MAX);
+    return most;
+}
+
+/* Fills what follows from the description, and the program in host memory: chunks, then leaves. */
+static void describe(const struct weft_matrix_desc *desc, struct weft_matrix *matrix, unsigned char *host)
+{
+    struct program program = {};
+
+    program.chunks = (struct weft_cuda_chunk *)host;
+    program.leaves = (struct weft_cuda_leaf *)(program.chunks + matrix->chunk_count);
+    make_program(desc, &program);
+    matrix->stack_depth = stack_depth(program.leaves, matrix->leaf_count);
+    matrix->is_aligned = desc->col_count % 4 == 0;
+    for (uint32_t i = 0; i < matrix->chunk_count; i++) {
+        matrix->is_aligned = matrix->is_aligned && program.chunks[i].column_begin % 4 == 0;
+    }
+}
+
+static enum weft_status open_memory(struct weft_device *device, const struct weft_matrix_desc *desc,
+                                    struct weft_matrix *matrix)
+{
+    size_t size = program_size(matrix->leaf_count, matrix->chunk_count);
+    unsigned char *host = (unsigned char *)malloc(size);
+    enum weft_status status = WEFT_ERR_MEMORY;
+    unsigned char *program;
+
+    matrix->memory = (unsigned char *)weft_cuda_alloc(device, weft_cuda_matrix_size(device, desc));
+    if (host != NULL && matrix->memory != NULL) {
+        describe(desc, matrix, host);
+        program = matrix->memory + aligned_size(matrix->weights_size);
+        matrix->chunks = (const struct weft_cuda_chunk *)program;
+        matrix->leaves = (const struct weft_cuda_leaf *)(matrix->chunks + matrix->chunk_count);
+        status = weft_cuda_write(device, program, host, size);
+    }
+    free(host);
+    return status;
+}
+
+enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
+                                       struct weft_matrix **out)
+{
+    struct weft_cuda_device *cuda = weft_cuda_device(device);
+    struct weft_matrix *matrix = (struct weft_matrix *)calloc(1, sizeof(*matrix));
+    struct program counts = {};
+    enum weft_status status = WEFT_ERR_MEMORY;
+
+    if (matrix != NULL) {
+        make_program(desc, &counts);
+        matrix->dtype = desc->dtype;
+        matrix->row_count = desc->row_count;
+        matrix->col_count = desc->col_count;
+        matrix->leaf_count = leaf_count_of(desc);
+        matrix->node_count = matrix->leaf_count - (desc->leaves != NULL ? desc->add_count : 0);
+        matrix->chunk_count = counts.chunk_count;
+        matrix->tile_count = counts.tile_count;
+        matrix->weights_size = weights_size(desc, counts.tile_count);
+        status = open_memory(device, desc, matrix);
+    }
+    if (status == WEFT_OK && matrix->dtype != WEFT_F32 && cuda->numerics != WEFT_CUDA_REFERENCE) {
+        weft_cuda_few_init(cuda);
+        weft_cuda_tiles_init(cuda);
+        status = weft_cuda_scratch(cuda, weft_cuda_tiles_scratch(cuda, matrix)) != NULL ? WEFT_OK : WEFT_ERR_MEMORY;
+    }
+    if (status != WEFT_OK) {
+        if (matrix != NULL) {
+            weft_cuda_matrix_close(device, matrix);
+        }
+        return status;
+    }
+    *out = matrix;
+    return WEFT_OK;
+}
+
+void weft_cuda_matrix_close(struct weft_device *device, struct weft_matrix *matrix)
+{
+    if (matrix->memory != NULL) {
+        weft_cuda_free(device, matrix->memory);
+    }
+    free(matrix);
+}
+
+/* ---- packing ---- */
+
+/* Raw rows in device memory and where they go. */
+struct pack_args {
+    const unsigned char *rows; /* [row_count][col_count] */
+    unsigned char *weights;
+    const struct weft_cuda_chunk *chunks;
+    uint32_t tile_count;
+    uint32_t col_count;
+    uint32_t row_begin;
+    uint32_t row_count;
+};
+
+/* A block has one row; threads have its columns. */
+static __global__ void pack_32(struct pack_args args)
+{
+    uint32_t row = args.row_begin + blockIdx.x;
+    const float *from = (const float *)args.rows + (size_t)blockIdx.x * args.col_count;
+    float *to = (float *)args.weights + (size_t)(row / WEFT_CUDA_PANEL) * args.col_count * WEFT_CUDA_PANEL;
+
+    for (uint32_t k = threadIdx.x; k < args.col_count; k += blockDim.x) {
+        to[(size_t)k * WEFT_CUDA_PANEL + row % WEFT_CUDA_PANEL] = from[k];
+    }
+}
+
+/*
+ * A block has one row tile and one chunk, a thread the four columns of one row that lie together. Eight neighbouring
+ * threads have the two halves of four lanes: two rows, 16 columns each, read and written in whole 32-byte sectors.
+ */
+static __global__ void pack_16(struct pack_args args)
+{
+    struct weft_cuda_chunk chunk = args.chunks[blockIdx.y];
+    uint32_t row_tile = args.row_begin / WEFT_CUDA_TILE + blockIdx.x;
+
+    for (uint32_t i = threadIdx.x; i < chunk.tile_count * 64; i += blockDim.x) {
+        uint32_t tile = i / 64;
+        uint32_t lane = i % 64 / 2;
+        uint32_t row = row_tile * WEFT_CUDA_TILE + lane / 4 + i % 2 * 8;
+        uint32_t column = tile * WEFT_CUDA_TILE + lane % 4 * 4;
+        ushort4 four = make_ushort4(0, 0, 0, 0);
+
+        if (row >= args.row_begin && row < args.row_begin + args.row_count) {
+            const uint16_t *from = (const uint16_t *)args.rows + (size_t)(row - args.row_begin) * args.col_count +
+                                   chunk.column_begin + column;
+            size_t to = ((size_t)row_tile * args.tile_count + chunk.tile_begin + tile) * WEFT_CUDA_TILE_SIZE +
+                        i % 64 * sizeof(four);
+
+            four.x = column < chunk.column_count ? from[0] : 0;
+            four.y = column + 1 < chunk.column_count ? from[1] : 0;
+            four.z = column + 2 < chunk.column_count ? from[2] : 0;
+            four.w = column + 3 < chunk.column_count ? from[3] : 0;
+            *(ushort4 *)(args.weights + to) = four;
+        }
+    }
+}
+
+/* Packs rows that lie in device memory. */
+static void pack(struct weft_cuda_device *device, const struct weft_matrix *matrix, uint32_t row_begin,
+                 uint32_t row_count, const void *rows)
+{
+    struct pack_args args = {};
+    uint32_t tile_begin = row_begin / WEFT_CUDA_TILE;
+    uint32_t tile_end = ceil_div(row_begin + row_count, WEFT_CUDA_TILE);
+
+    args.rows = (const unsigned char *)rows;
+    args.weights = matrix->memory;
+    args.chunks = matrix->chunks;
+    args.tile_count = matrix->tile_count;
+    args.col_count = matrix->col_count;
+    args.row_begin = row_begin;
+    args.row_count = row_count;
+    if (matrix->dtype == WEFT_F32) {
+        WEFT_CUDA_LAUNCH(pack_32, dim3(row_count), dim3(BLOCK), 0, device->stream, args);
+    } else {
+        WEFT_CUDA_LAUNCH(pack_16, dim3(tile_end - tile_begin, matrix->chunk_count), dim3(BLOCK), 0, device->stream,
+                         args);
+    }
+    weft_cuda_launched(device, "packing a matrix");
+}
+
+/* to[row_count][row_size], without gaps. */
+static void gather_rows(unsigned char *to, const unsigned char *rows, size_t row_stride, uint32_t row_count,
+                        size_t row_size)
+{
+    for (uint32_t i = 0; i < row_count; i++) {
+        memcpy(to + i * row_size, rows + i * row_stride, row_size);
+    }
+}
+
+enum weft_status weft_cuda_matrix_write_rows(struct weft_device *device, struct weft_matrix *matrix, uint32_t row_begin,
+                                             uint32_t row_count, const void *rows, size_t row_stride)
+{
+    struct weft_cuda_device *cuda = weft_cuda_device(device);
+    size_t row_size = matrix->col_count * weft_dtype_size(matrix->dtype);
+    uint32_t piece_rows = row_size >= PIECE_SIZE ? 1 : (uint32_t)(PIECE_SIZE / (row_size > 0 ? row_size : 1));
+    unsigned char *gathered = NULL;
+    enum weft_status status = WEFT_OK;
+    void *raw;
+
+    assert(row_begin <= matrix->row_count && row_count <= matrix->row_count - row_begin);
+    if (row_count == 0 || row_size == 0) {
+        return WEFT_OK;
+    }
+    piece_rows = piece_rows < row_count ? piece_rows : row_count;
+    raw = weft_cuda_scratch(cuda, piece_rows * row_size);
+    if (row_stride != row_size) {
+        gathered = (unsigned char *)malloc(piece_rows * row_size);
+    }
+    if (raw == NULL || (row_stride != row_size && gathered == NULL)) {
+        free(gathered);
+        return WEFT_ERR_MEMORY;
+    }
+    for (uint32_t done = 0; done < row_count && status == WEFT_OK; done += piece_rows) {
+        uint32_t count = row_count - done < piece_rows ? row_count - done : piece_rows;
+        const unsigned char *from = (const unsigned char *)rows + done * row_stride;
+
+        if (gathered != NULL) {
+            gather_rows(gathered, from, row_stride, count, row_size);
+            from = gathered;
+        }
+        status = weft_cuda_write(device, raw, from, count * row_size);
+        if (status == WEFT_OK) {
+            pack(cuda, matrix, row_begin + done, count, raw);
+        }
+    }
+    free(gathered);
+    return status;
+}
+
+/* ---- embedding ---- */
+
+/* A block has one row of the output and one chunk of the columns. */
+static __global__ void embed(struct weft_cuda_product product, enum weft_dtype dtype, const uint32_t *rows)
+{
+    struct weft_cuda_chunk chunk = product.chunks[blockIdx.y];
+    uint32_t row = rows[blockIdx.x];
+    float *out = product.out + (size_t)blockIdx.x * product.col_count + chunk.column_begin;
+
+    for (uint32_t k = threadIdx.x; k < chunk.column_count; k += blockDim.x) {
+        out[k] = weft_cuda_weight(&product, dtype, &chunk, row, k);
+    }
+}
+
+static struct weft_cuda_product product_of(const struct weft_matrix *matrix)
+{
+    struct weft_cuda_product product = {};
+
+    product.weights = matrix->memory;
+    product.chunks = matrix->chunks;
+    product.leaves = matrix->leaves;
+    product.leaf_count = matrix->leaf_count;
+    product.chunk_count = matrix->chunk_count;
+    product.tile_count = matrix->tile_count;
+    product.row_count = matrix->row_count;
+    product.col_count = matrix->col_count;
+    return product;
+}
+
+void weft_cuda_embed(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows, uint32_t count,
+                     float *out)
+{
+    struct weft_cuda_device *cuda = weft_cuda_device(device);
+    struct weft_cuda_product product = product_of(matrix);
+    const uint32_t *uploaded;
+
+    for (uint32_t i = 0; i < count; i++) {
+        assert(rows[i] < matrix->row_count);
+    }
+    if (count == 0) {
+        return;
+    }
+    uploaded = (const uint32_t *)weft_cuda_upload(cuda, rows, count * sizeof(*rows));
+    product.out = out;
+    WEFT_CUDA_LAUNCH(embed, dim3(count, matrix->chunk_count), dim3(BLOCK), 0, cuda->stream, product, matrix->dtype,
+                     uploaded);
+    weft_cuda_launched(cuda, "embed");
+}
+
+/* ---- multiplication ---- */
+
+void weft_cuda_matmul(struct weft_device *device, const struct weft_matrix *matrix, const float *x,
+                      uint32_t token_count, const float *bias, float *out)
+{
+    struct weft_cuda_device *cuda = weft_cuda_device(device);
+    struct weft_cuda_product product = product_of(matrix);
+    bool is_tensor = matrix->dtype != WEFT_F32 && cuda->numerics != WEFT_CUDA_REFERENCE;
+
+    assert(bias == NULL || matrix->node_count == 1);
+    if (matrix->row_count == 0) {
+        return;
+    }
+    product.bias = bias;
+    product.node_stride = (size_t)token_count * matrix->row_count;
+    for (uint32_t first = 0; first < token_count; first += WEFT_CUDA_TOKENS_MAX) {
+        uint32_t rest = token_count - first;
+
+        product.token_count = rest < WEFT_CUDA_TOKENS_MAX ? rest : WEFT_CUDA_TOKENS_MAX;
+        product.x = x + (size_t)first * matrix->col_count;
+        product.out = out + (size_t)first * matrix->row_count;
+        if (!is_tensor) {
+            weft_cuda_multiply_reference(cuda, matrix, &product);
+        } else if (weft_cuda_is_few(matrix, product.token_count)) {
+            weft_cuda_multiply_few(cuda, matrix, &product);
+        } else {
+            weft_cuda_multiply_tiles(cuda, matrix, &product);
+        }
+    }
+}
