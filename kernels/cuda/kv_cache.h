@@ -1,0 +1,65 @@
+/*
+ * The paged KV cache on the GPU. One block of memory per (layer, page, KV head), keys first, then values:
+ *   keys    [EP / n][16 positions][n], n elements in 16 bytes: threads are positions, and read whole lines
+ *   values  [16 positions][EP]: threads are elements of the head
+ * EP is E rounded up to 8; the padding stays zero.
+ */
+#ifndef WEFT_CUDA_KV_CACHE_H
+#define WEFT_CUDA_KV_CACHE_H
+
+#include "cuda/device_cuda.h"
+
+/* Keys are read in units of so many bytes. */
+static const uint32_t WEFT_CUDA_KEY_UNIT = 16;
+/* Head sizes that attention.cu has room for. */
+static const uint32_t WEFT_CUDA_HEAD_SIZE_MAX = 512;
+
+struct weft_kv_cache {
+    struct weft_kv_desc desc;
+    uint32_t padded_head_size; /* EP */
+    size_t key_size;           /* bytes of one block's keys, and of its values */
+    unsigned char *blocks;     /* [L][page_count][G][2 key_size], device memory, owned */
+};
+
+/* The cache of one layer, as kernels get it. */
+struct weft_cuda_kv_layer {
+    unsigned char *blocks; /* [page_count][G][2 key_size] */
+    size_t key_size;
+    uint32_t padded_head_size;
+    uint32_t kv_head_count;
+};
+
+static inline struct weft_cuda_kv_layer weft_cuda_kv_layer(const struct weft_kv_cache *cache, uint32_t layer)
+{
+    size_t size = 2 * cache->key_size * cache->desc.kv_head_count * cache->desc.page_count;
+    struct weft_cuda_kv_layer out = {cache->blocks + layer * size, cache->key_size, cache->padded_head_size,
+                                     cache->desc.kv_head_count};
+
+    return out;
+}
+
+static __device__ __forceinline__ unsigned char *weft_cuda_kv_keys(const struct weft_cuda_kv_layer *layer,
+                                                                   uint32_t page, uint32_t kv_head)
+{
+    return layer->blocks + ((size_t)page * layer->kv_head_count + kv_head) * 2 * layer->key_size;
+}
+
+/* ---- the sequences of a step in device memory ---- */
+
+struct weft_cuda_sequence {
+    uint32_t token_begin;
+    uint32_t token_count;
+    uint32_t position;
+    uint32_t page_first; /* of the pages of all sequences */
+};
+
+struct weft_cuda_sequences {
+    const struct weft_cuda_sequence *sequences; /* [count] */
+    const uint32_t *pages;
+    uint32_t count;
+};
+
+/* Uploads them; the same for every layer of a step, so only the first call of a step copies. */
+struct weft_cuda_sequences weft_cuda_upload_sequences(struct weft_cuda_device *device, const struct weft_batch *batch);
+
+#endif
