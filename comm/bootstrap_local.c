@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -104,6 +105,37 @@ static void close_end(struct weft_bootstrap *bootstrap)
 }
 
 static const struct star_hooks hooks = {.describe = describe, .close_end = close_end};
+
+void weft_star_close_all(const int fds[STAR_CHANNEL_COUNT])
+{
+    for (int i = 0; i < STAR_CHANNEL_COUNT; i++) {
+        if (fds[i] >= 0) {
+            close(fds[i]);
+        }
+    }
+}
+
+enum weft_status weft_star_pairs(int ours_out[STAR_CHANNEL_COUNT], int theirs_out[STAR_CHANNEL_COUNT])
+{
+    int ours[STAR_CHANNEL_COUNT] = {-1, -1, -1};
+    int theirs[STAR_CHANNEL_COUNT] = {-1, -1, -1};
+
+    for (int i = 0; i < STAR_CHANNEL_COUNT; i++) {
+        int pair[2];
+
+        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
+            weft_log(WEFT_LOG_ERROR, STAR_LOG, "socketpair: %s", strerror(errno));
+            weft_star_close_all(ours);
+            weft_star_close_all(theirs);
+            return WEFT_ERR_IO;
+        }
+        ours[i] = pair[0];
+        theirs[i] = pair[1];
+    }
+    memcpy(ours_out, ours, sizeof(ours));
+    memcpy(theirs_out, theirs, sizeof(theirs));
+    return WEFT_OK;
+}
 
 /* In the new process: an own star instead of the leader's, whose descriptors all close. */
 static enum weft_status become_child(struct weft_bootstrap *leader, pid_t leader_pid, uint32_t rank,

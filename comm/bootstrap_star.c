@@ -94,13 +94,10 @@ void weft_star_failure_text(uint32_t rank, const char *host, const char *reason,
     (void)snprintf(out, size, "rank %u%s%s failed: %s", rank, host[0] != '\0' ? " on " : "", host, reason);
 }
 
-void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char *host, const char *reason, int source)
+static void record(struct weft_bootstrap *bootstrap, uint32_t rank, const char *host, const char *reason, int source)
 {
     char text[STAR_HOST_SIZE + STAR_REASON_SIZE + 64];
 
-    if (bootstrap->failed_rank >= 0) {
-        return;
-    }
     bootstrap->failed_rank = (int)rank;
     (void)snprintf(bootstrap->failed_reason, sizeof(bootstrap->failed_reason), "%s", reason);
     if (host != NULL) {
@@ -120,25 +117,47 @@ void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char 
     if (bootstrap->heart != NULL) {
         weft_heart_taken(bootstrap->heart);
     }
-    if (bootstrap->rank != 0) {
-        return;
-    }
-    for (uint32_t peer = 1; peer < bootstrap->peer_count; peer++) {
+    for (uint32_t peer = 1; peer < bootstrap->peer_count && bootstrap->rank == 0; peer++) {
         if ((int)peer != source) {
             weft_star_notify(bootstrap, peer, STAR_NOTICE_DEAD, rank, bootstrap->failed_reason);
         }
     }
 }
 
-/* The connection ended without a farewell; whoever started the process may know more. */
+/* Whoever started the process may know more than that its connection ended. */
+static void describe(struct weft_bootstrap *bootstrap, uint32_t rank, char *reason)
+{
+    if (bootstrap->failed_rank < 0 && bootstrap->hooks != NULL && bootstrap->hooks->describe != NULL) {
+        bootstrap->hooks->describe(bootstrap, rank, reason, STAR_REASON_SIZE);
+    }
+}
+
+void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char *host, const char *reason, int source)
+{
+    struct heart_verdict verdict;
+
+    if (bootstrap->failed_rank >= 0) {
+        return;
+    }
+    /* What the heartbeats know came first: this failure may only be somebody's answer to it. */
+    if (bootstrap->heart != NULL && weft_heart_verdict(bootstrap->heart, &verdict) && verdict.rank != rank &&
+        verdict.rank < bootstrap->rank_count) {
+        if (verdict.is_closed) {
+            describe(bootstrap, verdict.rank, verdict.reason);
+        }
+        record(bootstrap, verdict.rank, verdict.host, verdict.reason, verdict.source);
+    } else {
+        record(bootstrap, rank, host, reason, source);
+    }
+}
+
+/* The connection ended without a farewell. */
 static void fail_closed(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason)
 {
     char text[STAR_REASON_SIZE];
 
     (void)snprintf(text, sizeof(text), "%s", reason);
-    if (bootstrap->failed_rank < 0 && bootstrap->hooks != NULL && bootstrap->hooks->describe != NULL) {
-        bootstrap->hooks->describe(bootstrap, rank, text, sizeof(text));
-    }
+    describe(bootstrap, rank, text);
     weft_star_fail(bootstrap, rank, NULL, text, -1);
 }
 
@@ -461,37 +480,6 @@ enum weft_status weft_star_send(struct weft_bootstrap *bootstrap, uint32_t rank,
 }
 
 /* ---- opening and closing ---- */
-
-void weft_star_close_all(const int fds[STAR_CHANNEL_COUNT])
-{
-    for (int i = 0; i < STAR_CHANNEL_COUNT; i++) {
-        if (fds[i] >= 0) {
-            close(fds[i]);
-        }
-    }
-}
-
-enum weft_status weft_star_pairs(int ours_out[STAR_CHANNEL_COUNT], int theirs_out[STAR_CHANNEL_COUNT])
-{
-    int ours[STAR_CHANNEL_COUNT] = {-1, -1, -1};
-    int theirs[STAR_CHANNEL_COUNT] = {-1, -1, -1};
-
-    for (int i = 0; i < STAR_CHANNEL_COUNT; i++) {
-        int pair[2];
-
-        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
-            weft_log(WEFT_LOG_ERROR, STAR_LOG, "socketpair: %s", strerror(errno));
-            weft_star_close_all(ours);
-            weft_star_close_all(theirs);
-            return WEFT_ERR_IO;
-        }
-        ours[i] = pair[0];
-        theirs[i] = pair[1];
-    }
-    memcpy(ours_out, ours, sizeof(ours));
-    memcpy(theirs_out, theirs, sizeof(theirs));
-    return WEFT_OK;
-}
 
 enum weft_status weft_star_open(const char *kind, uint32_t rank, uint32_t rank_count, struct weft_bootstrap **out)
 {

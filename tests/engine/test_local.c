@@ -135,7 +135,7 @@ static void expect_failure(struct weft_engine *engine, uint32_t open_count)
     int rank = weft_engine_failed_rank(engine);
     char line[32];
     assert_true(rank >= 1 && rank < RANKS);
-    snprintf(line, sizeof(line), "rank %d on ", rank);
+    snprintf(line, sizeof(line), "rank %d ", rank); /* "on HOST failed" or, before its first heartbeat, "failed" */
     assert_true(log_has(line));
     assert_non_null(strstr(weft_engine_error(), line));
 }
