@@ -40,6 +40,7 @@
 #define WEFT_ADDRESS_SIZE 2048
 
 struct weft_backend;
+struct weft_comm_path;
 
 /* Pointers are borrowed and stay valid until the channel is closed. */
 struct weft_channel_options {
@@ -122,6 +123,9 @@ struct weft_backend {
 
     /* Memory backends only, else NULL. All members call it with the same area and sizes. */
     enum weft_status (*exchange)(struct weft_channel *channel, const struct weft_exchange *exchange);
+
+    /* What connects this rank to `peer`, a member; false, or no function, where that cannot be said. */
+    bool (*path)(const struct weft_channel *channel, uint32_t peer, struct weft_comm_path *path_out);
 
     /* Frees everything; NULL inside is fine. Sets *channel to NULL. */
     void (*close)(struct weft_channel **channel);

@@ -52,6 +52,9 @@ static int connect_to(const struct tcp_target *to, struct attempt *attempt)
     int error = 0;
     socklen_t size = sizeof(error);
 
+    if (fd >= 0) {
+        weft_tcp_limit_segments(fd);
+    }
     if (fd < 0) {
         error = errno;
     } else if (connect(fd, (const struct sockaddr *)&to->address, to->size) < 0) {

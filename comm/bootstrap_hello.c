@@ -171,6 +171,13 @@ void weft_tcp_address_text(const struct sockaddr *address, socklen_t size, char 
     }
 }
 
+void weft_tcp_limit_segments(int fd)
+{
+    int size = 1200; /* fits the smallest MTU of IPv6, 1280 */
+
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &size, sizeof(size));
+}
+
 int weft_tcp_listen(const struct sockaddr *address, socklen_t size)
 {
     int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -180,6 +187,7 @@ int weft_tcp_listen(const struct sockaddr *address, socklen_t size)
         return -1;
     }
     (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    weft_tcp_limit_segments(fd);
     if (bind(fd, address, size) < 0 || listen(fd, SOMAXCONN) < 0) {
         int error = errno;
 

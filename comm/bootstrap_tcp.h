@@ -119,6 +119,11 @@ WEFT_MUST_CHECK enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap,
 
 /* No delay, and a peer whose host or network is gone is noticed within about 5 s. */
 void weft_tcp_tune(int fd, enum star_channel channel);
+/*
+ * Before connecting or listening: small segments, which get through where large packets vanish, so that the ranks meet
+ * and weft doctor can say what is wrong.
+ */
+void weft_tcp_limit_segments(int fd);
 /* A listening socket, or -1 with errno. */
 int weft_tcp_listen(const struct sockaddr *address, socklen_t size);
 /* On every interface, v4 and v6; port 0: any. */

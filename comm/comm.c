@@ -189,3 +189,11 @@ void weft_comm_stats(const struct weft_comm *comm, struct weft_comm_stats *stats
 {
     *stats_out = comm->stats;
 }
+
+bool weft_comm_path(const struct weft_comm *comm, uint32_t peer, struct weft_comm_path *path_out)
+{
+    const struct weft_channel *channel = comm->host_of[peer] == comm->own_host ? NULL : comm->outer;
+
+    assert(peer < comm->rank_count);
+    return channel != NULL && channel->backend->path != NULL && channel->backend->path(channel, peer, path_out);
+}

@@ -9,15 +9,20 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "tcp_connect.h"
+#include "weft/comm.h"
 #include "weft/log.h"
 
 #define MESSAGE_MAGIC 0x57454d53u /* "WEMS" */
@@ -335,11 +340,42 @@ static enum weft_status tcp_transfer(struct weft_channel *channel, const struct 
     }
 }
 
+static bool tcp_path(const struct weft_channel *channel, uint32_t peer, struct weft_comm_path *path_out)
+{
+    const struct tcp_channel *tcp = (const struct tcp_channel *)channel;
+    struct weft_comm_path path = {.mtu = 0};
+    int fd = tcp->peers[weft_channel_member_index(channel, peer)].fd;
+    socklen_t own_size = sizeof(path.own), peer_size = sizeof(path.peer), info_size = sizeof(struct tcp_info);
+    struct weft_netif_address own, theirs;
+    struct tcp_info info;
+    struct ifreq request;
+
+    if (getsockname(fd, (struct sockaddr *)&path.own, &own_size) != 0 ||
+        getpeername(fd, (struct sockaddr *)&path.peer, &peer_size) != 0 || !weft_netif_from_sockaddr(&path.own, &own) ||
+        !weft_netif_from_sockaddr(&path.peer, &theirs)) {
+        return false;
+    }
+    (void)weft_netif_sockaddr(&own, 0, &path.own);
+    (void)weft_netif_sockaddr(&theirs, 0, &path.peer);
+    weft_netif_name_of(&own, path.interface, sizeof(path.interface));
+    memset(&request, 0, sizeof(request));
+    memcpy(request.ifr_name, path.interface, IF_NAMESIZE);
+    if (ioctl(fd, SIOCGIFMTU, &request) == 0) {
+        path.mtu = (uint32_t)request.ifr_mtu;
+    }
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &info_size) == 0) {
+        path.resent_count = info.tcpi_total_retrans;
+    }
+    *path_out = path;
+    return true;
+}
+
 const struct weft_backend weft_backend_tcp = {
     .name = "tcp",
     .is_usable = tcp_is_usable,
     .prepare = tcp_prepare,
     .connect = tcp_connect,
     .transfer = tcp_transfer,
+    .path = tcp_path,
     .close = tcp_close,
 };

@@ -16,6 +16,10 @@ int weft_command_serve(struct weft_settings *settings);
 int weft_command_info(struct weft_settings *settings);
 int weft_command_doctor(struct weft_settings *settings);
 
+struct weft_setup;
+/* The cheap part of it, at every start: once per host where that is known. */
+void weft_command_doctor_start(const struct weft_setup *setup);
+
 enum { WEFT_SETUP_HOST_COUNT = 64, WEFT_SETUP_HOST_SIZE = 64 };
 
 /* Storage that engine options point into: stays where it is. */

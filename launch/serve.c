@@ -111,6 +111,7 @@ int weft_command_serve(struct weft_settings *settings)
             return status == WEFT_ERR_ARGUMENT ? WEFT_EXIT_USAGE : WEFT_EXIT_FAILURE;
         }
     }
+    weft_command_doctor_start(&setup);
     setup.options.progress = weft_terminal_progress;
     setup.options.memory_table = weft_terminal_line;
     setup.options.callback_context = &terminal;

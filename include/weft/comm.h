@@ -21,6 +21,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 #include "weft/bootstrap.h"
 #include "weft/status.h"
@@ -128,6 +129,18 @@ int weft_comm_failed_rank(const struct weft_comm *comm);
 const char *weft_comm_backend(const struct weft_comm *comm);
 /* Why: "one host", "asked for", or what ruled out the backends before it. */
 const char *weft_comm_reason(const struct weft_comm *comm);
+
+/* The connection to a rank of another host. */
+struct weft_comm_path {
+    char interface[16];          /* of this host that it leaves through */
+    uint32_t mtu;                /* bytes of that interface's largest IP packet; 0: not known */
+    uint32_t resent_count;       /* segments that had to be sent again so far */
+    struct sockaddr_storage own; /* both ends, without ports */
+    struct sockaddr_storage peer;
+};
+
+/* False where the transport to `peer` knows none: shm, ucx, mpi. */
+bool weft_comm_path(const struct weft_comm *comm, uint32_t peer, struct weft_comm_path *path_out);
 
 enum weft_comm_op {
     WEFT_COMM_TREE_SUM,

@@ -7,11 +7,22 @@
 #include "engine/rendezvous.h"
 #include "weft/log.h"
 
-enum { TIMEOUT_MS = 30000, LINKS_BUDGET_MS = 10000 };
+enum { TIMEOUT_MS = 30000, LINKS_BUDGET_MS = 10000, OTHER_BUDGET_MS = 5000 };
 
 static uint32_t timeout_of(const struct weft_doctor_options *options)
 {
     return options->engine->timeout_ms > 0 ? options->engine->timeout_ms : TIMEOUT_MS;
+}
+
+static void close_report(struct weft_doctor_report **report)
+{
+    if (*report != NULL) {
+        free((*report)->facts);
+        free((*report)->links);
+        free((*report)->memory_needs);
+        free(*report);
+        *report = NULL;
+    }
 }
 
 static struct weft_doctor_report *open_report(const struct weft_doctor_options *options,
@@ -29,20 +40,9 @@ static struct weft_doctor_report *open_report(const struct weft_doctor_options *
     }
     if (report == NULL || report->facts == NULL || report->links == NULL) {
         weft_log(WEFT_LOG_ERROR, "doctor", "out of memory");
-        weft_doctor_report_close(&report);
+        close_report(&report);
     }
     return report;
-}
-
-void weft_doctor_report_close(struct weft_doctor_report **report)
-{
-    if (*report != NULL) {
-        free((*report)->facts);
-        free((*report)->links);
-        free((*report)->memory_needs);
-        free(*report);
-        *report = NULL;
-    }
 }
 
 static enum weft_status gather_facts(struct weft_bootstrap *bootstrap, const struct weft_doctor_options *options,
@@ -66,15 +66,15 @@ static enum weft_status gather_facts(struct weft_bootstrap *bootstrap, const str
                                      weft_rendezvous_timeout_ms(options->engine));
 }
 
-/* Opens what a run would open, one leaf per rank, and measures. */
-static enum weft_status look_at_links(struct weft_bootstrap *bootstrap, const struct weft_doctor_options *options,
-                                      struct weft_doctor_report *report)
+/* Opens what a run would open with this --comm, one leaf per rank. */
+static enum weft_status open_comm(struct weft_bootstrap *bootstrap, const struct weft_doctor_options *options,
+                                  const struct weft_doctor_report *report, const char *backend, struct weft_comm **out)
 {
     struct weft_range leaves[WEFT_LEAF_COUNT_MAX];
     uint32_t count = report->rank_count;
     uint32_t rank = weft_bootstrap_rank(bootstrap);
     const struct weft_comm_options comm_options = {
-        .backend = options->engine->comm,
+        .backend = backend,
         .interface = options->engine->interface,
         .timeout_ms = timeout_of(options),
         .leaf_count = count,
@@ -85,18 +85,101 @@ static enum weft_status look_at_links(struct weft_bootstrap *bootstrap, const st
                     ? WEFT_WAIT_SPIN
                     : WEFT_WAIT_YIELD,
     };
-    struct weft_comm *comm = NULL;
-    enum weft_status status;
 
     for (uint32_t r = 0; r < count; r++) {
         leaves[r] = (struct weft_range){r, r + 1};
     }
-    WEFT_TRY(weft_comm_open(bootstrap, &comm_options, &comm));
+    return weft_comm_open(bootstrap, &comm_options, out);
+}
+
+static enum weft_status look_at_links(struct weft_bootstrap *bootstrap, const struct weft_doctor_options *options,
+                                      struct weft_doctor_report *report)
+{
+    struct weft_comm *comm = NULL;
+    enum weft_status status;
+
+    WEFT_TRY(open_comm(bootstrap, options, report, options->engine->comm, &comm));
     snprintf(report->transport, sizeof(report->transport), "%s", weft_comm_backend(comm));
     snprintf(report->reason, sizeof(report->reason), "%s", weft_comm_reason(comm));
-    report->link_count = weft_doctor_links_list(report->facts, count, report->links);
-    status = weft_doctor_links_measure(comm, rank, LINKS_BUDGET_MS, report->links, report->link_count);
+    report->link_count = weft_doctor_links_list(report->facts, report->rank_count, report->links);
+    status = weft_doctor_links_measure(comm, weft_bootstrap_rank(bootstrap), LINKS_BUDGET_MS, report->links,
+                                       report->link_count);
     weft_comm_close(&comm);
+    return status;
+}
+
+/* What to compare the links between hosts with; NULL when there is nothing, or large packets would not arrive. */
+static const char *other_transport(const struct weft_doctor_report *report)
+{
+    const char *other = NULL;
+
+    for (uint32_t i = 0; i < report->link_count; i++) {
+        const struct weft_doctor_link *link = &report->links[i];
+        char text[16];
+
+        if (weft_doctor_link_has_black_hole(link)) {
+            return NULL;
+        }
+        if (link->is_measured && !link->is_same_host) {
+            other = strcmp(weft_doctor_link_transport(report, link, text), "tcp") == 0 ? "ucx" : "tcp";
+        }
+    }
+    return other;
+}
+
+/* One phrase when it fails: the report has the links that a run would use. */
+static enum weft_status measure_other(struct weft_bootstrap *bootstrap, const struct weft_doctor_options *options,
+                                      struct weft_doctor_report *report, const char *other)
+{
+    uint32_t count = 0, used = 0;
+    struct weft_doctor_link *links = calloc(report->link_count + 1, sizeof(*links));
+    struct weft_comm *comm = NULL;
+    enum weft_status status = links == NULL ? WEFT_ERR_MEMORY : open_comm(bootstrap, options, report, other, &comm);
+
+    for (uint32_t i = 0; status == WEFT_OK && i < report->link_count; i++) {
+        if (!report->links[i].is_same_host) {
+            links[count++] = (struct weft_doctor_link){.a = report->links[i].a, .b = report->links[i].b};
+        }
+    }
+    if (status == WEFT_OK) {
+        status = weft_doctor_links_measure(comm, weft_bootstrap_rank(bootstrap), OTHER_BUDGET_MS, links, count);
+    }
+    for (uint32_t i = 0; status == WEFT_OK && i < report->link_count; i++) {
+        struct weft_doctor_link *link = &report->links[i];
+        const struct weft_doctor_link *measured = &links[used];
+
+        if (!link->is_same_host && links[used++].is_measured) {
+            snprintf(link->other, sizeof(link->other), "%s", other);
+            link->other_latency_us = measured->latency_us;
+            link->other_bandwidth = measured->bandwidth;
+        }
+    }
+    weft_comm_close(&comm);
+    free(links);
+    return status;
+}
+
+/* Collective: what rank 0 knows decides. Nothing is lost when it fails, so it is only told with --verbose. */
+static enum weft_status look_at_other_links(struct weft_bootstrap *bootstrap, const struct weft_doctor_options *options,
+                                            struct weft_doctor_report *report)
+{
+    struct plan {
+        char other[8];
+    } own = {""}, *all = calloc(report->rank_count, sizeof(*all));
+    const char *other = weft_bootstrap_rank(bootstrap) == 0 ? other_transport(report) : NULL;
+    enum weft_status status = all == NULL ? WEFT_ERR_MEMORY : WEFT_OK;
+    bool was_quiet;
+
+    snprintf(own.other, sizeof(own.other), "%s", other != NULL ? other : "");
+    if (status == WEFT_OK) {
+        status = weft_bootstrap_all_gather(bootstrap, &own, sizeof(own), all, timeout_of(options));
+    }
+    was_quiet = weft_log_set_quiet(true);
+    if (status == WEFT_OK && all[0].other[0] != '\0') {
+        status = measure_other(bootstrap, options, report, all[0].other);
+    }
+    (void)weft_log_set_quiet(was_quiet);
+    free(all);
     return status;
 }
 
@@ -173,8 +256,24 @@ static enum weft_status check_rank_count(const struct weft_doctor_options *optio
     return WEFT_OK;
 }
 
+/* Rank 0 shows the report, then all know whether all is well: a rank that ended before could end the others. */
+static enum weft_status conclude(struct weft_bootstrap *bootstrap, struct weft_doctor_report *report,
+                                 bool *is_trouble_out)
+{
+    const struct weft_doctor_options *options = report->options;
+    uint8_t own = 0, all[WEFT_LEAF_COUNT_MAX];
+    enum weft_status status;
+
+    if (weft_bootstrap_rank(bootstrap) == 0) {
+        own = !options->show(report, options->context) || weft_doctor_is_trouble(&report->findings);
+    }
+    status = weft_bootstrap_all_gather(bootstrap, &own, sizeof(own), all, timeout_of(options));
+    *is_trouble_out = status != WEFT_OK || all[0] != 0;
+    return weft_bootstrap_rank(bootstrap) == 0 ? WEFT_OK : status;
+}
+
 static enum weft_status examine(struct weft_bootstrap *bootstrap, const struct weft_doctor_options *options,
-                                struct weft_doctor_report **report_out)
+                                bool *is_trouble_out)
 {
     uint32_t rank = weft_bootstrap_rank(bootstrap);
     struct weft_doctor_report *report;
@@ -191,28 +290,28 @@ static enum weft_status examine(struct weft_bootstrap *bootstrap, const struct w
     status = gather_facts(bootstrap, options, report);
     if (status == WEFT_OK) {
         status = look_at_links(bootstrap, options, report);
+        (void)(status == WEFT_OK ? look_at_other_links(bootstrap, options, report) : status);
         if (rank == 0) {
             judge(bootstrap, report, status);
-            *report_out = report;
-            return WEFT_OK;
         }
+        status = rank == 0 || status == WEFT_OK ? conclude(bootstrap, report, is_trouble_out) : status;
     }
-    weft_doctor_report_close(&report);
+    close_report(&report);
     return status;
 }
 
-enum weft_status weft_doctor_run(const struct weft_doctor_options *options, struct weft_doctor_report **report_out)
+enum weft_status weft_doctor_run(const struct weft_doctor_options *options, bool *is_trouble_out)
 {
     struct weft_bootstrap *bootstrap = NULL;
-    struct weft_doctor_report *report = NULL;
+    bool is_trouble = true;
     enum weft_status status;
 
     WEFT_TRY(check_rank_count(options, options->engine->rank_count));
     WEFT_TRY(weft_rendezvous_open(options->engine, &bootstrap));
-    status = examine(bootstrap, options, &report);
+    status = examine(bootstrap, options, &is_trouble);
     weft_bootstrap_close(&bootstrap);
     if (status == WEFT_OK) {
-        *report_out = report;
+        *is_trouble_out = is_trouble;
     }
     return status;
 }

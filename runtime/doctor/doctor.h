@@ -9,6 +9,8 @@
 #include "doctor/findings.h"
 #include "weft/weft.h"
 
+struct weft_doctor_report;
+
 struct weft_doctor_options {
     const struct weft_engine_options *engine; /* launch, ranks, comm, limits; model NULL: none is looked at */
     /* For the report only: what started the ranks ("Slurm", "none"), and where this process's values came from:
@@ -19,6 +21,9 @@ struct weft_doctor_options {
     const char *leader_origin;
     const char *local_rank_origin;
     uint32_t local_rank; /* among the ranks of this host */
+    /* On rank 0, before any rank ends. False when the report could not be shown. */
+    bool (*show)(const struct weft_doctor_report *report, void *context);
+    void *context;
 };
 
 /* Of the leader. */
@@ -37,12 +42,18 @@ struct weft_doctor_report {
 };
 
 /*
- * Collective. *report_out is the leader's, NULL on every other rank (which must leave by _exit() if it was forked). A
- * failure after the group has formed is a finding of the report; before, it is returned, logged.
+ * Collective; rank 0 shows the report. *is_trouble_out, the same on every rank: a warning or an error was found, or the
+ * report not shown. A failure after the group has formed is a finding; before, it is returned, logged.
  */
-WEFT_MUST_CHECK enum weft_status weft_doctor_run(const struct weft_doctor_options *options,
-                                                 struct weft_doctor_report **report_out);
-void weft_doctor_report_close(struct weft_doctor_report **report);
+WEFT_MUST_CHECK enum weft_status weft_doctor_run(const struct weft_doctor_options *options, bool *is_trouble_out);
+
+/*
+ * What `weft serve` looks at whenever it starts: this process's machine and limits alone, under a millisecond. Logs
+ * what is a warning or worse.
+ *
+ * local_count   ranks on this host, as far as this process knows
+ */
+void weft_doctor_check_start(const struct weft_engine_options *options, uint32_t local_count);
 
 /* Of a pair: "shm", "tcp" ... out of "shm+tcp". */
 const char *weft_doctor_link_transport(const struct weft_doctor_report *report, const struct weft_doctor_link *link,

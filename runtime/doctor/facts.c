@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "weft/device.h"
@@ -39,6 +40,46 @@ static uint32_t count_numa_nodes(void)
         count += access(path, F_OK) == 0;
     }
     return count > 0 ? count : 1;
+}
+
+static void read_cpu_model(char *model, size_t size)
+{
+    FILE *file = fopen("/proc/cpuinfo", "re");
+    char line[256];
+
+    snprintf(model, size, "?");
+    while (file != NULL && fgets(line, sizeof(line), file) != NULL) {
+        const char *colon = strncmp(line, "model name", 10) == 0 ? strstr(line, ": ") : NULL;
+
+        if (colon != NULL) {
+            snprintf(model, size, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
+            break;
+        }
+    }
+    if (file != NULL) {
+        fclose(file);
+    }
+}
+
+static int32_t read_sysctl(const char *path)
+{
+    FILE *file = fopen(path, "re");
+    int value = -1;
+
+    if (file != NULL) {
+        if (fscanf(file, "%d", &value) != 1) {
+            value = -1;
+        }
+        fclose(file);
+    }
+    return value;
+}
+
+static uint64_t shm_size(void)
+{
+    struct statvfs shm;
+
+    return statvfs("/dev/shm", &shm) == 0 ? (uint64_t)shm.f_blocks * shm.f_frsize : 0;
 }
 
 static uint64_t soft_limit(int resource)
@@ -115,27 +156,35 @@ static void read_model(const char *folder, struct weft_doctor_facts *facts)
     }
 }
 
-void weft_doctor_facts_read(const struct weft_bootstrap *bootstrap, const char *model,
-                            struct weft_doctor_facts *facts_out)
+void weft_doctor_facts_read_machine(struct weft_doctor_facts *facts_out)
 {
     struct weft_doctor_facts *facts = facts_out;
     long online = sysconf(_SC_NPROCESSORS_ONLN);
 
     memset(facts, 0, sizeof(*facts));
     weft_machine_read(&facts->machine);
-    facts->host_id = weft_bootstrap_host_id(bootstrap);
     facts->pid = (uint64_t)getpid();
     facts->memory_total = weft_machine_meminfo("MemTotal:") * 1024;
     facts->huge_free = weft_machine_meminfo("HugePages_Free:") * weft_machine_meminfo("Hugepagesize:") * 1024;
     facts->lock_limit = soft_limit(RLIMIT_MEMLOCK);
     facts->file_limit = soft_limit(RLIMIT_NOFILE);
+    facts->shm_size = shm_size();
+    facts->slow_start_after_idle = read_sysctl("/proc/sys/net/ipv4/tcp_slow_start_after_idle");
     facts->cpu_count = online > 0 ? (uint32_t)online : 1;
     facts->numa_count = count_numa_nodes();
-    facts->has_binary = digest_binary(facts->binary);
     read_huge_mode(facts->huge_mode, sizeof(facts->huge_mode));
-    read_cpu_level(facts->cpu_level, sizeof(facts->cpu_level));
+    read_cpu_model(facts->cpu_model, sizeof(facts->cpu_model));
     snprintf(facts->version, sizeof(facts->version), "%s", weft_version());
+}
+
+void weft_doctor_facts_read(const struct weft_bootstrap *bootstrap, const char *model,
+                            struct weft_doctor_facts *facts_out)
+{
+    weft_doctor_facts_read_machine(facts_out);
+    facts_out->host_id = weft_bootstrap_host_id(bootstrap);
+    facts_out->has_binary = digest_binary(facts_out->binary);
+    read_cpu_level(facts_out->cpu_level, sizeof(facts_out->cpu_level));
     if (model != NULL) {
-        read_model(model, facts);
+        read_model(model, facts_out);
     }
 }

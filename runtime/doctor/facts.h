@@ -21,6 +21,7 @@ struct weft_doctor_facts {
     uint64_t huge_free;    /* bytes of reserved huge pages that are free */
     uint64_t lock_limit;   /* bytes; UINT64_MAX: none */
     uint64_t file_limit;   /* open files */
+    uint64_t shm_size;     /* bytes of /dev/shm */
     uint32_t cpu_count;    /* online on this host */
     uint32_t numa_count;
     uint32_t thread_count; /* asked for; 0: cores / ranks */
@@ -32,14 +33,19 @@ struct weft_doctor_facts {
     struct weft_member member;        /* device_kind and GPUs only */
     int32_t gpu_status;               /* enum weft_status of looking for them */
     char gpu_error[WEFT_DOCTOR_TEXT_SIZE];
-    char huge_mode[16]; /* of transparent huge pages: "always", "madvise", "never", "?" */
-    char cpu_level[16]; /* "avx512" */
+    char huge_mode[16];            /* of transparent huge pages: "always", "madvise", "never", "?" */
+    char cpu_level[16];            /* "avx512" */
+    char cpu_model[64];            /* as the kernel names it; "?" */
+    int32_t slow_start_after_idle; /* the sysctl; -1: not known */
     char version[32];
     uint32_t local_rank;   /* among the ranks of its host, as the launcher says */
     char rank_origin[96];  /* where the rank's number came from: "SLURM_PROCID" */
     char local_origin[96]; /* and the number on its host; "": not known */
     char model_error[WEFT_DOCTOR_TEXT_SIZE];
 };
+
+/* Only what costs microseconds: no digests, no model, no GPUs, no CPU level, no host id. */
+void weft_doctor_facts_read_machine(struct weft_doctor_facts *facts_out);
 
 /* model: folder, or NULL. Never fails: what cannot be read says so by its value. */
 void weft_doctor_facts_read(const struct weft_bootstrap *bootstrap, const char *model,

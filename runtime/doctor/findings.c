@@ -2,18 +2,15 @@
 #include "doctor/findings.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #define MIB 1048576.0
 
-static const double LATENCY_SLOW_US = 500;
-static const double BANDWIDTH_SLOW = 100e6; /* bytes/s: less than a 1 Gbit/s network gives */
-static const double CLOCK_SKEW_US = 100e3;
 enum { FILE_LIMIT_LOW = 1024 };
 static const uint64_t LOCK_LIMIT_LOW = 64 << 20;
+static const uint64_t SHM_SIZE_LOW = 256 << 20; /* containers have 64 MiB unless told otherwise */
 
 void weft_doctor_findings_add(struct weft_doctor_findings *findings, const struct weft_doctor_finding *finding,
                               const char *format, ...)
@@ -281,6 +278,19 @@ static void judge_memory(const struct weft_doctor_group *group, uint32_t rank, s
     }
 }
 
+/* Weft's own shared memory has no name there; what it may load has. */
+static void judge_shm(const struct weft_doctor_group *group, uint32_t rank, struct weft_doctor_findings *findings)
+{
+    const struct weft_doctor_facts *own = &group->facts[rank];
+
+    if (is_first(group, rank) && own->shm_size < SHM_SIZE_LOW) {
+        struct weft_doctor_finding finding =
+            at_host(group, rank, WEFT_DOCTOR_NOTE, "NCCL and Open MPI keep their buffers there, Weft does not",
+                    "with GPUs or --comm mpi: docker --shm-size=1g, or an emptyDir with medium Memory at /dev/shm");
+        weft_doctor_findings_add(findings, &finding, "/dev/shm has %.0f MiB", (double)own->shm_size / MIB);
+    }
+}
+
 static void judge_limits(const struct weft_doctor_group *group, uint32_t rank, struct weft_doctor_findings *findings)
 {
     const struct weft_doctor_facts *own = &group->facts[rank];
@@ -304,57 +314,15 @@ static void judge_limits(const struct weft_doctor_group *group, uint32_t rank, s
     }
 }
 
-/* ---- links ---- */
-
-static void judge_link(const struct weft_doctor_group *group, const struct weft_doctor_link *link,
-                       struct weft_doctor_findings *findings)
-{
-    struct weft_doctor_finding finding = {.severity = WEFT_DOCTOR_WARNING};
-    double skew_us = fabs(link->clock_offset_us) - link->clock_error_us;
-
-    /* Inside a host a slow answer means busy cores, which the rules about cores are for. */
-    if (!link->is_measured || link->is_same_host) {
-        return;
-    }
-    snprintf(finding.where, sizeof(finding.where), "rank %u - rank %u (%.24s - %.24s)", link->a, link->b,
-             group->facts[link->a].machine.host_name, group->facts[link->b].machine.host_name);
-    if (link->latency_us > LATENCY_SLOW_US) {
-        finding.why = "every layer waits for two exchanges per token";
-        finding.change = "another network with --interface, or hosts that are nearer; look for load on the hosts";
-        weft_doctor_findings_add(findings, &finding, "slow link: a message takes %.0f us", link->latency_us);
-    }
-    if (link->bandwidth < BANDWIDTH_SLOW) {
-        finding.why = "long prompts send megabytes per layer";
-        finding.change = "another network with --interface; check link speed, MTU and what else uses it";
-        weft_doctor_findings_add(findings, &finding, "slow link: %.1f MB/s", link->bandwidth / 1e6);
-    }
-    if (skew_us > CLOCK_SKEW_US) {
-        finding.why = "log lines of the hosts cannot be put in order; certificates may seem invalid";
-        finding.change = "run chrony or another NTP client on both hosts";
-        weft_doctor_findings_add(findings, &finding, "clocks differ by %.3f s", link->clock_offset_us / 1e6);
-    }
-}
-
 void weft_doctor_judge(const struct weft_doctor_group *group, struct weft_doctor_findings *findings)
 {
-    uint32_t missed = 0;
-
     for (uint32_t r = 0; r < group->rank_count; r++) {
         judge_program(group, r, findings);
         judge_model(group, r, findings);
         judge_cores(group, r, findings);
         judge_memory(group, r, findings);
         judge_limits(group, r, findings);
+        judge_shm(group, r, findings);
     }
-    for (uint32_t i = 0; i < group->link_count; i++) {
-        judge_link(group, &group->links[i], findings);
-        missed += !group->links[i].is_measured;
-    }
-    if (missed > 0) {
-        struct weft_doctor_finding finding = {.severity = WEFT_DOCTOR_NOTE,
-                                              .where = "links",
-                                              .why = "measuring ended early",
-                                              .change = "fewer ranks, or look at the slow links above first"};
-        weft_doctor_findings_add(findings, &finding, "%u of %u pairs not measured", missed, group->link_count);
-    }
+    weft_doctor_judge_links(group, findings);
 }

@@ -47,6 +47,9 @@ void weft_doctor_gpus_deal(const struct weft_doctor_group *group, int32_t *gpus_
 void weft_doctor_judge_gpu_memory(const struct weft_doctor_group *group, uint32_t rank,
                                   struct weft_doctor_findings *findings);
 
+/* What is to say about the links; findings_links.c. */
+void weft_doctor_judge_links(const struct weft_doctor_group *group, struct weft_doctor_findings *findings);
+
 /* Adds what is to say about the group. */
 void weft_doctor_judge(const struct weft_doctor_group *group, struct weft_doctor_findings *findings);
 

@@ -95,12 +95,11 @@ static enum weft_status ask_bulk(struct weft_comm *comm, uint32_t peer, const ch
     return WEFT_OK;
 }
 
-static enum weft_status ask(struct weft_comm *comm, const char *buffer, struct weft_doctor_link *link)
+static enum weft_status ask_bandwidth(struct weft_comm *comm, const char *buffer, struct weft_doctor_link *link)
 {
     uint64_t size = BULK_FIRST;
     int64_t time_ns = 0;
 
-    WEFT_TRY(ask_pings(comm, link));
     WEFT_TRY(ask_bulk(comm, link->b, buffer, size, &time_ns));
     if (time_ns / 1000 < BULK_WORTH_US) {
         int64_t first_ns = 0;
@@ -112,23 +111,41 @@ static enum weft_status ask(struct weft_comm *comm, const char *buffer, struct w
         time_ns = first_ns < time_ns ? first_ns : time_ns;
     }
     link->bandwidth = time_ns > 0 ? (double)size * 1e9 / (double)time_ns : 0;
+    return WEFT_OK;
+}
+
+/* Of the own direction. */
+static uint32_t resent_count(const struct weft_comm *comm, uint32_t peer)
+{
+    struct weft_comm_path path = {.resent_count = 0};
+
+    return weft_comm_path(comm, peer, &path) ? path.resent_count : 0;
+}
+
+static enum weft_status ask(struct weft_comm *comm, const char *buffer, struct weft_doctor_link *link)
+{
+    uint32_t theirs = 0;
+    int64_t time_ns = 0;
+
+    WEFT_TRY(ask_pings(comm, link));
+    WEFT_TRY(weft_doctor_mtu_measure(comm, link->b, true, &link->mtu_ab));
+    WEFT_TRY(weft_comm_recv(comm, link->b, &link->mtu_ba, sizeof(link->mtu_ba)));
+    /* Megabytes would never arrive. */
+    if (!weft_doctor_link_has_black_hole(link)) {
+        WEFT_TRY(ask_bandwidth(comm, buffer, link));
+    }
     WEFT_TRY(ask_bulk(comm, link->b, buffer, 0, &time_ns));
+    WEFT_TRY(weft_comm_recv(comm, link->b, &theirs, sizeof(theirs)));
+    link->resent_count = resent_count(comm, link->b) + theirs;
     link->is_measured = 1;
     return WEFT_OK;
 }
 
-static enum weft_status reply(struct weft_comm *comm, uint32_t peer, char *buffer)
+static enum weft_status reply_bulk(struct weft_comm *comm, uint32_t peer, char *buffer)
 {
-    uint64_t size = 0;
-
-    for (int i = 0; i < PING_COUNT; i++) {
-        int64_t wall;
-
-        WEFT_TRY(weft_comm_recv(comm, peer, &wall, sizeof(wall)));
-        wall = clock_ns(CLOCK_REALTIME);
-        WEFT_TRY(weft_comm_send(comm, peer, &wall, sizeof(wall)));
-    }
     for (;;) {
+        uint64_t size = 0;
+
         WEFT_TRY(weft_comm_recv(comm, peer, &size, sizeof(size)));
         if (size == 0) {
             return WEFT_OK;
@@ -140,6 +157,25 @@ static enum weft_status reply(struct weft_comm *comm, uint32_t peer, char *buffe
         WEFT_TRY(weft_comm_recv(comm, peer, buffer, size));
         WEFT_TRY(weft_comm_send(comm, peer, &size, sizeof(size)));
     }
+}
+
+static enum weft_status reply(struct weft_comm *comm, uint32_t peer, char *buffer)
+{
+    struct weft_doctor_mtu mtu;
+    uint32_t resent;
+
+    for (int i = 0; i < PING_COUNT; i++) {
+        int64_t wall;
+
+        WEFT_TRY(weft_comm_recv(comm, peer, &wall, sizeof(wall)));
+        wall = clock_ns(CLOCK_REALTIME);
+        WEFT_TRY(weft_comm_send(comm, peer, &wall, sizeof(wall)));
+    }
+    WEFT_TRY(weft_doctor_mtu_measure(comm, peer, false, &mtu));
+    WEFT_TRY(weft_comm_send(comm, peer, &mtu, sizeof(mtu)));
+    WEFT_TRY(reply_bulk(comm, peer, buffer));
+    resent = resent_count(comm, peer);
+    return weft_comm_send(comm, peer, &resent, sizeof(resent));
 }
 
 static enum weft_status measure(struct weft_comm *comm, uint32_t rank, char *buffer, struct weft_doctor_link *link)
@@ -156,6 +192,11 @@ static enum weft_status measure(struct weft_comm *comm, uint32_t rank, char *buf
         return weft_comm_recv(comm, link->a, link, sizeof(*link));
     }
     return WEFT_OK;
+}
+
+bool weft_doctor_link_has_black_hole(const struct weft_doctor_link *link)
+{
+    return weft_doctor_mtu_is_black_hole(&link->mtu_ab) || weft_doctor_mtu_is_black_hole(&link->mtu_ba);
 }
 
 enum weft_status weft_doctor_links_measure(struct weft_comm *comm, uint32_t rank, uint32_t budget_ms,

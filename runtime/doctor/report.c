@@ -85,30 +85,77 @@ static void print_gpus(const struct weft_doctor_report *report, FILE *file)
     }
 }
 
+/* What is the same for all ranks of a host, once per host. */
+static void print_hosts(const struct weft_doctor_report *report, FILE *file)
+{
+    fprintf(file, "\n%-16s  %-8s  %s\n", "host", "/dev/shm", "CPU");
+    for (uint32_t r = 0; r < report->rank_count; r++) {
+        const struct weft_doctor_facts *facts = &report->facts[r];
+        bool is_first = true;
+
+        for (uint32_t e = 0; e < r; e++) {
+            is_first = is_first && report->facts[e].host_id != facts->host_id;
+        }
+        if (is_first) {
+            fprintf(file, "%-16.16s  %5.1f GB  %s\n", facts->machine.host_name, (double)facts->shm_size / 1e9,
+                    facts->cpu_model);
+        }
+    }
+}
+
+/* "eth0 1500", or the largest that passed when that is less: "eth0 1500 (1400)". */
+static const char *mtu_text(const struct weft_doctor_link *link, char *text, size_t size)
+{
+    uint32_t least = link->mtu_ab.path_mtu;
+
+    snprintf(text, size, "-");
+    if (link->mtu_ab.interface[0] == '\0') {
+        return text;
+    }
+    least = link->mtu_ba.path_mtu != 0 && link->mtu_ba.path_mtu < least ? link->mtu_ba.path_mtu : least;
+    if (least != 0 && least < link->mtu_ab.interface_mtu) {
+        snprintf(text, size, "%s %u (%u)", link->mtu_ab.interface, link->mtu_ab.interface_mtu, least);
+    } else {
+        snprintf(text, size, "%s %u", link->mtu_ab.interface, link->mtu_ab.interface_mtu);
+    }
+    return text;
+}
+
+static void print_link(const struct weft_doctor_report *report, const struct weft_doctor_link *link, FILE *file)
+{
+    char pair[24], text[16], mtu[48], bandwidth[24];
+
+    snprintf(pair, sizeof(pair), "%u - %u", link->a, link->b);
+    fprintf(file, "%9s  %-9s ", pair, weft_doctor_link_transport(report, link, text));
+    if (!link->is_measured) {
+        fprintf(file, "%12s\n", "not measured");
+        return;
+    }
+    snprintf(bandwidth, sizeof(bandwidth), "%.1f MB/s", link->bandwidth / 1e6);
+    fprintf(file, "%9.1f us %14s  %-16s ", link->latency_us, link->bandwidth > 0 ? bandwidth : "not measured",
+            mtu_text(link, mtu, sizeof(mtu)));
+    if (link->is_same_host) {
+        fputs("the same\n", file);
+        return;
+    }
+    fprintf(file, "%+.3f ms (+- %.3f)", link->clock_offset_us / 1e3, link->clock_error_us / 1e3);
+    if (link->other[0] != '\0') {
+        fprintf(file, "  %s: %.1f us %.1f MB/s", link->other, link->other_latency_us, link->other_bandwidth / 1e6);
+    }
+    fputc('\n', file);
+}
+
 static void print_links(const struct weft_doctor_report *report, FILE *file)
 {
     if (report->transport[0] != '\0') {
         fprintf(file, "\ntransport  %s: %s\n", report->transport, report->reason);
     }
     if (report->link_count > 0) {
-        fprintf(file, "\n%9s  %-9s %12s %14s  %s\n", "ranks", "transport", "latency", "bandwidth", "clock");
+        fprintf(file, "\n%9s  %-9s %12s %14s  %-16s %s\n", "ranks", "transport", "latency", "bandwidth",
+                "interface, MTU", "clock");
     }
     for (uint32_t i = 0; i < report->link_count; i++) {
-        const struct weft_doctor_link *link = &report->links[i];
-        char pair[24], text[16];
-
-        snprintf(pair, sizeof(pair), "%u - %u", link->a, link->b);
-        fprintf(file, "%9s  %-9s ", pair, weft_doctor_link_transport(report, link, text));
-        if (!link->is_measured) {
-            fprintf(file, "%12s\n", "not measured");
-            continue;
-        }
-        fprintf(file, "%9.1f us %9.1f MB/s  ", link->latency_us, link->bandwidth / 1e6);
-        if (link->is_same_host) {
-            fputs("the same\n", file);
-        } else {
-            fprintf(file, "%+.3f ms (+- %.3f)\n", link->clock_offset_us / 1e3, link->clock_error_us / 1e3);
-        }
+        print_link(report, &report->links[i], file);
     }
     fputc('\n', file);
 }
@@ -160,6 +207,7 @@ void weft_doctor_report_print(const struct weft_doctor_report *report, bool is_q
     if (!is_quiet) {
         print_placement(report, file);
         print_ranks(report, file);
+        print_hosts(report, file);
         print_gpus(report, file);
         print_links(report, file);
     }

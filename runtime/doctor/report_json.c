@@ -48,19 +48,32 @@ static json_t *rank_json(const struct weft_doctor_report *report, uint32_t rank)
     bool has_model = facts->has_model && facts->model_status == WEFT_OK;
     char cores[256];
 
-    return json_pack(
-        "{s:i, s:s, s:I, s:s, s:i, s:i, s:i, s:i, s:I, s:I, s:s, s:I, s:s, s:o, s:o, s:s, s:o, s:o, s:o, s:o}", "rank",
-        (int)rank, "host", facts->machine.host_name, "pid", (json_int_t)facts->pid, "cores",
-        weft_doctor_cores_text(&facts->machine, cores, sizeof(cores)), "core_count",
-        (int)weft_doctor_core_count(&facts->machine), "core_quota", (int)facts->machine.cpu_quota, "host_core_count",
-        (int)facts->cpu_count, "numa_node_count", (int)facts->numa_count, "memory_available_bytes",
-        (json_int_t)facts->machine.memory_available, "memory_total_bytes", (json_int_t)facts->memory_total,
-        "huge_pages", facts->huge_mode, "huge_pages_free_bytes", (json_int_t)facts->huge_free, "cpu_level",
-        facts->cpu_level, "memlock_bytes", limit_json(facts->lock_limit), "open_files", limit_json(facts->file_limit),
-        "version", facts->version, "binary_sha256", digest_json(facts->has_binary, facts->binary), "model_sha256",
-        digest_json(has_model, facts->model), "memory_needed_bytes",
-        report->memory_needs != NULL ? json_integer((json_int_t)report->memory_needs[rank]) : json_null(), "gpu",
-        gpu_json(report, rank));
+    return json_pack("{s:i, s:s, s:I, s:s, s:i, s:i, s:i, s:i, s:I, s:I, s:s, s:I, s:s, s:o, s:o, s:s, s:o, s:o, s:o, "
+                     "s:o, s:s, s:I, s:i}",
+                     "rank", (int)rank, "host", facts->machine.host_name, "pid", (json_int_t)facts->pid, "cores",
+                     weft_doctor_cores_text(&facts->machine, cores, sizeof(cores)), "core_count",
+                     (int)weft_doctor_core_count(&facts->machine), "core_quota", (int)facts->machine.cpu_quota,
+                     "host_core_count", (int)facts->cpu_count, "numa_node_count", (int)facts->numa_count,
+                     "memory_available_bytes", (json_int_t)facts->machine.memory_available, "memory_total_bytes",
+                     (json_int_t)facts->memory_total, "huge_pages", facts->huge_mode, "huge_pages_free_bytes",
+                     (json_int_t)facts->huge_free, "cpu_level", facts->cpu_level, "memlock_bytes",
+                     limit_json(facts->lock_limit), "open_files", limit_json(facts->file_limit), "version",
+                     facts->version, "binary_sha256", digest_json(facts->has_binary, facts->binary), "model_sha256",
+                     digest_json(has_model, facts->model), "memory_needed_bytes",
+                     report->memory_needs != NULL ? json_integer((json_int_t)report->memory_needs[rank]) : json_null(),
+                     "gpu", gpu_json(report, rank), "cpu_model", facts->cpu_model, "shm_bytes",
+                     (json_int_t)facts->shm_size, "tcp_slow_start_after_idle", (int)facts->slow_start_after_idle);
+}
+
+/* From the first rank of a pair to the second, or back; null where the transport knows no interface. */
+static json_t *mtu_json(const struct weft_doctor_mtu *mtu)
+{
+    if (mtu->interface[0] == '\0') {
+        return json_null();
+    }
+    return json_pack("{s:s, s:i, s:o, s:b}", "interface", mtu->interface, "interface_mtu", (int)mtu->interface_mtu,
+                     "path_mtu", mtu->path_mtu > 0 ? json_integer((json_int_t)mtu->path_mtu) : json_null(),
+                     "large_packets_vanish", (int)weft_doctor_mtu_is_black_hole(mtu));
 }
 
 static json_t *link_json(const struct weft_doctor_report *report, const struct weft_doctor_link *link)
@@ -71,9 +84,17 @@ static json_t *link_json(const struct weft_doctor_report *report, const struct w
 
     if (link->is_measured) {
         json_object_set_new(object, "latency_us", json_real(link->latency_us));
-        json_object_set_new(object, "bandwidth_bytes_per_s", json_real(link->bandwidth));
+        json_object_set_new(object, "bandwidth_bytes_per_s",
+                            link->bandwidth > 0 ? json_real(link->bandwidth) : json_null());
         json_object_set_new(object, "clock_offset_us", json_real(link->is_same_host ? 0 : link->clock_offset_us));
         json_object_set_new(object, "clock_error_us", json_real(link->is_same_host ? 0 : link->clock_error_us));
+        json_object_set_new(object, "mtu", json_pack("[oo]", mtu_json(&link->mtu_ab), mtu_json(&link->mtu_ba)));
+        json_object_set_new(object, "resent_segments", json_integer((json_int_t)link->resent_count));
+    }
+    if (link->other[0] != '\0') {
+        json_object_set_new(object, "other",
+                            json_pack("{s:s, s:f, s:f}", "transport", link->other, "latency_us", link->other_latency_us,
+                                      "bandwidth_bytes_per_s", link->other_bandwidth));
     }
     return object;
 }

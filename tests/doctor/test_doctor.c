@@ -34,6 +34,7 @@ static struct fixture *make(struct fixture *fixture)
         facts->cpu_count = 8;
         facts->lock_limit = UINT64_MAX;
         facts->file_limit = 65536;
+        facts->shm_size = (uint64_t)1 << 30;
         facts->has_binary = facts->has_model = 1;
         snprintf(facts->huge_mode, sizeof(facts->huge_mode), "madvise");
         snprintf(facts->cpu_level, sizeof(facts->cpu_level), "avx2");
@@ -148,6 +149,8 @@ static void test_memory_and_limits(void **state)
     expect(&f, WEFT_DOCTOR_WARNING, "host host0", "no huge pages");
     make(&f)->facts[3].file_limit = 256;
     expect(&f, WEFT_DOCTOR_WARNING, "rank 3 on host1", "256 open files");
+    make(&f)->facts[2].shm_size = 64 << 20;
+    expect(&f, WEFT_DOCTOR_NOTE, "host host1", "/dev/shm has 64 MiB");
     make(&f)->facts[0].lock_limit = 65536;
     expect(&f, WEFT_DOCTOR_NOTE, "rank 0 on host0", "64 KiB");
 }
@@ -171,6 +174,44 @@ static void test_links(void **state)
     assert_int_equal(f.findings.count, 0);
     make(&f)->links[2].is_measured = 0;
     expect(&f, WEFT_DOCTOR_NOTE, "links", "1 of 3 pairs not measured");
+    make(&f)->links[1].resent_count = 5;
+    expect(&f, WEFT_DOCTOR_WARNING, between, "5 segments were sent again");
+    snprintf(make(&f)->links[1].other, sizeof(f.links[1].other), "ucx");
+    f.links[1].other_latency_us = 10;
+    expect(&f, WEFT_DOCTOR_NOTE, between, "ucx takes 10 us for a message, the chosen transport 20");
+    f.links[1].other_latency_us = 18; /* as good as the same */
+    memset(&f.findings, 0, sizeof(f.findings));
+    weft_doctor_judge(&f.group, &f.findings);
+    assert_int_equal(f.findings.count, 0);
+}
+
+static void test_packets(void **state)
+{
+    static const char between[] = "rank 0 - rank 2 (host0 - host1)";
+    static const struct weft_doctor_mtu good = {"eth0", 1500, 1500, 0}, unknown = {"eth0", 1500, 0, 0};
+    static const struct weft_doctor_mtu hole = {"eth0", 9000, 1472, 0}, told = {"eth0", 1500, 1400, 1400};
+    struct fixture f;
+
+    (void)state;
+    make(&f)->links[1].mtu_ab = good;
+    f.links[1].mtu_ba = unknown;
+    weft_doctor_judge(&f.group, &f.findings);
+    assert_int_equal(f.findings.count, 0);
+    f.links[1].mtu_ba = hole;
+    f.links[1].bandwidth = 0; /* not measured, and not called slow */
+    expect(&f, WEFT_DOCTOR_ERROR, between, "packets from host1 larger than 1472 bytes vanish");
+    make(&f);
+    f.links[1].mtu_ab = f.links[1].mtu_ba = hole;
+    expect(&f, WEFT_DOCTOR_ERROR, between, "packets from host0 and back larger than 1472 bytes vanish");
+    make(&f)->links[1].mtu_ab = told;
+    f.links[1].mtu_ba = good;
+    expect(&f, WEFT_DOCTOR_NOTE, between, "the way takes packets of 1400 bytes");
+    /* Far away, and the kernel begins small again after a pause: told once. */
+    make(&f);
+    f.links[1].mtu_ab = f.links[1].mtu_ba = good;
+    f.links[1].latency_us = 200;
+    f.facts[1].slow_start_after_idle = f.facts[2].slow_start_after_idle = 1;
+    expect(&f, WEFT_DOCTOR_NOTE, "host host0", "when it has been idle");
 }
 
 static void give_gpu(struct fixture *f, uint32_t rank, uint8_t uuid)
@@ -256,9 +297,10 @@ static void test_full_list(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpus),     cmocka_unit_test(test_all_well),   cmocka_unit_test(test_pairs),
-        cmocka_unit_test(test_sameness), cmocka_unit_test(test_cores),      cmocka_unit_test(test_memory_and_limits),
-        cmocka_unit_test(test_links),    cmocka_unit_test(test_cores_text), cmocka_unit_test(test_full_list),
+        cmocka_unit_test(test_gpus),      cmocka_unit_test(test_all_well), cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_sameness),  cmocka_unit_test(test_cores),    cmocka_unit_test(test_memory_and_limits),
+        cmocka_unit_test(test_links),     cmocka_unit_test(test_packets),  cmocka_unit_test(test_cores_text),
+        cmocka_unit_test(test_full_list),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

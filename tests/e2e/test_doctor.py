@@ -111,7 +111,7 @@ def by_hand(*models):
 def test_another_model_is_found():
     (leader, out, errors), (worker, worker_out, _) = by_hand(MODEL, GOLDEN / "mistral")
     found = json.loads(out)
-    assert (leader.returncode, worker.returncode, worker_out) == (1, 0, ""), errors
+    assert (leader.returncode, worker.returncode, worker_out) == (1, 1, ""), errors
     assert ["other model files" in w and w.startswith("rank 1 on ") for w in whats(found, "error")] == [True]
     assert found["started_by"] == "tcp"
     assert found["origins"] == {"rank": "--rank", "rank_count": "--ranks", "leader": "--leader"}
@@ -132,3 +132,17 @@ def test_wrong_calls():
     assert "--rank needs --leader" in one_error_line(weft("doctor", "--rank", 1), 2)
     assert "--prompt is not an option of weft doctor" in one_error_line(weft("doctor", "--prompt", "x"), 2)
     assert "65 ranks" in one_error_line(weft("doctor", "--ranks", 65), 1)
+
+
+def test_serve_says_what_hurts_at_its_start():
+    """The cheap part runs whenever serve starts: once per fault, however many ranks."""
+    command = ["sh", "-c", 'ulimit -n 512; exec "$@"', "sh", WEFT, "serve", "--model", MODEL, "--ranks", "2", "--grpc",
+               "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        lines = []
+        for line in server.stderr:
+            lines.append(line)
+            if "gRPC on" in line:
+                server.terminate()
+    warnings = [line for line in lines if "doctor: " in line]
+    assert len(warnings) == 1 and "at most 512 open files" in warnings[0] and "change: " in warnings[0], lines

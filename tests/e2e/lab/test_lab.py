@@ -98,6 +98,13 @@ def test_doctor(lab):
         {(a, b): "shm" if b == a + 1 else "tcp" for a in range(0, 8, 2) for b in (a + 1, *range(a + 2, 8, 2))}
     for link in report["links"]:
         assert link["latency_us"] > 0 and link["bandwidth_bytes_per_s"] > 0
+        if link["transport"] == "tcp":
+            for way in link["mtu"]:
+                assert (way["interface"], way["interface_mtu"], way["path_mtu"]) == ("eth0", 1500, 1500)
+                assert not way["large_packets_vanish"]
+            assert link["other"]["transport"] == "ucx" and link["other"]["latency_us"] > 0
+        else:
+            assert link["mtu"] == [None, None] and "other" not in link
         assert abs(link["clock_offset_us"]) <= link["clock_error_us"] + 50000  # one machine, one clock
     assert not [f for f in report["findings"] if f["severity"] == "error"]
 
@@ -110,7 +117,7 @@ def test_doctor_finds_another_model(lab):
     assert code == 1 and stdout, stderr
     errors = [f for f in json.loads(stdout)["findings"] if f["severity"] == "error"]
     assert [e["where"] for e in errors] == ["rank 2 on node2"] and "other model files" in errors[0]["what"]
-    assert [finish(rank)[:2] for rank in ranks[1:]] == [(0, ""), (0, "")]
+    assert [finish(rank)[:2] for rank in ranks[1:]] == [(1, ""), (1, "")]  # every rank's exit status says so
 
 
 @pytest.mark.parametrize("comm", ["tcp", "ucx"])

@@ -88,3 +88,20 @@ def test_unknown_interface(only_ipv6):
     results = [finish(rank) for rank in ranks]
     assert all(code != 0 for code, _, _ in results)
     assert "no address matches interface eth7,10.0.0.0/8 on rank 0" in results[0][2], results
+
+
+def test_doctor_finds_vanishing_packets():
+    """The network takes 1400 bytes where the interfaces say 1500, and nobody tells: named with both numbers, in seconds."""
+    lab = Lab(2, LAB_WIRE="1000 20 1400")
+    try:
+        ranks = [lab.start(r, WEFT, "doctor", "--output", "json", "--leader", "[fd78::10]:5001", "--rank", r, "--rank-count",
+                           2, "--interface", "wire", "--timeout", "20") for r in range(2)]
+        code, stdout, stderr = finish(ranks[0])
+        assert code == 1 and stdout, stderr
+        assert finish(ranks[1])[0] == 1
+    finally:
+        lab.close()
+    report = json.loads(stdout)
+    errors = [f["what"] for f in report["findings"] if f["severity"] == "error"]
+    assert errors == ["packets from node0 and back larger than 1400 bytes vanish on the way, its interface wire says 1500"]
+    assert report["links"][0]["bandwidth_bytes_per_s"] is None and report["links"][0]["latency_us"] > 0
