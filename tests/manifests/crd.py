@@ -1,10 +1,11 @@
-"""Validating manifests offline: custom resources against their CRD, the rest against what their kinds may hold.
+"""Validating manifests offline: custom resources against their CRD, Kubernetes' own kinds against its API (core_types.py).
 
 Unknown fields are errors, as they are for `kubectl apply --server-side`; the schemas of CRDs alone would let them pass.
 """
 import functools
 import pathlib
 
+import core_types
 import jsonschema
 import yaml
 
@@ -54,53 +55,8 @@ def text(fields, required=()):
     return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
 
 
-STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
-SELECTOR = text({"matchLabels": STRINGS}, ["matchLabels"])
-METADATA = text({"name": {"type": "string"}, "namespace": {"type": "string"}, "labels": STRINGS, "annotations": STRINGS},
-                ["name"])
-PORT = {"type": ["integer", "string"]}
-PROTOCOL = {"enum": ["TCP", "UDP"]}
-PEERS = {"type": "array", "items": text({"podSelector": SELECTOR}, ["podSelector"])}
-POLICY_PORTS = {"type": "array", "items": text({"port": PORT, "protocol": PROTOCOL}, ["port"])}
-
-
-def plain(api_version, kind, **fields):
-    return text({"apiVersion": {"enum": [api_version]}, "kind": {"enum": [kind]}, "metadata": METADATA, **fields},
-                ["apiVersion", "kind", "metadata", *fields])
-
-
-# Kinds of Kubernetes itself: the fields used here and no others; a new one is looked up in the API reference and added.
-PLAIN = {
-    "Service": plain("v1", "Service", spec=text({
-        "clusterIP": {"enum": ["None"]}, "publishNotReadyAddresses": {"type": "boolean"}, "selector": STRINGS,
-        "ports": {"type": "array", "items": text({
-            "name": {"type": "string"}, "port": {"type": "integer"}, "targetPort": PORT, "protocol": PROTOCOL,
-            "appProtocol": {"type": "string"}}, ["name", "port"])}}, ["selector"])),
-    "ServiceAccount": plain("v1", "ServiceAccount", automountServiceAccountToken={"type": "boolean"}),
-    "PodDisruptionBudget": plain("policy/v1", "PodDisruptionBudget", spec=text({
-        "minAvailable": {"type": "integer"}, "selector": SELECTOR}, ["minAvailable", "selector"])),
-    "NetworkPolicy": plain("networking.k8s.io/v1", "NetworkPolicy", spec=text({
-        "podSelector": SELECTOR, "policyTypes": {"type": "array", "items": {"enum": ["Ingress", "Egress"]}},
-        "ingress": {"type": "array", "items": text({"from": PEERS, "ports": POLICY_PORTS})},
-        "egress": {"type": "array", "items": text({"to": PEERS, "ports": POLICY_PORTS})}},
-        ["podSelector", "policyTypes"])),
-    "StatefulSet": plain("apps/v1", "StatefulSet", spec=text({
-        "replicas": {"type": "integer"}, "serviceName": {"type": "string"},
-        "podManagementPolicy": {"enum": ["OrderedReady", "Parallel"]}, "selector": SELECTOR,
-        "template": {"type": "object"}}, ["serviceName", "selector", "template"])),
-}
-
-
-@functools.lru_cache(maxsize=None)
-def pod_template_validator():
-    """The pod template of Kubernetes, as the LeaderWorkerSet CRD spells it out."""
-    whole = crd_validator("LeaderWorkerSet", "leaderworkerset.x-k8s.io/v1").schema
-    group = whole["properties"]["spec"]["properties"]["leaderWorkerTemplate"]
-    return jsonschema.Draft4Validator(group["properties"]["workerTemplate"])
-
-
 def needs_crd(document):
-    return document["kind"] in CRD_OF or document["kind"] == "StatefulSet"
+    return document["kind"] in CRD_OF
 
 
 def findings(document):
@@ -109,15 +65,10 @@ def findings(document):
     if kind in CRD_OF:
         document = {**document, "kind": CRD_OF[kind][1]}
         errors = list(crd_validator(kind, document["apiVersion"]).iter_errors(document))
-    elif kind in PLAIN:
-        errors = list(jsonschema.Draft4Validator(PLAIN[kind]).iter_errors(document))
-    else:
-        return [f"kind {kind}: no schema for it"]
-    lines = ["/".join(map(str, e.absolute_path)) + ": " + e.message[:200] for e in errors]
-    if kind == "StatefulSet":
-        lines += ["spec/template/" + "/".join(map(str, e.absolute_path)) + ": " + e.message[:200]
-                  for e in pod_template_validator().iter_errors(document["spec"]["template"])]
-    return lines
+        return ["/".join(map(str, e.absolute_path)) + ": " + e.message[:200] for e in errors]
+    if core_types.class_of(document) is not None:
+        return core_types.findings(document)
+    return [f"kind {kind}: no schema for it"]
 
 
 def pod_templates(document):

@@ -63,6 +63,8 @@ def test_every_document_fits_its_schema(whole):
     ("k8s/mpijob", "MPIJob", ["spec", "mpiReplicaSpecs", "Launcher", "template", "spec", "containers", 0], "readinesProbe"),
     ("k8s/lws", "LeaderWorkerSet", ["spec", "leaderWorkerTemplate"], "restartpolicy"),
     ("k8s/statefulset", "StatefulSet", ["spec", "template", "spec"], "hostnetwork"),
+    ("k8s/statefulset", "NetworkPolicy", ["spec"], "podSelektor"),
+    ("k8s/statefulset", "PodDisruptionBudget", ["spec"], "minAvailible"),
     ("kserve", "ClusterServingRuntime", ["spec", "containers", 0], "agrs"),
     ("kserve", "InferenceService", ["spec", "predictor", "model"], "storageURI"),
 ])
@@ -73,15 +75,29 @@ def test_a_mistyped_field_is_reported(folder, kind, path, key):
     for step in path:
         node = node[step]
     node[key] = "x"
-    assert any(f"'{key}' was unexpected" in line for line in findings(document)), findings(document)
+    said = (f"'{key}' was unexpected", f"{key}: Extra inputs are not permitted")
+    assert any(words in line for line in findings(document) for words in said), findings(document)
 
 
 def test_a_mistyped_field_of_a_plain_kind_is_reported():
     service = copy.deepcopy(of_kind(render(LAUNCH / "k8s/lws"), "Service")[0])
     assert findings(service) == []
     service["spec"]["ports"][0]["appProtocl"] = service["spec"]["ports"][0].pop("appProtocol")
-    assert any("'appProtocl' was unexpected" in line for line in findings(service))
-    assert findings({"kind": "Deployment"}) == ["kind Deployment: no schema for it"]
+    assert findings(service) == ["spec/ports/0/appProtocl: Extra inputs are not permitted"]
+    assert findings({"apiVersion": "v1", "kind": "Servic"}) == ["kind Servic: no schema for it"]
+
+
+def test_a_wrong_value_of_a_plain_kind_is_reported():
+    worker = copy.deepcopy(of_kind(render(LAUNCH / "k8s/statefulset"), "StatefulSet")[1])
+    container = worker["spec"]["template"]["spec"]["containers"][0]
+    assert findings(worker) == []
+    container["env"] = {"NAME": "value"}
+    worker["spec"]["replicas"] = "2"
+    del worker["spec"]["selector"], container["name"]
+    assert sorted(findings(worker)) == [
+        "spec/replicas: Input should be a valid integer", "spec/selector: Field required",
+        "spec/template/spec/containers/0/env: Input should be a valid list",
+        "spec/template/spec/containers/0/name: Field required"]
 
 
 def test_kustomizations_name_what_exists_and_all_of_it():
