@@ -15,7 +15,8 @@
 #include "bootstrap_tcp.h"
 #include "weft/log.h"
 
-enum { GUEST_MAX = 64, GUEST_MS = 5000, ADDRESS_TEXT = 80 };
+/* MISSING_MS: between two lines about who is missing; MISSING_TEXT: of the ranks in such a line. */
+enum { GUEST_MAX = 64, GUEST_MS = 5000, ADDRESS_TEXT = 80, MISSING_MS = 5000, MISSING_TEXT = 160 };
 
 /* A connection that has not proved anything yet. */
 struct guest {
@@ -32,15 +33,19 @@ struct half {
     int fds[STAR_CHANNEL_COUNT]; /* owned until attached; -1 */
     uint8_t session[16];
     bool is_in; /* all channels attached to the star */
+    char host[TCP_TEXT_SIZE];
+    char address[ADDRESS_TEXT];
 };
 
 struct reception {
     struct weft_bootstrap *bootstrap;
-    const struct tcp_secret *secret;
-    int listen_fd;
+    const struct tcp_invite *invite;
     struct guest guests[GUEST_MAX];
-    struct half *halves; /* [rank_count] */
-    struct pollfd polls[GUEST_MAX + 2];
+    struct half *halves;           /* [rank_count] */
+    char (*places)[TCP_TEXT_SIZE]; /* [rank_count / local_count] host names of those without a number, by arrival */
+    uint32_t local_count;
+    int watch_fd;                       /* -1: none, or at its end */
+    struct pollfd polls[GUEST_MAX + 3]; /* and the door, the star, the watch */
 };
 
 static void dismiss(struct guest *guest, const char *reason)
@@ -75,7 +80,8 @@ static bool admit(struct reception *reception)
 {
     struct sockaddr_storage address;
     socklen_t address_size = sizeof(address);
-    int fd = accept4(reception->listen_fd, (struct sockaddr *)&address, &address_size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd =
+        accept4(reception->invite->listen_fd, (struct sockaddr *)&address, &address_size, SOCK_CLOEXEC | SOCK_NONBLOCK);
     struct guest *guest;
 
     if (fd < 0) {
@@ -91,7 +97,8 @@ static bool admit(struct reception *reception)
     guest->answer_have = 0;
     weft_tcp_address_text((struct sockaddr *)&address, address_size, guest->address, sizeof(guest->address));
     /* A fresh socket takes these few bytes at once, or something is wrong with it. */
-    if (weft_tcp_challenge(reception->bootstrap->rank_count, &guest->challenge) != WEFT_OK ||
+    if (weft_tcp_challenge(reception->invite->program, reception->bootstrap->rank_count, &guest->challenge) !=
+            WEFT_OK ||
         send(fd, &guest->challenge, sizeof(guest->challenge), MSG_DONTWAIT | MSG_NOSIGNAL) !=
             (ssize_t)sizeof(guest->challenge)) {
         dismiss(guest, "went away at once");
@@ -138,14 +145,15 @@ static void notice_departures(struct reception *reception)
     }
 }
 
-static enum weft_status take_in(struct reception *reception, struct guest *guest)
+static enum weft_status take_in(struct reception *reception, struct guest *guest, uint32_t rank)
 {
-    uint32_t rank = guest->answer.rank;
     struct half *half = &reception->halves[rank];
     int fds[STAR_CHANNEL_COUNT];
 
     weft_tcp_tune(guest->fd, guest->answer.channel);
     memcpy(half->session, guest->answer.session, sizeof(half->session));
+    memcpy(half->host, guest->answer.host, sizeof(half->host));
+    memcpy(half->address, guest->address, sizeof(half->address));
     half->fds[guest->answer.channel] = guest->fd;
     guest->fd = -1;
     for (int i = 0; i < STAR_CHANNEL_COUNT; i++) {
@@ -156,13 +164,13 @@ static enum weft_status take_in(struct reception *reception, struct guest *guest
     memcpy(fds, half->fds, sizeof(fds));
     memset(half->fds, -1, sizeof(half->fds));
     half->is_in = true;
-    weft_log(WEFT_LOG_DEBUG, TCP_LOG, "rank %u came from %s", rank, guest->address);
+    weft_log(WEFT_LOG_DEBUG, TCP_LOG, "rank %u came from %s (%s)", rank, half->host, guest->address);
     return weft_star_attach(reception->bootstrap, rank, fds);
 }
 
-static bool is_duplicate(struct reception *reception, const struct tcp_answer *answer)
+static bool is_duplicate(struct reception *reception, const struct tcp_answer *answer, uint32_t rank)
 {
-    struct half *half = &reception->halves[answer->rank];
+    struct half *half = &reception->halves[rank];
 
     notice_departures(reception);
     if (half->is_in || half->fds[answer->channel] >= 0) {
@@ -176,13 +184,140 @@ static bool is_duplicate(struct reception *reception, const struct tcp_answer *a
     return false;
 }
 
+static bool is_absent(const struct reception *reception, uint32_t rank)
+{
+    return !reception->halves[rank].is_in && reception->halves[rank].fds[STAR_DATA] < 0;
+}
+
+/* Of a host that came and went altogether. */
+static bool is_abandoned(const struct reception *reception, uint32_t place)
+{
+    for (uint32_t i = 0; i < reception->local_count; i++) {
+        if (!is_absent(reception, place * reception->local_count + i)) {
+            return false;
+        }
+    }
+    return place > 0;
+}
+
+/*
+ * A number for a rank that has none: hosts take places in the order in which they come, and a host that comes again has
+ * its old place. A place whose host has gone is free when all others are taken. 0: none is left.
+ */
+static uint32_t find_place(struct reception *reception, const struct tcp_answer *answer)
+{
+    uint32_t each = reception->local_count;
+    uint32_t count = reception->bootstrap->rank_count / each;
+    uint32_t fresh = count;
+    uint32_t abandoned = count;
+    uint32_t own = count;
+
+    notice_departures(reception);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t rank = i * each + answer->local_rank;
+
+        if (rank == 0 || !is_absent(reception, rank)) {
+            continue;
+        }
+        if (reception->places[i][0] == '\0') {
+            fresh = fresh == count ? i : fresh;
+        } else if (strcmp(reception->places[i], answer->host) == 0) {
+            own = own == count ? i : own;
+        } else if (is_abandoned(reception, i)) {
+            abandoned = abandoned == count ? i : abandoned;
+        }
+    }
+    own = own < count ? own : fresh < count ? fresh : abandoned;
+    if (own == count) {
+        return 0;
+    }
+    memcpy(reception->places[own], answer->host, sizeof(reception->places[own]));
+    return own * each + answer->local_rank;
+}
+
+/* All that is to be said about a complete answer: its verdict, filled but not yet signed. */
+static void judge(struct reception *reception, const struct guest *guest, struct tcp_verdict *verdict)
+{
+    const struct tcp_answer *answer = &guest->answer;
+
+    memset(verdict, 0, sizeof(*verdict));
+    verdict->rank = answer->rank;
+    verdict->code = weft_tcp_judge(&reception->invite->secret, &guest->challenge, answer, verdict->why);
+    if (verdict->code == TCP_ACCEPTED && answer->rank == WEFT_BOOTSTRAP_RANK_ANY) {
+        verdict->rank = answer->local_count == reception->local_count ? find_place(reception, answer) : 0;
+        if (verdict->rank == 0) {
+            verdict->code = TCP_WRONG_RANK;
+            (void)snprintf(verdict->why, sizeof(verdict->why),
+                           "no place left among %u ranks, %u on each host; this host starts %u",
+                           reception->bootstrap->rank_count, reception->local_count, answer->local_count);
+        }
+    }
+    if (verdict->code == TCP_ACCEPTED && is_duplicate(reception, answer, verdict->rank)) {
+        const struct half *half = &reception->halves[verdict->rank];
+
+        verdict->code = TCP_DUPLICATE_RANK;
+        (void)snprintf(verdict->why, sizeof(verdict->why), "rank %u is there already, from %.30s (%.40s)",
+                       verdict->rank, half->host, half->address);
+    }
+}
+
+/* A complete answer of our own version. */
+static enum weft_status decide(struct reception *reception, struct guest *guest)
+{
+    struct tcp_answer *answer = &guest->answer;
+    struct tcp_verdict verdict;
+    char reason[256];
+    char rank[16] = "a rank";
+    char host[TCP_TEXT_SIZE];
+
+    judge(reception, guest, &verdict);
+    memcpy(host, answer->host, sizeof(host));
+    weft_tcp_text_clean(host, sizeof(host));
+    weft_tcp_verdict(&reception->invite->secret, &guest->challenge, answer, &verdict);
+    if (send(guest->fd, &verdict, sizeof(verdict), MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof(verdict)) {
+        dismiss(guest, "went away");
+        return WEFT_OK;
+    }
+    if (verdict.code == TCP_ACCEPTED) {
+        return take_in(reception, guest, verdict.rank);
+    }
+    if (answer->rank != WEFT_BOOTSTRAP_RANK_ANY) {
+        (void)snprintf(rank, sizeof(rank), "rank %u", answer->rank);
+    }
+    (void)snprintf(reason, sizeof(reason), "%s on %s: %s", rank, host, verdict.why);
+    dismiss(guest, reason);
+    return WEFT_OK;
+}
+
+/* Who speaks something else, or another version, is told apart by the first bytes, and not waited for. */
+static bool is_same_program(struct guest *guest)
+{
+    struct tcp_answer *answer = &guest->answer;
+    char theirs[TCP_WHY_SIZE];
+    char ours[TCP_WHY_SIZE];
+    char reason[256];
+
+    if (memcmp(answer->preamble.magic, guest->challenge.preamble.magic,
+               guest->answer_have < sizeof(answer->preamble.magic) ? guest->answer_have
+                                                                   : sizeof(answer->preamble.magic)) != 0) {
+        dismiss(guest, weft_tcp_code_text(TCP_NOT_WEFT));
+        return false;
+    }
+    if (guest->answer_have < sizeof(answer->preamble) ||
+        weft_tcp_compare(&guest->challenge.preamble, &answer->preamble) == TCP_ACCEPTED) {
+        return true;
+    }
+    (void)snprintf(reason, sizeof(reason), "is another version: %s, the leader is %s",
+                   weft_tcp_program_text(&answer->preamble, theirs),
+                   weft_tcp_program_text(&guest->challenge.preamble, ours));
+    dismiss(guest, reason);
+    return false;
+}
+
 /* Reads on; a complete answer is judged at once. */
 static enum weft_status hear(struct reception *reception, struct guest *guest)
 {
     struct tcp_answer *answer = &guest->answer;
-    enum tcp_verdict_code code;
-    struct tcp_verdict verdict;
-    char reason[128];
     ssize_t got =
         recv(guest->fd, (char *)answer + guest->answer_have, sizeof(*answer) - guest->answer_have, MSG_DONTWAIT);
 
@@ -194,31 +329,40 @@ static enum weft_status hear(struct reception *reception, struct guest *guest)
         return WEFT_OK;
     }
     guest->answer_have += (size_t)got;
-    /* Who speaks something else is told apart by the first bytes, and not waited for. */
-    if (memcmp(answer->magic, guest->challenge.magic,
-               guest->answer_have < sizeof(answer->magic) ? guest->answer_have : sizeof(answer->magic)) != 0) {
-        dismiss(guest, weft_tcp_code_text(TCP_NOT_WEFT));
+    if (!is_same_program(guest) || guest->answer_have < sizeof(*answer)) {
         return WEFT_OK;
     }
-    if (guest->answer_have < sizeof(*answer)) {
+    answer->host[sizeof(answer->host) - 1] = '\0'; /* as every version of ours sends it */
+    return decide(reception, guest);
+}
+
+/* As the launcher named it; NULL: not known. */
+static const char *host_of(const struct reception *reception, uint32_t rank)
+{
+    return reception->invite->hosts != NULL ? reception->invite->hosts[rank] : NULL;
+}
+
+/*
+ * Whoever starts the ranks (launch/) could not: "RANK REASON". That rank has failed, and nobody waits any longer. An
+ * end of file only means that it has nothing more to say.
+ */
+static enum weft_status hear_watch(struct reception *reception)
+{
+    char line[STAR_REASON_SIZE + 16];
+    ssize_t got = read(reception->invite->watch_fd, line, sizeof(line) - 1);
+    unsigned rank;
+    int used = 0;
+
+    if (got <= 0) {
+        return WEFT_ERR_STATE; /* not logged: the caller stops listening */
+    }
+    line[got] = '\0';
+    line[strcspn(line, "\n")] = '\0';
+    if (sscanf(line, "%u %n", &rank, &used) != 1 || rank == 0 || rank >= reception->bootstrap->rank_count) {
         return WEFT_OK;
     }
-    code = weft_tcp_judge(reception->secret, &guest->challenge, answer);
-    if (code == TCP_ACCEPTED && is_duplicate(reception, answer)) {
-        code = TCP_DUPLICATE_RANK;
-    }
-    weft_tcp_verdict(reception->secret, &guest->challenge, answer, code, &verdict);
-    if (send(guest->fd, &verdict, sizeof(verdict), MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof(verdict)) {
-        dismiss(guest, "went away");
-        return WEFT_OK;
-    }
-    if (code == TCP_ACCEPTED) {
-        return take_in(reception, guest);
-    }
-    (void)snprintf(reason, sizeof(reason), "rank %u of %u, version %u: %s", answer->rank, answer->rank_count,
-                   answer->version, weft_tcp_code_text(code));
-    dismiss(guest, reason);
-    return WEFT_OK;
+    weft_star_fail(reception->bootstrap, rank, host_of(reception, rank), line + used, -1);
+    return WEFT_ERR_PEER;
 }
 
 /* One round: sleeps until something happens or some deadline passes. */
@@ -226,8 +370,9 @@ static enum weft_status attend(struct reception *reception, int64_t deadline)
 {
     int64_t nearest = deadline;
     nfds_t count = 2;
+    nfds_t watch;
 
-    reception->polls[0] = (struct pollfd){.fd = reception->listen_fd, .events = POLLIN};
+    reception->polls[0] = (struct pollfd){.fd = reception->invite->listen_fd, .events = POLLIN};
     reception->polls[1] = (struct pollfd){.fd = reception->bootstrap->epoll_fd, .events = POLLIN};
     for (size_t i = 0; i < GUEST_MAX; i++) {
         const struct guest *guest = &reception->guests[i];
@@ -237,9 +382,20 @@ static enum weft_status attend(struct reception *reception, int64_t deadline)
             nearest = guest->deadline;
         }
     }
+    watch = count++;
+    reception->polls[watch] = (struct pollfd){.fd = reception->watch_fd, .events = POLLIN};
     if (poll(reception->polls, count, weft_star_left_ms(nearest)) < 0 && errno != EINTR) {
         weft_log(WEFT_LOG_ERROR, TCP_LOG, "poll: %s", strerror(errno));
         return WEFT_ERR_IO;
+    }
+    if (reception->polls[watch].revents != 0) {
+        enum weft_status status = hear_watch(reception);
+
+        if (status == WEFT_ERR_STATE) {
+            reception->watch_fd = -1;
+        } else {
+            WEFT_TRY(status);
+        }
     }
     if (reception->polls[1].revents != 0) {
         notice_departures(reception);
@@ -261,41 +417,63 @@ static enum weft_status attend(struct reception *reception, int64_t deadline)
     return WEFT_OK;
 }
 
-/* Writes "2, 5" into text; returns the first missing rank, 0 when all are in. */
-static uint32_t missing_ranks(const struct reception *reception, char *text, size_t size)
+/* Writes "2 on node2, 5 on node5" into text; returns the first missing rank, 0 when all are in. */
+static uint32_t missing_ranks(const struct reception *reception, char *text, size_t size, uint32_t *count_out)
 {
     uint32_t first = 0;
+    uint32_t count = 0;
+    uint32_t shown = 0;
     size_t used = 0;
 
     text[0] = '\0';
     for (uint32_t rank = 1; rank < reception->bootstrap->rank_count; rank++) {
+        const char *host = host_of(reception, rank);
+        char one[TCP_TEXT_SIZE + 24];
+
         if (reception->halves[rank].is_in) {
             continue;
         }
         first = first == 0 ? rank : first;
-        if (used + 16 < size) {
-            used += (size_t)snprintf(text + used, size - used, used == 0 ? "%u" : ", %u", rank);
-        } else if (used + 4 < size) {
-            used += (size_t)snprintf(text + used, size - used, "...");
+        count++;
+        (void)snprintf(one, sizeof(one), host != NULL ? "%s%u on %.60s" : "%s%u", shown == 0 ? "" : ", ", rank, host);
+        if (shown + 1 == count && used + strlen(one) + 20 < size) { /* room for "and 1023 more" */
+            memcpy(text + used, one, strlen(one) + 1);
+            used += strlen(one);
+            shown++;
         }
     }
+    if (shown < count) {
+        (void)snprintf(text + used, size - used, "%sand %u more", shown == 0 ? "" : " ", count - shown);
+    }
+    *count_out = count;
     return first;
 }
 
-static enum weft_status receive_all(struct reception *reception, uint32_t timeout_ms)
+static enum weft_status receive_all(struct reception *reception)
 {
+    uint32_t timeout_ms = reception->invite->timeout_ms;
+    uint32_t rank_count = reception->bootstrap->rank_count;
     int64_t deadline = weft_star_deadline(timeout_ms);
-    char missing[64];
+    int64_t begin = weft_star_now();
+    int64_t tell = weft_star_deadline(MISSING_MS);
+    char missing[MISSING_TEXT];
     char reason[STAR_REASON_SIZE];
     uint32_t first;
+    uint32_t count;
 
-    while ((first = missing_ranks(reception, missing, sizeof(missing))) != 0) {
+    while ((first = missing_ranks(reception, missing, sizeof(missing), &count)) != 0) {
         if (weft_star_left_ms(deadline) == 0) {
             (void)snprintf(reason, sizeof(reason), "did not come within %u ms (missing: %s)", timeout_ms, missing);
-            weft_star_fail(reception->bootstrap, first, NULL, reason, -1);
+            weft_star_fail(reception->bootstrap, first, host_of(reception, first), reason, -1);
             return WEFT_ERR_TIMEOUT;
         }
-        WEFT_TRY(attend(reception, deadline));
+        if (weft_star_left_ms(tell) == 0) {
+            weft_log(WEFT_LOG_WARN, TCP_LOG, "%u of %u ranks are here after %d s, waiting for rank %s",
+                     rank_count - count, rank_count, (int)((weft_star_now() - begin + 500000000) / 1000000000),
+                     missing);
+            tell = weft_star_deadline(MISSING_MS);
+        }
+        WEFT_TRY(attend(reception, tell < deadline ? tell : deadline));
     }
     return WEFT_OK;
 }
@@ -312,39 +490,61 @@ static void raise_fd_limit(uint32_t rank_count)
     }
 }
 
-enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, int listen_fd, const struct tcp_secret *secret,
-                                     uint32_t timeout_ms)
+static void close_reception(struct reception *reception)
 {
-    struct reception *reception = calloc(1, sizeof(*reception));
-    enum weft_status status;
-
-    if (reception == NULL ||
-        (reception->halves = calloc(bootstrap->rank_count, sizeof(reception->halves[0]))) == NULL) {
-        free(reception);
-        weft_log(WEFT_LOG_ERROR, TCP_LOG, "out of memory for %u ranks", bootstrap->rank_count);
-        return WEFT_ERR_MEMORY;
-    }
-    raise_fd_limit(bootstrap->rank_count);
-    reception->bootstrap = bootstrap;
-    reception->secret = secret;
-    reception->listen_fd = listen_fd;
-    (void)fcntl(listen_fd, F_SETFL, fcntl(listen_fd, F_GETFL) | O_NONBLOCK);
-    for (size_t i = 0; i < GUEST_MAX; i++) {
-        reception->guests[i].fd = -1;
-    }
-    for (uint32_t rank = 0; rank < bootstrap->rank_count; rank++) {
-        memset(reception->halves[rank].fds, -1, sizeof(reception->halves[rank].fds));
-    }
-    status = receive_all(reception, timeout_ms);
     for (size_t i = 0; i < GUEST_MAX; i++) {
         if (reception->guests[i].fd >= 0) {
             dismiss(&reception->guests[i], NULL);
         }
     }
-    for (uint32_t rank = 0; rank < bootstrap->rank_count; rank++) {
+    for (uint32_t rank = 0; reception->halves != NULL && rank < reception->bootstrap->rank_count; rank++) {
         drop_half(&reception->halves[rank]);
     }
     free(reception->halves);
+    free(reception->places);
     free(reception);
+}
+
+static struct reception *open_reception(struct weft_bootstrap *bootstrap, const struct tcp_invite *invite)
+{
+    struct reception *reception = calloc(1, sizeof(*reception));
+
+    if (reception == NULL) {
+        return NULL;
+    }
+    reception->bootstrap = bootstrap;
+    reception->invite = invite;
+    reception->watch_fd = invite->watch_fd > 0 ? invite->watch_fd : -1;
+    reception->local_count =
+        invite->local_count > 0 && bootstrap->rank_count % invite->local_count == 0 ? invite->local_count : 1;
+    for (size_t i = 0; i < GUEST_MAX; i++) {
+        reception->guests[i].fd = -1;
+    }
+    reception->halves = calloc(bootstrap->rank_count, sizeof(reception->halves[0]));
+    reception->places = calloc(bootstrap->rank_count, sizeof(reception->places[0]));
+    for (uint32_t rank = 0; reception->halves != NULL && rank < bootstrap->rank_count; rank++) {
+        memset(reception->halves[rank].fds, -1, sizeof(reception->halves[rank].fds));
+    }
+    if (reception->halves == NULL || reception->places == NULL) {
+        close_reception(reception);
+        return NULL;
+    }
+    (void)gethostname(reception->places[0], sizeof(reception->places[0]) - 1);
+    return reception;
+}
+
+enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, const struct tcp_invite *invite)
+{
+    struct reception *reception = open_reception(bootstrap, invite);
+    enum weft_status status;
+
+    if (reception == NULL) {
+        weft_log(WEFT_LOG_ERROR, TCP_LOG, "out of memory for %u ranks", bootstrap->rank_count);
+        return WEFT_ERR_MEMORY;
+    }
+    raise_fd_limit(bootstrap->rank_count);
+    (void)fcntl(invite->listen_fd, F_SETFL, fcntl(invite->listen_fd, F_GETFL) | O_NONBLOCK);
+    status = receive_all(reception);
+    close_reception(reception);
     return status;
 }

@@ -15,7 +15,7 @@ enum { RETRY_MIN_MS = 20, RETRY_MAX_MS = 500, CONNECT_MS = 2000, HELLO_MS = 5000
 /* Why the last attempt failed, in words; and whether another may succeed. */
 struct attempt {
     int64_t deadline; /* of all attempts */
-    char error[160];
+    char error[256];
     bool is_final;
 };
 
@@ -101,19 +101,57 @@ static bool read_all(int fd, void *data, size_t size, int64_t deadline)
     return true;
 }
 
-/* True when the leader took this connection in. */
-static bool greet(int fd, const struct tcp_secret *secret, struct tcp_answer *answer, struct attempt *attempt)
+/* Reads the leader's challenge and finds out whether both sides are the same program. */
+static bool hear_challenge(int fd, const struct tcp_join *join, struct tcp_challenge *challenge,
+                           const struct tcp_answer *answer, struct attempt *attempt, int64_t deadline)
+{
+    struct tcp_preamble own;
+    char theirs[TCP_WHY_SIZE];
+    char ours[TCP_WHY_SIZE];
+
+    weft_tcp_preamble(join->program, &own);
+    if (!read_all(fd, &challenge->preamble, sizeof(challenge->preamble), deadline)) {
+        (void)snprintf(attempt->error, sizeof(attempt->error), "hello: %s", strerror(errno));
+        return false;
+    }
+    switch (weft_tcp_compare(&own, &challenge->preamble)) {
+    case TCP_ACCEPTED: break;
+    case TCP_WRONG_VERSION: {
+        struct tcp_answer refusal = *answer;
+
+        /* So that the leader can say who came. What is left of its challenge is not for us. */
+        refusal.preamble = own;
+        (void)!send(fd, &refusal, sizeof(refusal), MSG_DONTWAIT | MSG_NOSIGNAL);
+        attempt->is_final = true;
+        (void)snprintf(attempt->error, sizeof(attempt->error), "is another version: %s, this is %s",
+                       weft_tcp_program_text(&challenge->preamble, theirs), weft_tcp_program_text(&own, ours));
+        return false;
+    }
+    default:
+        (void)snprintf(attempt->error, sizeof(attempt->error), "%s", weft_tcp_code_text(TCP_NOT_WEFT));
+        return false;
+    }
+    if (!read_all(fd, (char *)challenge + sizeof(own), sizeof(*challenge) - sizeof(own), deadline)) {
+        (void)snprintf(attempt->error, sizeof(attempt->error), "hello: %s", strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+/* True when the leader took this connection in; answer->rank is then the one that counts. */
+static bool greet(int fd, const struct tcp_join *join, struct tcp_answer *answer, struct attempt *attempt)
 {
     int64_t deadline = sooner(attempt->deadline, HELLO_MS);
     struct tcp_challenge challenge;
     struct tcp_verdict verdict;
+    bool is_authentic;
+    char rank[16] = "this rank";
 
-    if (!read_all(fd, &challenge, sizeof(challenge), deadline)) {
-        (void)snprintf(attempt->error, sizeof(attempt->error), "hello: %s", strerror(errno));
+    if (!hear_challenge(fd, join, &challenge, answer, attempt, deadline)) {
         return false;
     }
-    if (weft_tcp_answer(secret, &challenge, answer) != WEFT_OK) {
-        (void)snprintf(attempt->error, sizeof(attempt->error), "%s", weft_tcp_code_text(TCP_NOT_WEFT));
+    if (weft_tcp_answer(&join->secret, &challenge, answer) != WEFT_OK) {
+        (void)snprintf(attempt->error, sizeof(attempt->error), "%s", weft_log_last_error());
         return false;
     }
     if (send(fd, answer, sizeof(*answer), MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof(*answer) ||
@@ -121,19 +159,21 @@ static bool greet(int fd, const struct tcp_secret *secret, struct tcp_answer *an
         (void)snprintf(attempt->error, sizeof(attempt->error), "hello: %s", strerror(errno));
         return false;
     }
-    if (verdict.code == TCP_ACCEPTED && weft_tcp_is_authentic(secret, &challenge, answer, &verdict)) {
+    is_authentic = weft_tcp_is_authentic(&join->secret, &challenge, answer, &verdict);
+    if (verdict.code == TCP_ACCEPTED && is_authentic) {
+        answer->rank = verdict.rank;
         return true;
     }
     /* A rank that was restarted may meet its own dead connection: that one goes as soon as the leader notices. */
     attempt->is_final = true;
-    (void)snprintf(attempt->error, sizeof(attempt->error), "refused rank %u of %u: %s (the leader has %u)",
-                   answer->rank, answer->rank_count,
-                   weft_tcp_code_text(verdict.code == TCP_ACCEPTED ? TCP_WRONG_SECRET : verdict.code),
-                   verdict.expected);
-    if (verdict.code == TCP_WRONG_SECRET || verdict.code == TCP_ACCEPTED || verdict.code == TCP_DUPLICATE_RANK) {
-        (void)snprintf(attempt->error, sizeof(attempt->error), "refused rank %u: %s", answer->rank,
-                       weft_tcp_code_text(verdict.code == TCP_ACCEPTED ? TCP_WRONG_SECRET : verdict.code));
+    weft_tcp_text_clean(verdict.why, sizeof(verdict.why));
+    if (answer->rank != WEFT_BOOTSTRAP_RANK_ANY) {
+        (void)snprintf(rank, sizeof(rank), "rank %u", answer->rank);
     }
+    (void)snprintf(attempt->error, sizeof(attempt->error), "refused %s on %s: %s", rank, answer->host,
+                   is_authentic && verdict.why[0] != '\0'
+                       ? verdict.why
+                       : weft_tcp_code_text(verdict.code == TCP_ACCEPTED ? TCP_WRONG_SECRET : verdict.code));
     return false;
 }
 
@@ -142,16 +182,18 @@ static bool try_address(const struct tcp_target *to, const struct tcp_join *join
                         struct attempt *attempt, int *fds_out)
 {
     int fds[STAR_CHANNEL_COUNT] = {-1, -1, -1};
+    uint32_t asked = answer->rank;
 
     for (uint32_t channel = 0; channel < STAR_CHANNEL_COUNT; channel++) {
         answer->channel = channel;
         fds[channel] = connect_to(to, attempt);
-        if (fds[channel] < 0 || !greet(fds[channel], &join->secret, answer, attempt)) {
+        if (fds[channel] < 0 || !greet(fds[channel], join, answer, attempt)) {
             for (uint32_t i = 0; i <= channel; i++) {
                 if (fds[i] >= 0) {
                     close(fds[i]);
                 }
             }
+            answer->rank = asked;
             return false;
         }
         weft_tcp_tune(fds[channel], channel);
@@ -182,13 +224,17 @@ static bool try_all(const struct tcp_join *join, struct tcp_answer *answer, stru
 enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tcp_join *join)
 {
     struct attempt attempt = {.deadline = weft_star_deadline(join->timeout_ms)};
-    struct tcp_answer answer = {.rank = bootstrap->rank, .rank_count = bootstrap->rank_count};
+    struct tcp_answer answer = {.rank = bootstrap->rank,
+                                .rank_count = bootstrap->rank_count,
+                                .local_rank = join->local_rank,
+                                .local_count = join->local_count > 0 ? join->local_count : 1};
     int64_t go_deadline;
     int pause_ms = RETRY_MIN_MS;
     int fds[STAR_CHANNEL_COUNT];
     enum weft_status status;
 
     WEFT_TRY(weft_tcp_random(answer.session, sizeof(answer.session)));
+    (void)gethostname(answer.host, sizeof(answer.host) - 1);
     while (!try_all(join, &answer, &attempt, fds)) {
         int left = weft_star_left_ms(attempt.deadline);
 
@@ -205,6 +251,8 @@ enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tc
         (void)poll(NULL, 0, pause_ms);
         pause_ms = pause_ms * 2 < RETRY_MAX_MS ? pause_ms * 2 : RETRY_MAX_MS;
     }
+    bootstrap->rank = answer.rank;
+    weft_log_set_rank((int)answer.rank);
     WEFT_TRY(weft_star_attach(bootstrap, 0, fds));
     go_deadline = attempt.deadline == STAR_FOREVER ? STAR_FOREVER : attempt.deadline + (int64_t)GO_MORE_MS * 1000000;
     status = weft_star_go(bootstrap, go_deadline);

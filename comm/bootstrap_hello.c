@@ -42,17 +42,56 @@ enum weft_status weft_tcp_random(void *out, size_t size)
     return WEFT_OK;
 }
 
-/* mac_out[32] <- HMAC-SHA256(secret, role + challenge + answer[answer_size] + code) */
-static bool sign(const struct tcp_secret *secret, const char *role, const struct tcp_challenge *challenge,
-                 const struct tcp_answer *answer, size_t answer_size, uint32_t code, uint8_t *mac_out)
+void weft_tcp_preamble(const char *program, struct tcp_preamble *out)
 {
-    uint8_t text[16 + sizeof(*challenge) + sizeof(*answer) + sizeof(code)] = {0};
+    memset(out, 0, sizeof(*out));
+    memcpy(out->magic, hello_magic, sizeof(out->magic));
+    out->version = TCP_HELLO_VERSION;
+    (void)snprintf(out->program, sizeof(out->program), "%s", program != NULL ? program : "");
+}
+
+enum tcp_verdict_code weft_tcp_compare(const struct tcp_preamble *own, const struct tcp_preamble *other)
+{
+    if (memcmp(own->magic, other->magic, sizeof(own->magic)) != 0) {
+        return TCP_NOT_WEFT;
+    }
+    return memcmp(own, other, sizeof(*own)) == 0 ? TCP_ACCEPTED : TCP_WRONG_VERSION;
+}
+
+void weft_tcp_text_clean(char *text, size_t size)
+{
+    text[size - 1] = '\0';
+    for (; *text != '\0'; text++) {
+        if (*text < ' ' || *text > '~') {
+            *text = '?';
+        }
+    }
+}
+
+const char *weft_tcp_program_text(const struct tcp_preamble *preamble, char text[TCP_WHY_SIZE])
+{
+    char program[sizeof(preamble->program)];
+
+    memcpy(program, preamble->program, sizeof(program));
+    weft_tcp_text_clean(program, sizeof(program));
+    (void)snprintf(text, TCP_WHY_SIZE, "%s (protocol %u)", program[0] != '\0' ? program : "Weft", preamble->version);
+    return text;
+}
+
+/* mac_out[32] <- HMAC-SHA256(secret, role + challenge + answer[answer_size] + verdict without its mac) */
+static bool sign(const struct tcp_secret *secret, const char *role, const struct tcp_challenge *challenge,
+                 const struct tcp_answer *answer, size_t answer_size, const struct tcp_verdict *verdict,
+                 uint8_t *mac_out)
+{
+    uint8_t text[16 + sizeof(*challenge) + sizeof(*answer) + sizeof(*verdict)] = {0};
     unsigned int mac_size = 0;
 
     (void)snprintf((char *)text, 16, "%s", role);
     memcpy(text + 16, challenge, sizeof(*challenge));
     memcpy(text + 16 + sizeof(*challenge), answer, answer_size);
-    memcpy(text + sizeof(text) - sizeof(code), &code, sizeof(code));
+    if (verdict != NULL) {
+        memcpy(text + sizeof(text) - sizeof(*verdict), verdict, offsetof(struct tcp_verdict, mac));
+    }
     return HMAC(EVP_sha256(), secret->size > 0 ? secret->data : "", (int)secret->size, text, sizeof(text), mac_out,
                 &mac_size) != NULL;
 }
@@ -62,14 +101,13 @@ static bool is_signed(const struct tcp_secret *secret, const struct tcp_challeng
 {
     uint8_t mac[EVP_MAX_MD_SIZE];
 
-    return sign(secret, "weft worker", challenge, answer, offsetof(struct tcp_answer, mac), 0, mac) &&
+    return sign(secret, "weft worker", challenge, answer, offsetof(struct tcp_answer, mac), NULL, mac) &&
            CRYPTO_memcmp(mac, answer->mac, sizeof(answer->mac)) == 0;
 }
 
-enum weft_status weft_tcp_challenge(uint32_t rank_count, struct tcp_challenge *out)
+enum weft_status weft_tcp_challenge(const char *program, uint32_t rank_count, struct tcp_challenge *out)
 {
-    memcpy(out->magic, hello_magic, sizeof(out->magic));
-    out->version = TCP_HELLO_VERSION;
+    weft_tcp_preamble(program, &out->preamble);
     out->rank_count = rank_count;
     return weft_tcp_random(out->nonce, sizeof(out->nonce));
 }
@@ -79,13 +117,9 @@ enum weft_status weft_tcp_answer(const struct tcp_secret *secret, const struct t
 {
     uint8_t mac[EVP_MAX_MD_SIZE];
 
-    if (memcmp(challenge->magic, hello_magic, sizeof(hello_magic)) != 0) {
-        return WEFT_ERR_FORMAT; /* the caller knows whom it asked */
-    }
-    memcpy(answer->magic, hello_magic, sizeof(answer->magic));
-    answer->version = TCP_HELLO_VERSION;
+    answer->preamble = challenge->preamble; /* found equal to our own */
     WEFT_TRY(weft_tcp_random(answer->nonce, sizeof(answer->nonce)));
-    if (!sign(secret, "weft worker", challenge, answer, offsetof(struct tcp_answer, mac), 0, mac)) {
+    if (!sign(secret, "weft worker", challenge, answer, offsetof(struct tcp_answer, mac), NULL, mac)) {
         weft_log(WEFT_LOG_ERROR, TCP_LOG, "HMAC-SHA256 failed");
         return WEFT_ERR_MEMORY;
     }
@@ -93,40 +127,47 @@ enum weft_status weft_tcp_answer(const struct tcp_secret *secret, const struct t
     return WEFT_OK;
 }
 
-enum tcp_verdict_code weft_tcp_judge(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
-                                     const struct tcp_answer *answer)
+static bool is_rank_fine(const struct tcp_challenge *challenge, const struct tcp_answer *answer)
 {
-    if (memcmp(answer->magic, hello_magic, sizeof(hello_magic)) != 0) {
-        return TCP_NOT_WEFT;
+    if (answer->channel >= STAR_CHANNEL_COUNT || answer->local_count == 0 ||
+        answer->local_rank >= answer->local_count || challenge->rank_count % answer->local_count != 0) {
+        return answer->rank != WEFT_BOOTSTRAP_RANK_ANY && answer->channel < STAR_CHANNEL_COUNT && answer->rank > 0 &&
+               answer->rank < challenge->rank_count;
     }
-    if (answer->version != TCP_HELLO_VERSION) {
-        return TCP_WRONG_VERSION;
-    }
+    return answer->rank == WEFT_BOOTSTRAP_RANK_ANY || (answer->rank > 0 && answer->rank < challenge->rank_count);
+}
+
+enum tcp_verdict_code weft_tcp_judge(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
+                                     const struct tcp_answer *answer, char why_out[TCP_WHY_SIZE])
+{
+    why_out[0] = '\0';
     if (!is_signed(secret, challenge, answer)) {
+        (void)snprintf(why_out, TCP_WHY_SIZE, "the secret differs: expected the same on every rank");
         return TCP_WRONG_SECRET;
     }
     if (answer->rank_count != challenge->rank_count) {
+        (void)snprintf(why_out, TCP_WHY_SIZE, "the rank count differs: the leader has %u, this rank was told %u",
+                       challenge->rank_count, answer->rank_count);
         return TCP_WRONG_RANK_COUNT;
     }
-    if (answer->rank == 0 || answer->rank >= challenge->rank_count || answer->channel >= STAR_CHANNEL_COUNT) {
+    if (!is_rank_fine(challenge, answer)) {
+        (void)snprintf(why_out, TCP_WHY_SIZE, "no such rank: expected 1 to %u", challenge->rank_count - 1);
         return TCP_WRONG_RANK;
     }
     return TCP_ACCEPTED;
 }
 
 void weft_tcp_verdict(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
-                      const struct tcp_answer *answer, enum tcp_verdict_code code, struct tcp_verdict *out)
+                      const struct tcp_answer *answer, struct tcp_verdict *verdict)
 {
     uint8_t mac[EVP_MAX_MD_SIZE] = {0};
 
-    memset(out, 0, sizeof(*out));
-    memcpy(out->magic, hello_magic, sizeof(out->magic));
-    out->code = code;
-    out->expected = code == TCP_WRONG_VERSION ? TCP_HELLO_VERSION : challenge->rank_count;
+    verdict->preamble = challenge->preamble;
+    memset(verdict->mac, 0, sizeof(verdict->mac));
     /* Only who proved to know the secret gets anything signed with it. */
-    if (code != TCP_NOT_WEFT && code != TCP_WRONG_VERSION && code != TCP_WRONG_SECRET &&
-        sign(secret, "weft leader", challenge, answer, sizeof(*answer), code, mac)) {
-        memcpy(out->mac, mac, sizeof(out->mac));
+    if (verdict->code != TCP_NOT_WEFT && verdict->code != TCP_WRONG_VERSION && verdict->code != TCP_WRONG_SECRET &&
+        sign(secret, "weft leader", challenge, answer, sizeof(*answer), verdict, mac)) {
+        memcpy(verdict->mac, mac, sizeof(verdict->mac));
     }
 }
 
@@ -135,8 +176,8 @@ bool weft_tcp_is_authentic(const struct tcp_secret *secret, const struct tcp_cha
 {
     uint8_t mac[EVP_MAX_MD_SIZE];
 
-    return memcmp(verdict->magic, hello_magic, sizeof(hello_magic)) == 0 &&
-           sign(secret, "weft leader", challenge, answer, sizeof(*answer), verdict->code, mac) &&
+    return weft_tcp_compare(&challenge->preamble, &verdict->preamble) == TCP_ACCEPTED &&
+           sign(secret, "weft leader", challenge, answer, sizeof(*answer), verdict, mac) &&
            CRYPTO_memcmp(mac, verdict->mac, sizeof(verdict->mac)) == 0;
 }
 

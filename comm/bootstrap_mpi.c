@@ -211,7 +211,9 @@ static enum weft_status meet(struct weft_bootstrap *bootstrap, const char *inter
     if (status == WEFT_OK && bootstrap->rank != 0) {
         status = weft_tcp_join(bootstrap, &join);
     } else if (status == WEFT_OK) {
-        status = weft_tcp_accept_all(bootstrap, listen_fd, &join.secret, timeout_ms);
+        const struct tcp_invite invite = {.listen_fd = listen_fd, .secret = join.secret, .timeout_ms = timeout_ms};
+
+        status = weft_tcp_accept_all(bootstrap, &invite);
         if (status == WEFT_OK) {
             status = weft_star_go(bootstrap, weft_star_deadline(timeout_ms));
         }

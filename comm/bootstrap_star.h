@@ -21,7 +21,7 @@
 #define STAR_MAGIC       0x54464557u /* "WEFT"; also catches a rank of the other byte order */
 #define STAR_FRAME_MAX   ((size_t)1 << 30)
 #define STAR_RANK_MAX    1024u
-#define STAR_REASON_SIZE 200
+#define STAR_REASON_SIZE 240
 #define STAR_HOST_SIZE   64
 #define STAR_FOREVER     INT64_MAX
 

@@ -107,7 +107,8 @@ static enum weft_status listen_at(const struct endpoint *endpoint, int *fd_out)
         fd = weft_tcp_listen_everywhere((uint16_t)atoi(endpoint->port));
     }
     if (fd < 0) {
-        weft_log(WEFT_LOG_ERROR, TCP_LOG, "listen on %s:%s: %s", endpoint->host, endpoint->port, strerror(errno));
+        weft_log(WEFT_LOG_ERROR, TCP_LOG, "listen on %s:%s: %s%s", endpoint->host, endpoint->port, strerror(errno),
+                 errno == EADDRINUSE ? " (another rank 0, or another program, has this port)" : "");
         return WEFT_ERR_IO;
     }
     *fd_out = fd;
@@ -122,16 +123,24 @@ static enum weft_status meet(struct weft_bootstrap *bootstrap, const struct weft
                             .resolve = resolve,
                             .context = endpoint,
                             .secret = {text, strlen(text)},
+                            .program = options->program,
+                            .local_rank = options->local_rank,
+                            .local_count = options->local_count,
                             .timeout_ms = options->timeout_ms};
+    struct tcp_invite invite = {.secret = join.secret,
+                                .timeout_ms = options->timeout_ms,
+                                .local_count = options->local_count,
+                                .program = options->program,
+                                .hosts = options->hosts,
+                                .watch_fd = options->watch_fd};
     enum weft_status status;
-    int listen_fd;
 
     if (options->rank != 0) {
         return weft_tcp_join(bootstrap, &join);
     }
-    WEFT_TRY(listen_at(endpoint, &listen_fd));
-    status = weft_tcp_accept_all(bootstrap, listen_fd, &join.secret, options->timeout_ms);
-    close(listen_fd);
+    WEFT_TRY(listen_at(endpoint, &invite.listen_fd));
+    status = weft_tcp_accept_all(bootstrap, &invite);
+    close(invite.listen_fd);
     return status == WEFT_OK ? weft_star_go(bootstrap, weft_star_deadline(options->timeout_ms)) : status;
 }
 
@@ -141,14 +150,15 @@ enum weft_status weft_bootstrap_open_tcp(const struct weft_bootstrap_tcp_options
     struct endpoint endpoint;
     enum weft_status status;
 
-    if (options->rank_count == 0 || options->rank_count > STAR_RANK_MAX || options->rank >= options->rank_count) {
+    if (options->rank_count == 0 || options->rank_count > STAR_RANK_MAX ||
+        (options->rank >= options->rank_count && options->rank != WEFT_BOOTSTRAP_RANK_ANY)) {
         weft_log(WEFT_LOG_ERROR, TCP_LOG, "rank %u of %u ranks: expected a rank below a count of 1 to %u",
                  options->rank, options->rank_count, STAR_RANK_MAX);
         return WEFT_ERR_ARGUMENT;
     }
     WEFT_TRY(parse_endpoint(options->leader, &endpoint));
     WEFT_TRY(weft_star_open("tcp", options->rank, options->rank_count, &bootstrap));
-    weft_log_set_rank((int)options->rank);
+    weft_log_set_rank(options->rank == WEFT_BOOTSTRAP_RANK_ANY ? -1 : (int)options->rank);
     status = options->rank_count > 1 ? meet(bootstrap, options, &endpoint) : WEFT_OK;
     if (status != WEFT_OK) {
         weft_star_free(bootstrap);

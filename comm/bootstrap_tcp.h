@@ -4,8 +4,8 @@
  * Every worker opens a connection per channel of the star. On each the leader speaks first:
  *
  *   leader -> worker  challenge: version, nonce
- *   worker -> leader  answer: rank, rank count, channel, session, nonce, HMAC-SHA256(secret, challenge + answer)
- *   leader -> worker  verdict: code, HMAC-SHA256(secret, challenge + answer + code)
+ *   worker -> leader  answer: version, host, rank, channel, session, nonce, HMAC-SHA256(secret, challenge + answer)
+ *   leader -> worker  verdict: code, rank, why, HMAC-SHA256(secret, challenge + answer + verdict)
  *
  * so both prove that they know the secret without sending it, and a recorded answer is worth nothing. What follows is
  * neither encrypted nor signed: networks where others can inject into connections need a tunnel.
@@ -26,20 +26,30 @@ struct tcp_secret {
 };
 
 /* Changes with every incompatible change of anything that ranks say to each other. */
-#define TCP_HELLO_VERSION 2u
+#define TCP_HELLO_VERSION 3u
 
-struct tcp_challenge {
+enum { TCP_TEXT_SIZE = 64, TCP_WHY_SIZE = 112 };
+
+/* How every message begins, in every version for ever: enough to say what the other side is. */
+struct tcp_preamble {
     char magic[8];
     uint32_t version;
+    char program[TCP_TEXT_SIZE]; /* "weft 0.1.0" */
+};
+
+struct tcp_challenge {
+    struct tcp_preamble preamble;
     uint32_t rank_count;
     uint8_t nonce[32];
 };
 
 struct tcp_answer {
-    char magic[8];
-    uint32_t version;
-    uint32_t rank;
+    struct tcp_preamble preamble;
+    char host[TCP_TEXT_SIZE];
+    uint32_t rank; /* WEFT_BOOTSTRAP_RANK_ANY: on the first channel only */
     uint32_t rank_count;
+    uint32_t local_rank;
+    uint32_t local_count;
     uint32_t channel;    /* enum star_channel */
     uint8_t session[16]; /* of this process: its channels belong together */
     uint8_t nonce[32];
@@ -58,9 +68,10 @@ enum tcp_verdict_code {
 };
 
 struct tcp_verdict {
-    char magic[8];
+    struct tcp_preamble preamble;
     uint32_t code;
-    uint32_t expected; /* of the leader: version or rank count */
+    uint32_t rank;          /* that the worker has from now on */
+    char why[TCP_WHY_SIZE]; /* "rank 2 is there already, from node1 (10.0.0.2:4711)"; "" when accepted */
     uint8_t mac[32];
 };
 
@@ -70,28 +81,48 @@ const char *weft_tcp_code_text(uint32_t code);
 /* ---- both sides of the hello, no I/O (bootstrap_hello.c) ---- */
 
 WEFT_MUST_CHECK enum weft_status weft_tcp_random(void *out, size_t size);
-WEFT_MUST_CHECK enum weft_status weft_tcp_challenge(uint32_t rank_count, struct tcp_challenge *out);
-/* Fills magic, version, nonce and mac of *answer. */
+/* program: "" or NULL is fine. */
+WEFT_MUST_CHECK enum weft_status weft_tcp_challenge(const char *program, uint32_t rank_count,
+                                                    struct tcp_challenge *out);
+void weft_tcp_preamble(const char *program, struct tcp_preamble *out);
+/* NOT_WEFT, WRONG_VERSION (the protocol's or the program's) or ACCEPTED. */
+enum tcp_verdict_code weft_tcp_compare(const struct tcp_preamble *own, const struct tcp_preamble *other);
+/* "weft 0.1.0 (protocol 3)" of what came from outside: printable only. */
+const char *weft_tcp_program_text(const struct tcp_preamble *preamble, char text[TCP_WHY_SIZE]);
+/* Text of a message from outside: ends it, and replaces what does not print. */
+void weft_tcp_text_clean(char *text, size_t size);
+/* Fills preamble, nonce and mac of *answer. */
 WEFT_MUST_CHECK enum weft_status weft_tcp_answer(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
                                                  struct tcp_answer *answer);
-/* The leader's opinion of an answer; duplicates are the caller's to find. */
+/* The leader's opinion of an answer of its own version; places and duplicates are the caller's to find. Writes what was
+ * expected and found. */
 enum tcp_verdict_code weft_tcp_judge(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
-                                     const struct tcp_answer *answer);
+                                     const struct tcp_answer *answer, char why_out[TCP_WHY_SIZE]);
+/* Signs verdict->code, rank and why, and fills its preamble. */
 void weft_tcp_verdict(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
-                      const struct tcp_answer *answer, enum tcp_verdict_code code, struct tcp_verdict *out);
+                      const struct tcp_answer *answer, struct tcp_verdict *verdict);
 /* The leader knows the secret too and meant this answer. */
 bool weft_tcp_is_authentic(const struct tcp_secret *secret, const struct tcp_challenge *challenge,
                            const struct tcp_answer *answer, const struct tcp_verdict *verdict);
 
 /* ---- the two sides (bootstrap_accept.c, bootstrap_connect.c) ---- */
 
+struct tcp_invite {
+    int listen_fd; /* borrowed, made non-blocking */
+    struct tcp_secret secret;
+    uint32_t timeout_ms;
+    uint32_t local_count;     /* 0: 1 */
+    const char *program;      /* NULL: "" */
+    const char *const *hosts; /* [rank_count] or NULL */
+    int watch_fd;             /* see bootstrap.h; <= 0: none */
+};
+
 /*
- * Leader: takes in every other rank over listen_fd (borrowed, made non-blocking) until the deadline. Strangers are
- * refused and logged; none can hold the rendezvous up. ERR_TIMEOUT: logged with the missing ranks, and those who came
- * have been told.
+ * Leader: takes in every other rank until the deadline, and says now and then who is missing. Strangers are refused and
+ * logged; none can hold the rendezvous up. ERR_TIMEOUT: logged with the missing ranks, and those who came have been
+ * told.
  */
-WEFT_MUST_CHECK enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, int listen_fd,
-                                                     const struct tcp_secret *secret, uint32_t timeout_ms);
+WEFT_MUST_CHECK enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, const struct tcp_invite *invite);
 
 #define TCP_TARGET_MAX 32
 
@@ -111,10 +142,16 @@ struct tcp_join {
     tcp_resolve_function *resolve;
     void *context;
     struct tcp_secret secret;
+    const char *program; /* NULL: "" */
+    uint32_t local_rank;
+    uint32_t local_count; /* 0: 1 */
     uint32_t timeout_ms;
 };
 
-/* Worker: connects all channels, tries again until the deadline, and waits until everybody has come. */
+/*
+ * Worker: connects all channels, tries again until the deadline, and waits until everybody has come. Sets
+ * bootstrap->rank where it was WEFT_BOOTSTRAP_RANK_ANY.
+ */
 WEFT_MUST_CHECK enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tcp_join *join);
 
 /* No delay, and a peer whose host or network is gone is noticed within about 5 s. */

@@ -51,6 +51,9 @@ int weft_command_doctor(struct weft_settings *settings)
     };
     /* The report says it all; the log is for who asks for it. */
     weft_terminal_init(&terminal, !settings->is_verbose, settings->is_verbose);
+    if (!settings->is_verbose && !settings->is_quiet && !weft_setup_is_worker(&setup)) {
+        weft_terminal_warn(&terminal); /* who is missing, while it waits */
+    }
     (void)fflush(NULL);
     code = weft_doctor_run(&options, &is_trouble) == WEFT_OK && !is_trouble ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
     weft_setup_close(&setup);

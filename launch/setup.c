@@ -234,6 +234,21 @@ static void options_fill(struct weft_engine_options *options, const struct weft_
     options->timeout_ms = settings->timeout_ms;
 }
 
+/* The leader's port without a secret; on loopback only this host can reach it. */
+static void secret_warn(const struct weft_setup *setup, const struct weft_settings *settings, const char *command)
+{
+    const struct weft_placement *placement = &setup->placement;
+    bool is_loopback = strncmp(placement->leader, "127.", 4) == 0 ||
+                       strncmp(placement->leader, "localhost:", 10) == 0 ||
+                       strncmp(placement->leader, "[::1]:", 6) == 0;
+
+    if (placement->is_tcp && !weft_setup_is_worker(setup) && placement->rank_count > 1 && setup->secret[0] == 0 &&
+        !is_loopback && !settings->is_quiet) {
+        fprintf(stderr, "weft %s: no secret: whoever reaches %s can join as a rank; --secret-file or WEFT_SECRET\n",
+                command, placement->leader);
+    }
+}
+
 bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command,
                            int *exit_code)
 {
@@ -251,6 +266,7 @@ bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings 
         return false;
     }
     launch_fill(setup, settings);
+    secret_warn(setup, settings, command);
     options_fill(&setup->options, settings);
     return true;
 }

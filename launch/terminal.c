@@ -48,6 +48,11 @@ void weft_terminal_mute(struct weft_terminal *terminal)
     weft_log_configure(WEFT_LOG_ERROR, on_log, terminal);
 }
 
+void weft_terminal_warn(struct weft_terminal *terminal)
+{
+    weft_log_configure(WEFT_LOG_WARN, on_log, terminal);
+}
+
 void weft_terminal_clear(struct weft_terminal *terminal)
 {
     if (terminal->has_bar) {

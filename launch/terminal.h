@@ -15,6 +15,8 @@ struct weft_terminal {
 
 /* Also makes the log print through it: errors always, the rest unless quiet. */
 void weft_terminal_init(struct weft_terminal *terminal, bool is_quiet, bool is_verbose);
+/* Warnings and errors from now on: a report says the rest. */
+void weft_terminal_warn(struct weft_terminal *terminal);
 /* Only errors from now on: a rank that is not the leader. */
 void weft_terminal_mute(struct weft_terminal *terminal);
 /* Ends the bar. */

@@ -34,13 +34,19 @@ WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_local(uint32_t rank_count, 
 /* Ranks as threads of this process: fills out[rank_count]; hand each to its own thread (which sets its log rank). */
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_threads(uint32_t rank_count, struct weft_bootstrap **out);
 
+#define WEFT_BOOTSTRAP_RANK_ANY UINT32_MAX
+
 struct weft_bootstrap_tcp_options {
-    const char *leader;  /* "host:port" or "[v6]:port"; rank 0 listens there, the others connect and retry */
-    uint32_t rank;       /* of this process */
-    uint32_t rank_count; /* at most 1024 */
-    uint32_t timeout_ms; /* until all have come; the error names who is missing */
-    const char
-        *secret; /* the same on all ranks, proved, never sent; "" or NULL: none. Strangers are refused and logged */
+    const char *leader;   /* "host:port" or "[v6]:port"; rank 0 listens there, the others connect and retry */
+    uint32_t rank;        /* of this process; RANK_ANY: the leader gives one, the same for the same host */
+    uint32_t rank_count;  /* at most 1024 */
+    uint32_t local_rank;  /* with RANK_ANY: among the local_count ranks of this host, which become neighbours */
+    uint32_t local_count; /* 0: 1; divides rank_count; the same everywhere, on the leader too */
+    uint32_t timeout_ms;  /* until all have come; the error names who is missing, as does a line every few seconds */
+    const char *secret; /* the same on all ranks, proved, never sent; "" or NULL: none. Strangers are refused, logged */
+    const char *program;      /* name and version, the same on all ranks: others are refused; NULL: "" */
+    const char *const *hosts; /* [rank_count] names for messages, an entry or all NULL: not known */
+    int watch_fd; /* > 0: leader; whoever starts the ranks writes "RANK REASON\n" when it cannot: ends the wait */
 };
 
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_tcp(const struct weft_bootstrap_tcp_options *options,

@@ -49,6 +49,7 @@ struct weft_engine_options {
     uint32_t local_rank;           /* with WEFT_RANK_ANY: among the local_rank_count ranks of this host, */
     uint32_t local_rank_count;     /* which get neighbouring numbers; 0: 1 */
     const char *const *rank_hosts; /* [rank_count] names for messages about who is missing, until open; NULL: unknown */
+    int launcher_fd;               /* > 0: whoever starts the other ranks writes "RANK REASON\n" there when it cannot */
     const char *leader;            /* WEFT_LAUNCH_TCP: "host:port" */
     const char *secret;            /* WEFT_LAUNCH_TCP: shared by all ranks, or NULL */
     uint32_t thread_count;         /* per rank; 0: cores of this host / ranks on it, at least 1 */

@@ -152,14 +152,17 @@ static enum weft_status start_threads(struct weft_engine *engine, struct weft_bo
     return WEFT_OK;
 }
 
-/* A rank that the user's launcher started says why it ends; the leader has already said so, in more words. */
+/*
+ * A rank that the user's launcher started says why it ends. Under mpirun the leader has already said so on the same
+ * terminal, in more words; elsewhere this rank's log may be the only one that its host's owner reads.
+ */
 static void log_refusal(const char *kind)
 {
     char reason[512];
 
     snprintf(reason, sizeof(reason), "%s", weft_log_last_error());
     if (strcmp(kind, "local") != 0 && strcmp(kind, "threads") != 0) {
-        weft_log(WEFT_LOG_INFO, "engine", "this rank ends: %s", reason);
+        weft_log(strcmp(kind, "tcp") == 0 ? WEFT_LOG_ERROR : WEFT_LOG_INFO, "engine", "this rank ends: %s", reason);
     }
 }
 

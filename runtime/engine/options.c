@@ -85,7 +85,8 @@ static enum weft_status copy_texts(struct weft_arena *arena, struct weft_engine_
 static enum weft_status check_launch(const struct weft_engine_options *options)
 {
     if (options->launch == WEFT_LAUNCH_TCP &&
-        (options->leader == NULL || options->rank_count == 0 || options->rank >= options->rank_count)) {
+        (options->leader == NULL || options->rank_count == 0 ||
+         (options->rank >= options->rank_count && options->rank != WEFT_RANK_ANY))) {
         weft_log(WEFT_LOG_ERROR, "engine/options",
                  "tcp launch: expected a leader address and a rank below the rank "
                  "count, found leader %s, rank %u of %u",

@@ -1,6 +1,8 @@
 /* From options to a bootstrap. */
 #include "engine/rendezvous.h"
 
+#include <stdio.h>
+
 /* Pods and cluster jobs start their processes at different times; a minute is what people forgive. */
 enum { RENDEZVOUS_TIMEOUT_MS = 60000 };
 
@@ -19,12 +21,19 @@ uint32_t weft_rendezvous_timeout_ms(const struct weft_engine_options *options)
 
 static enum weft_status meet(const struct weft_engine_options *options, struct weft_bootstrap **out)
 {
+    char program[64];
     const struct weft_bootstrap_tcp_options tcp = {.leader = options->leader,
                                                    .rank = options->rank,
                                                    .rank_count = options->rank_count,
                                                    .timeout_ms = weft_rendezvous_timeout_ms(options),
-                                                   .secret = options->secret};
+                                                   .secret = options->secret,
+                                                   .program = program,
+                                                   .hosts = options->rank_hosts,
+                                                   .local_rank = options->local_rank,
+                                                   .local_count = options->local_rank_count,
+                                                   .watch_fd = options->launcher_fd};
 
+    (void)snprintf(program, sizeof(program), "weft %s", weft_version());
     switch (weft_rendezvous_launch(options)) {
     case WEFT_LAUNCH_TCP: return weft_bootstrap_open_tcp(&tcp, out);
     case WEFT_LAUNCH_MPI: return weft_bootstrap_open_mpi(options->interface, tcp.timeout_ms, out);

@@ -162,16 +162,40 @@ static void *open_one(void *argument)
 
 static void start(struct opener *opener, const struct place *place, uint32_t rank, uint32_t rank_count)
 {
-    const char *secret = opener->options.secret;
-    uint32_t timeout_ms = opener->options.timeout_ms;
+    struct weft_bootstrap_tcp_options options = opener->options;
 
     memset(opener, 0, sizeof(*opener));
-    opener->options = (struct weft_bootstrap_tcp_options){.leader = place->text,
-                                                          .rank = rank,
-                                                          .rank_count = rank_count,
-                                                          .timeout_ms = timeout_ms == 0 ? LONG_MS : timeout_ms,
-                                                          .secret = secret};
+    options.leader = place->text;
+    options.rank = rank;
+    options.rank_count = rank_count;
+    options.timeout_ms = options.timeout_ms == 0 ? LONG_MS : options.timeout_ms;
+    opener->options = options;
     assert_int_equal(pthread_create(&opener->thread, NULL, open_one, opener), 0);
+}
+
+/* What the log says, all of it. */
+struct listener {
+    pthread_mutex_t mutex;
+    size_t used;
+    char text[16384];
+};
+
+static void on_log(void *context, enum weft_log_level level, const char *line)
+{
+    struct listener *listener = context;
+
+    (void)level;
+    pthread_mutex_lock(&listener->mutex);
+    if (listener->used + strlen(line) + 2 < sizeof(listener->text)) {
+        listener->used += (size_t)sprintf(listener->text + listener->used, "%s\n", line);
+    }
+    pthread_mutex_unlock(&listener->mutex);
+}
+
+static void listen_to_the_log(struct listener *listener)
+{
+    pthread_mutex_init(&listener->mutex, NULL);
+    weft_log_configure(WEFT_LOG_INFO, on_log, listener);
 }
 
 /* Connects when the leader listens. */
@@ -232,15 +256,31 @@ static void test_strangers(void **state)
 static void test_refusals(void **state)
 {
     struct opener openers[3] = {{.status = WEFT_OK}};
-    struct opener wrong[4] = {{.status = WEFT_OK}};
+    struct opener wrong[6] = {{.status = WEFT_OK}};
     struct place place = free_place();
-    static const char *const reasons[] = {"the secret differs", "the secret differs", "the rank count differs",
-                                          "this rank is there already"};
+    static const char *const reasons[] = {"the secret differs",
+                                          "the secret differs",
+                                          "the rank count differs: the leader has 3, this rank was told 4",
+                                          "rank 1 is there already, from ",
+                                          "is another version: weft 1 (protocol 3), this is weft 2 (protocol 3)",
+                                          "no place left among 3 ranks, 1 on each host; this host starts 3"};
+    static const char *const said[] = {"rank 2 on ",
+                                       "rank 2 on ",
+                                       "the leader has 3",
+                                       "rank 1 is there already",
+                                       "is another version: weft 2 (protocol 3), the leader is weft 1 (protocol 3)",
+                                       "a rank on "};
+    struct listener listener = {.text = ""};
 
     (void)state;
     for (int i = 0; i < 3; i++) {
         openers[i].options.secret = "a";
+        openers[i].options.program = "weft 1";
     }
+    for (int i = 0; i < 6; i++) {
+        wrong[i].options.program = i == 4 ? "weft 2" : "weft 1";
+    }
+    listen_to_the_log(&listener);
     start(&openers[0], &place, 0, 3);
     start(&openers[1], &place, 1, 3);
     pause_ms(300);
@@ -251,7 +291,12 @@ static void test_refusals(void **state)
     start(&wrong[2], &place, 2, 4);
     wrong[3].options.secret = "a";
     start(&wrong[3], &place, 1, 3);
-    for (int i = 0; i < 4; i++) {
+    wrong[4].options.secret = "a";
+    start(&wrong[4], &place, 2, 3);
+    wrong[5].options.secret = "a";
+    wrong[5].options.local_count = 3;
+    start(&wrong[5], &place, WEFT_BOOTSTRAP_RANK_ANY, 3);
+    for (int i = 0; i < 6; i++) {
         pthread_join(wrong[i].thread, NULL);
         assert_int_equal(wrong[i].status, WEFT_ERR_PEER);
         if (strstr(wrong[i].error, reasons[i]) == NULL) {
@@ -260,6 +305,75 @@ static void test_refusals(void **state)
     }
     start(&openers[2], &place, 2, 3);
     finish(openers, 3, WEFT_OK);
+    weft_log_configure(WEFT_LOG_INFO, NULL, NULL);
+    for (int i = 0; i < 6; i++) {
+        assert_non_null(strstr(listener.text, said[i])); /* the leader says who came, too */
+    }
+}
+
+/* Ranks without a number: two on each of three hosts, the leader's among them (one host name here, so by arrival). */
+static void test_numbers_are_given(void **state)
+{
+    struct opener openers[6] = {{.status = WEFT_OK}};
+    struct place place = free_place();
+    bool is_taken[6] = {false};
+
+    (void)state;
+    for (uint32_t i = 0; i < 6; i++) {
+        openers[i].options.local_count = 2;
+        openers[i].options.local_rank = i % 2;
+        start(&openers[i], &place, i == 0 ? 0 : WEFT_BOOTSTRAP_RANK_ANY, 6);
+    }
+    for (uint32_t i = 0; i < 6; i++) {
+        uint32_t rank;
+
+        pthread_join(openers[i].thread, NULL);
+        assert_int_equal(openers[i].status, WEFT_OK);
+        rank = weft_bootstrap_rank(openers[i].bootstrap);
+        assert_true(rank < 6 && !is_taken[rank]);
+        assert_int_equal(rank % 2, i % 2);
+        is_taken[rank] = true;
+    }
+    for (uint32_t i = 6; i-- > 0;) {
+        weft_bootstrap_close(&openers[i].bootstrap);
+    }
+}
+
+/* Whoever starts the ranks says that one cannot come: nobody waits for the deadline. */
+static void test_a_starter_gives_up(void **state)
+{
+    struct opener openers[2] = {{.status = WEFT_OK}};
+    struct place place = free_place();
+    int ends[2];
+
+    (void)state;
+    assert_int_equal(pipe(ends), 0);
+    openers[0].options.watch_fd = ends[0];
+    start(&openers[0], &place, 0, 3);
+    start(&openers[1], &place, 1, 3);
+    pause_ms(300);
+    assert_int_equal(write(ends[1], "2 cannot be reached\n", 20), 20);
+    finish(openers, 2, WEFT_ERR_PEER);
+    for (int i = 0; i < 2; i++) {
+        assert_non_null(strstr(openers[i].error, "rank 2 failed: cannot be reached"));
+        close(ends[i]);
+    }
+}
+
+static void test_missing_by_host(void **state)
+{
+    static const char *const hosts[] = {"a", "b", "c.example.org", NULL};
+    struct opener opener = {.options = {.timeout_ms = 200, .hosts = hosts}};
+    struct place place = free_place();
+
+    (void)state;
+    start(&opener, &place, 0, 4);
+    finish(&opener, 1, WEFT_ERR_TIMEOUT);
+    assert_non_null(strstr(opener.error, "missing: 1 on b, 2 on c.example.org, 3)"));
+    opener.options.hosts = NULL;
+    start(&opener, &place, 0, 1000);
+    finish(&opener, 1, WEFT_ERR_TIMEOUT);
+    assert_non_null(strstr(opener.error, " more)"));
 }
 
 static void test_missing(void **state)
@@ -343,10 +457,19 @@ static void test_arguments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arguments),   cmocka_unit_test(test_well),    cmocka_unit_test(test_abort),
-        cmocka_unit_test(test_addresses),   cmocka_unit_test(test_death),   cmocka_unit_test(test_strangers),
-        cmocka_unit_test(test_refusals),    cmocka_unit_test(test_missing), cmocka_unit_test(test_no_leader),
+        cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_well),
+        cmocka_unit_test(test_abort),
+        cmocka_unit_test(test_addresses),
+        cmocka_unit_test(test_death),
+        cmocka_unit_test(test_strangers),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_missing),
+        cmocka_unit_test(test_no_leader),
         cmocka_unit_test(test_comes_again),
+        cmocka_unit_test(test_missing_by_host),
+        cmocka_unit_test(test_numbers_are_given),
+        cmocka_unit_test(test_a_starter_gives_up),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,11 +1,12 @@
 """Ranks started one by one with --leader, as Slurm, LeaderWorkerSet or a person would."""
 import json
 import os
+import re
 import socket
 import subprocess
 
 import pytest
-from weft_cli import PROMPT, WEFT, answer, model_folder, one_error_line, weft
+from weft_cli import PROMPT, ROOT, WEFT, answer, model_folder, one_error_line, weft
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -101,6 +102,39 @@ def test_a_stranger_is_refused(model, tmp_path):
     assert leader.poll() is None, "a stranger ended the group"
     leader.kill()
     leader.communicate()
+
+
+def test_another_model_is_refused_on_both_sides(model):
+    port = free_port()
+    demo = ROOT / "launch" / "demo-model"
+    for process in [start(demo if rank == 1 else model, port, rank) for rank in range(3)]:
+        out, errors = process.communicate(timeout=90)
+        assert process.returncode == 1 and out == ""
+        assert re.search(r"rank 1 on \S+ has other model files: fingerprint \w+, the leader's is \w+", errors), errors
+
+
+def test_kserve_workers_get_their_number_from_the_leader(model):
+    """RAY_NODE_COUNT everywhere, HEAD_SVC in workers; the second worker comes when the head has already waited."""
+    wanted = answer("--model", model, "--prompt", PROMPT, "--max-tokens", 20, "--threads", 1)
+    port = free_port()
+    common = {"RAY_NODE_COUNT": "3", "WEFT_SECRET": "warp", "WEFT_LEADER_PORT": str(port)}
+    worker = {**common, "HEAD_SVC": "localhost"}
+    processes = [start(model, port, 0, environment=e) for e in (common, worker, worker)]
+    out, errors = processes[0].communicate(timeout=90)
+    assert processes[0].returncode == 0, errors
+    assert json.loads(out)["logits_sha256"] == wanted["logits_sha256"]
+    for process in processes[1:]:
+        assert process.communicate(timeout=60) == ("", "") and process.returncode == 0
+
+
+def test_who_is_missing_is_said_while_the_leader_waits(tmp_path):
+    done = weft("doctor", "--rendezvous-timeout", "6s", "--leader-port", free_port(),
+                environment={"LWS_LEADER_ADDRESS": "w-1.w.space", "LWS_GROUP_SIZE": "3", "LWS_WORKER_INDEX": "0",
+                             "WEFT_SECRET": "x"})
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "weft[0]: comm/bootstrap_tcp: 1 of 3 ranks are here after 5 s, waiting for rank 1 on w-1-1, 2 on w-1-2",
+        "weft[0]: comm/bootstrap: rank 1 on w-1-1 failed: did not come within 6000 ms (missing: 1 on w-1-1, 2 on w-1-2)"]
 
 
 def test_who_is_missing_is_said_after_the_rendezvous_timeout(model):
