@@ -1,68 +1,11 @@
 /*
  * Rotary position embedding. Angles are computed once per step, in double precision from the f32 product that Hugging
- * Face forms; no vector versions, so every level has the same bits.
+ * Face forms (weft_cos_sin()); no vector versions, so every level has the same bits.
  */
 #include <assert.h>
-#include <string.h>
 
 #include "cpu/device_cpu.h"
-
-/*
- * pi/2 in three parts. k < 2^20 for angles below 1.6e6: with fused multiply-adds the reduced angle is good to about
- * 1e-19 absolute; beyond, the error grows as k * 2^-161 and stays far below f32.
- */
-static const double half_pi[3] = {0x1.921fb54442d18p+0, 0x1.1a62633145c07p-54, -0x1.f1976b7ed8fbcp-110};
-
-/* Taylor series to r^15 and r^16: |r| <= pi/4 leaves 5e-17. */
-static double sin_series(double r)
-{
-    static const double c[] = {-1.0 / 6,        1.0 / 120,        -1.0 / 5040,         1.0 / 362880,
-                               -1.0 / 39916800, 1.0 / 6227020800, -1.0 / 1307674368000};
-    double r2 = r * r;
-    double sum = c[6];
-
-    for (int i = 5; i >= 0; i--) {
-        sum = __builtin_fma(sum, r2, c[i]);
-    }
-    return __builtin_fma(sum * r2, r, r);
-}
-
-static double cos_series(double r)
-{
-    static const double c[] = {-1.0 / 2,       1.0 / 24,        -1.0 / 720,           1.0 / 40320,
-                               -1.0 / 3628800, 1.0 / 479001600, -1.0 / 87178291200.0, 1.0 / 20922789888000.0};
-    double r2 = r * r;
-    double sum = c[7];
-
-    for (int i = 6; i >= 0; i--) {
-        sum = __builtin_fma(sum, r2, c[i]);
-    }
-    return __builtin_fma(sum, r2, 1.0);
-}
-
-/* cos and sin of an f32 angle, |angle| < 2^31, correctly rounded to f32 in all but about one case in 10^8. */
-static void cos_sin(float angle, float *cos_out, float *sin_out)
-{
-    const double round = 0x1.8p+52; /* adding it leaves the nearest integer in the low bits */
-    double shifted = __builtin_fma((double)angle, 0x1.45f306dc9c883p-1, round);
-    double k = shifted - round;
-    double r = __builtin_fma(-k, half_pi[0], (double)angle);
-    double s;
-    double c;
-    uint64_t bits;
-
-    r = __builtin_fma(-k, half_pi[1], r);
-    r = __builtin_fma(-k, half_pi[2], r);
-    s = sin_series(r);
-    c = cos_series(r);
-    memcpy(&bits, &shifted, sizeof(bits));
-    switch (bits & 3) {
-    case 0: *cos_out = (float)c, *sin_out = (float)s; break;
-    case 1: *cos_out = (float)-s, *sin_out = (float)c; break;
-    case 2: *cos_out = (float)-c, *sin_out = (float)-s; break;
-    default: *cos_out = (float)s, *sin_out = (float)-c; break;
-    }
-}
+#include "weft/numeric.h"
 
 void weft_cpu_rope_angles(struct weft_device *device, const struct weft_batch *batch, const float *inv_freq,
                           uint32_t head_size, float scale, float *angles)
@@ -81,7 +24,7 @@ void weft_cpu_rope_angles(struct weft_device *device, const struct weft_batch *b
                 float cosine;
                 float sine;
 
-                cos_sin(position * inv_freq[i], &cosine, &sine);
+                weft_cos_sin(position * inv_freq[i], &cosine, &sine);
                 row[2 * i] = cosine * scale;
                 row[2 * i + 1] = sine * scale;
             }

@@ -1,0 +1,234 @@
+/*
+ * Operations on token rows with the CPU's bits (cpu/elementwise.h): norms, activations, additions, copies of rows.
+ *
+ * All are bound by memory, a decode step's by their launch: rows of a step fit into the L2. Elements go by four, 16
+ * bytes per thread, where widths and addresses allow it.
+ */
+#include "cuda/device_cuda.h"
+#include "cuda/numeric_cuda.h"
+
+/* Four elements as one access, or one. */
+struct __align__(16) four
+{
+    float v[4];
+};
+
+struct one {
+    float v[1];
+};
+
+static const uint32_t BLOCK = 256;
+
+/* Lanes of a horizontal sum: part of the numerics contract. */
+static const uint32_t LANES = 16;
+
+/* Elements of a row in shared memory at a time: 16 KiB, so that some blocks fit onto a multiprocessor. */
+static const uint32_t CHUNK = 4096;
+
+static bool is_by_four(const void *a, const void *b, const void *c, uint32_t width)
+{
+    uintptr_t bits = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | reinterpret_cast<uintptr_t>(c);
+
+    return bits % sizeof(struct four) == 0 && width % 4 == 0;
+}
+
+/* Blocks that cover `count` elements by `by` per thread. */
+static dim3 grid_for(size_t count, uint32_t by)
+{
+    return dim3(static_cast<unsigned int>((count + by * BLOCK - 1) / (by * BLOCK)));
+}
+
+/* ---- RMS norm ---- */
+
+/*
+ * One block per row. Lane i of 16 must add the squares of elements i, i + 16, ... one after another: 16 threads do,
+ * from shared memory, while all load and write. Width 4096: 256 dependent additions, about half a microsecond, which
+ * hides behind other rows when there are many.
+ */
+template <typename V>
+static __global__ void __launch_bounds__(BLOCK)
+    rms_norm(const float *x, const float *weight, uint32_t width, float eps, float *out)
+{
+    static const uint32_t by = sizeof(V) / sizeof(float);
+    __shared__ V chunk[CHUNK / by];
+    __shared__ float row_factor;
+    const float *elements = reinterpret_cast<const float *>(chunk);
+    const V *row = reinterpret_cast<const V *>(x + static_cast<size_t>(blockIdx.x) * width);
+    V *row_out = reinterpret_cast<V *>(out + static_cast<size_t>(blockIdx.x) * width);
+    float sum = 0;
+
+    for (uint32_t begin = 0; begin < width; begin += CHUNK) {
+        const uint32_t count = width - begin < CHUNK ? width - begin : CHUNK;
+
+        for (uint32_t i = threadIdx.x; i < count / by; i += BLOCK) {
+            chunk[i] = row[begin / by + i];
+        }
+        __syncthreads();
+        if (threadIdx.x < LANES) {
+#pragma unroll 8
+            for (uint32_t i = threadIdx.x; i < count; i += LANES) {
+                sum = fmaf(elements[i], elements[i], sum);
+            }
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x < 32) {
+        for (uint32_t distance = LANES / 2; distance > 0; distance /= 2) {
+            sum += __shfl_down_sync(0xffffffffU, sum, distance, LANES);
+        }
+        if (threadIdx.x == 0) {
+            row_factor = 1.0f / sqrtf(sum / static_cast<float>(width) + eps);
+        }
+    }
+    __syncthreads();
+    const float factor = row_factor;
+    for (uint32_t i = threadIdx.x; i < width / by; i += BLOCK) {
+        V value = row[i];
+        const V scale = reinterpret_cast<const V *>(weight)[i];
+#pragma unroll
+        for (uint32_t j = 0; j < by; j++) {
+            value.v[j] = value.v[j] * factor * scale.v[j];
+        }
+        row_out[i] = value;
+    }
+}
+
+void weft_cuda_rms_norm(struct weft_device *base, const float *x, const float *weight, uint32_t token_count,
+                        uint32_t width, float eps, float *out)
+{
+    struct weft_cuda_device *device = weft_cuda_device(base);
+
+    if (token_count == 0 || width == 0) {
+        return;
+    }
+    if (is_by_four(x, weight, out, width)) {
+        WEFT_CUDA_LAUNCH(rms_norm<four>, dim3(token_count), dim3(BLOCK), 0, device->stream, x, weight, width, eps, out);
+    } else {
+        WEFT_CUDA_LAUNCH(rms_norm<one>, dim3(token_count), dim3(BLOCK), 0, device->stream, x, weight, width, eps, out);
+    }
+    (void)weft_cuda_launched(device, "rms_norm");
+}
+
+/* ---- activation ---- */
+
+/* `width` in units of V. */
+template <typename V>
+static __global__ void __launch_bounds__(BLOCK) silu_mul(const V *gate_up, size_t count, uint32_t width, V *out)
+{
+    const size_t i = blockIdx.x * static_cast<size_t>(BLOCK) + threadIdx.x;
+
+    if (i >= count) {
+        return;
+    }
+    const size_t t = i / width;
+    V value = gate_up[i + t * width];
+    const V up = gate_up[i + (t + 1) * width];
+#pragma unroll
+    for (uint32_t j = 0; j < sizeof(V) / sizeof(float); j++) {
+        value.v[j] = value.v[j] / (1.0f + weft_exp(-value.v[j])) * up.v[j];
+    }
+    out[i] = value;
+}
+
+void weft_cuda_silu_mul(struct weft_device *base, const float *gate_up, uint32_t token_count, uint32_t width,
+                        float *out)
+{
+    struct weft_cuda_device *device = weft_cuda_device(base);
+    const size_t count = static_cast<size_t>(token_count) * width;
+
+    if (count == 0) {
+        return;
+    }
+    if (is_by_four(gate_up, out, NULL, width)) {
+        WEFT_CUDA_LAUNCH(silu_mul<four>, grid_for(count, 4), dim3(BLOCK), 0, device->stream,
+                         reinterpret_cast<const struct four *>(gate_up), count / 4, width / 4,
+                         reinterpret_cast<struct four *>(out));
+    } else {
+        WEFT_CUDA_LAUNCH(silu_mul<one>, grid_for(count, 1), dim3(BLOCK), 0, device->stream,
+                         reinterpret_cast<const struct one *>(gate_up), count, width,
+                         reinterpret_cast<struct one *>(out));
+    }
+    (void)weft_cuda_launched(device, "silu_mul");
+}
+
+/* ---- addition ---- */
+
+template <typename V>
+static __global__ void __launch_bounds__(BLOCK) add(V *x, const V *y, const V *bias, size_t count, uint32_t width)
+{
+    const size_t i = blockIdx.x * static_cast<size_t>(BLOCK) + threadIdx.x;
+
+    if (i >= count) {
+        return;
+    }
+    V value = x[i];
+    V term = y[i];
+    if (bias != NULL) {
+        const V row = bias[i % width];
+#pragma unroll
+        for (uint32_t j = 0; j < sizeof(V) / sizeof(float); j++) {
+            term.v[j] += row.v[j];
+        }
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < sizeof(V) / sizeof(float); j++) {
+        value.v[j] += term.v[j];
+    }
+    x[i] = value;
+}
+
+void weft_cuda_add(struct weft_device *base, float *x, const float *y, const float *bias, uint32_t token_count,
+                   uint32_t width)
+{
+    struct weft_cuda_device *device = weft_cuda_device(base);
+    const size_t count = static_cast<size_t>(token_count) * width;
+
+    if (count == 0) {
+        return;
+    }
+    if (is_by_four(x, y, bias, width)) {
+        WEFT_CUDA_LAUNCH(add<four>, grid_for(count, 4), dim3(BLOCK), 0, device->stream,
+                         reinterpret_cast<struct four *>(x), reinterpret_cast<const struct four *>(y),
+                         reinterpret_cast<const struct four *>(bias), count / 4, width / 4);
+    } else {
+        WEFT_CUDA_LAUNCH(add<one>, grid_for(count, 1), dim3(BLOCK), 0, device->stream,
+                         reinterpret_cast<struct one *>(x), reinterpret_cast<const struct one *>(y),
+                         reinterpret_cast<const struct one *>(bias), count, width);
+    }
+    (void)weft_cuda_launched(device, "add");
+}
+
+/* ---- rows ---- */
+
+template <typename V>
+static __global__ void __launch_bounds__(BLOCK)
+    select_rows(const V *x, const uint32_t *rows, size_t count, uint32_t width, V *out)
+{
+    const size_t i = blockIdx.x * static_cast<size_t>(BLOCK) + threadIdx.x;
+
+    if (i < count) {
+        out[i] = x[static_cast<size_t>(rows[i / width]) * width + i % width];
+    }
+}
+
+void weft_cuda_select_rows(struct weft_device *base, const float *x, const uint32_t *rows, uint32_t count,
+                           uint32_t width, float *out)
+{
+    struct weft_cuda_device *device = weft_cuda_device(base);
+    const size_t total = static_cast<size_t>(count) * width;
+
+    if (total == 0) {
+        return;
+    }
+    const uint32_t *uploaded = static_cast<const uint32_t *>(weft_cuda_upload(device, rows, count * sizeof(*rows)));
+    if (is_by_four(x, out, NULL, width)) {
+        WEFT_CUDA_LAUNCH(select_rows<four>, grid_for(total, 4), dim3(BLOCK), 0, device->stream,
+                         reinterpret_cast<const struct four *>(x), uploaded, total / 4, width / 4,
+                         reinterpret_cast<struct four *>(out));
+    } else {
+        WEFT_CUDA_LAUNCH(select_rows<one>, grid_for(total, 1), dim3(BLOCK), 0, device->stream,
+                         reinterpret_cast<const struct one *>(x), uploaded, total, width,
+                         reinterpret_cast<struct one *>(out));
+    }
+    (void)weft_cuda_launched(device, "select_rows");
+}
