@@ -157,12 +157,55 @@ bool check_near(struct check *check, float found, double exact, double bound, co
 
 struct weft_device *check_device(const struct check *check, uint32_t thread_count)
 {
-    struct weft_device_options options = {
-        .kind = "cpu", .thread_count = thread_count, .cpu_level = check->level, .wait = WEFT_WAIT_YIELD};
+    struct weft_device_options options = {.kind = check->module != NULL ? "cuda" : "cpu",
+                                          .thread_count = thread_count,
+                                          .cpu_level = check->module != NULL ? NULL : check->level,
+                                          .wait = WEFT_WAIT_YIELD,
+                                          .numerics = check->numerics,
+                                          .module = check->module};
     struct weft_device *device = NULL;
 
     if (weft_device_open(&options, &device) != WEFT_OK) {
         abort();
     }
     return device;
+}
+
+void *check_lend(struct weft_device *device, const void *host, size_t size)
+{
+    size_t offset = (uintptr_t)host % ALIGNMENT;
+    unsigned char *memory;
+
+    if (host == NULL || weft_device_is_host(device)) {
+        return (void *)(uintptr_t)host;
+    }
+    memory = weft_device_alloc(device, offset + size);
+    if (memory == NULL || weft_device_write(device, memory + offset, host, size) != WEFT_OK) {
+        abort();
+    }
+    return memory + offset;
+}
+
+void check_return(struct check *check, struct weft_device *device, void *lent, void *host, size_t size)
+{
+    size_t offset = (uintptr_t)host % ALIGNMENT;
+    unsigned char before[ALIGNMENT] = {0};
+
+    if (weft_device_sync(device) != WEFT_OK) {
+        check_fail(check, "%s failed", weft_device_name(device));
+    }
+    if (host == NULL || weft_device_is_host(device)) {
+        return;
+    }
+    if (weft_device_read(device, host, lent, size) != WEFT_OK ||
+        weft_device_read(device, before, (unsigned char *)lent - offset, offset) != WEFT_OK) {
+        check_fail(check, "%s: cannot read %zu bytes", weft_device_name(device), size);
+    }
+    for (size_t i = 0; i < offset; i++) {
+        if (before[i] != 0) {
+            check_fail(check, "%s: wrote before the start of %zu bytes", weft_device_name(device), size);
+            break;
+        }
+    }
+    weft_device_free(device, (unsigned char *)lent - offset);
 }

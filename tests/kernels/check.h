@@ -21,9 +21,11 @@
 struct check {
     const struct weft_cpu_kernels *ref;
     const struct weft_cpu_kernels *kernels; /* of the level under test */
-    const char *level;
-    uint64_t random;         /* state */
-    uint64_t compared_count; /* floats compared: a part that compares nothing has failed */
+    const char *level;                      /* of the CPU, or "cuda" */
+    const char *module;                     /* NULL: the device is the CPU; else the file of the CUDA module */
+    const char *numerics;                   /* with a module: "exact" or "reference" */
+    uint64_t random;                        /* state */
+    uint64_t compared_count;                /* floats compared: a part that compares nothing has failed */
     uint32_t failure_count;
 };
 
@@ -55,6 +57,16 @@ struct check_buffer check_floats(size_t count, size_t offset);
 /* Fails the check when a guard byte changed; frees. */
 void check_buffer_end(struct check *check, struct check_buffer *buffer, const char *what);
 
+/* ---- device memory ---- */
+
+/*
+ * Device memory in place of `size` bytes at `host`, with their contents: on the CPU the same memory, on a GPU a copy
+ * that is as far from a multiple of 64 as the host's. NULL for NULL.
+ */
+void *check_lend(struct weft_device *device, const void *host, size_t size);
+/* Waits for the device, copies back and frees. */
+void check_return(struct check *check, struct weft_device *device, void *lent, void *host, size_t size);
+
 /* ---- verdicts ---- */
 
 /* Prints "LEVEL WHAT: ..." and counts; only the first few are printed. */
@@ -71,19 +83,21 @@ bool check_near(struct check *check, float found, double exact, double bound, co
 WEFT_CPU_KERNEL_LIST(CHECK_DECLARE)
 #undef CHECK_DECLARE
 
-/* check_numeric.c: weft/numeric.h. check_pool.c: the thread pool. check_device.c, check_attention.c,
- * check_candidates.c: the device table. */
+/* check_numeric.c: weft/numeric.h. check_pool.c: the thread pool. check_device.c, check_matmul.c,
+ * check_attention.c, check_candidates.c: the device table. */
 void check_numeric(struct check *check);
 void check_pool(struct check *check);
 void check_device_options(struct check *check);
 void check_device_memory(struct check *check);
 void check_device_matmul(struct check *check);
+/* 16-bit weights on tensor cores: near the exact product, and the same bits whatever a token is computed with. */
+void check_device_matmul_exact(struct check *check);
 void check_device_rows(struct check *check);
 void check_device_rope(struct check *check);
 void check_device_attention(struct check *check);
 void check_device_candidates(struct check *check);
 
-/* An open device of the level under test; aborts the program when that fails. */
+/* An open device of the level under test, or the GPU; aborts the program when that fails. */
 struct weft_device *check_device(const struct check *check, uint32_t thread_count);
 
 /* bench.c: times every kernel of every level, and the device's matmul. */

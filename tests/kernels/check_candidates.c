@@ -76,7 +76,8 @@ static void candidates_case(struct check *check, struct weft_device *device, uin
     const float inv_temperatures[ROWS] = {1.0f, 0.5f, 3.0f};
     const struct weft_range leaves[LEAVES] = {
         {0, width / 3}, {width / 3, width / 3}, {width / 3, width / 2}, {width / 2, width}};
-    struct weft_candidates_args args = {.logits = logits,
+    size_t logits_size = (size_t)ROWS * width * sizeof(*logits);
+    struct weft_candidates_args args = {.logits = NULL,
                                         .row_count = ROWS,
                                         .width = width,
                                         .token_first = 1000,
@@ -91,7 +92,11 @@ static void candidates_case(struct check *check, struct weft_device *device, uin
     for (uint32_t i = 0; i < ROWS * width && kind >= 2; i++) {
         logits[i] = kind == 2 ? (float)check_below(check, 3) : (float)i; /* ties, or ascending: the worst order */
     }
+    float *lent = check_lend(device, logits, logits_size);
+    args.logits = lent;
     weft_device_candidates(device, &args);
+    check_return(check, device, lent, logits, logits_size);
+    args.logits = logits;
     for (uint32_t row = 0; row < ROWS; row++) {
         check_best(check, &args, row);
         check_sums(check, &args, row);
@@ -106,7 +111,9 @@ static void penalize_case(struct check *check, struct weft_device *device)
     float logits[] = {1, 2, -3, 4, 5, 6, 7, 8, 9, 10};
     const float expected[] = {1, 2 / 1.3f - 0.25f, -3 * 1.3f, 4, 5, 6, 7, 8, 9, 10 - 1.5f};
 
-    weft_device_penalize(device, logits, 5, penalties, 3);
+    float *lent = check_lend(device, logits, sizeof(logits));
+    weft_device_penalize(device, lent, 5, penalties, 3);
+    check_return(check, device, lent, logits, sizeof(logits));
     check_same(check, logits, expected, 10, "penalize");
 }
 
@@ -114,13 +121,16 @@ void check_device_candidates(struct check *check)
 {
     static const uint32_t widths[] = {1, 5, 255, 256, 257, 1500};
     static const uint32_t counts[] = {0, 1, 2, 7, 64, 300};
+    uint32_t thread_count_max = check->module != NULL ? 1 : 3;
 
-    for (uint32_t threads = 1; threads <= 3; threads++) {
+    for (uint32_t threads = 1; threads <= thread_count_max; threads++) {
         struct weft_device *device = check_device(check, threads);
 
         for (uint32_t i = 0; i < 6 * 6 * 4; i++) {
             candidates_case(check, device, widths[i % 6], counts[i / 6 % 6], i / 36);
         }
+        candidates_case(check, device, 20000, 40, 0); /* on a GPU: two rounds */
+        candidates_case(check, device, 9000, 2500, 1);
         penalize_case(check, device);
         weft_device_close(&device);
     }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "weft/log.h"
@@ -30,6 +31,13 @@ static const struct part device_parts[] = {
     {"device rope", check_device_rope},      {"attention", check_device_attention},
     {"candidates", check_device_candidates},
 };
+
+/* A GPU has the CPU's bits when it multiplies as the CPU does; tensor cores keep to rules of their own. */
+static const struct part gpu_parts[] = {
+    {"memory", check_device_memory},    {"matmul", check_device_matmul},       {"rows", check_device_rows},
+    {"device rope", check_device_rope}, {"attention", check_device_attention}, {"candidates", check_device_candidates},
+};
+static const struct part gpu_exact_parts[] = {{"matmul exact", check_device_matmul_exact}};
 
 /* What does not depend on the level. */
 static const struct part common_parts[] = {{"numeric", check_numeric}, {"pool", check_pool}};
@@ -57,14 +65,18 @@ static uint32_t run_parts(struct check *check, const struct part *parts, size_t 
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: kernels_check [--level NAME] [--seed N] [--only PART] [--bench] [kernels|device]\n");
+    fprintf(stderr, "usage: kernels_check [--device cpu|cuda] [--module FILE] [--level NAME] [--seed N] [--only PART] "
+                    "[--bench] [kernels|device]\n"
+                    "FILE: the CUDA module for cuda; otherwise the emulated one beside this program\n");
     return 2;
 }
 
 struct options {
     const char *level;
     const char *only;
-    const char *group; /* NULL: both */
+    const char *group;  /* NULL: both */
+    const char *device; /* NULL: both */
+    const char *module; /* NULL: the emulated one */
     uint64_t seed;
     bool is_bench;
 };
@@ -83,6 +95,10 @@ static bool parse(int argument_count, char **arguments, struct options *options)
             return false;
         } else if (strcmp(argument, "--level") == 0) {
             options->level = arguments[++i];
+        } else if (strcmp(argument, "--device") == 0) {
+            options->device = arguments[++i];
+        } else if (strcmp(argument, "--module") == 0) {
+            options->module = arguments[++i];
         } else if (strcmp(argument, "--only") == 0) {
             options->only = arguments[++i];
         } else if (strcmp(argument, "--seed") == 0) {
@@ -116,6 +132,52 @@ static uint32_t check_level(const struct options *options, enum weft_cpu_level l
     return failure_count;
 }
 
+/* Where the build puts it. */
+static bool find_emulated(char *path_out, size_t size)
+{
+    ssize_t length = readlink("/proc/self/exe", path_out, size - 1);
+    char *slash;
+
+    if (length <= 0) {
+        return false;
+    }
+    path_out[length] = '\0';
+    slash = strrchr(path_out, '/');
+    snprintf(slash + 1, size - (size_t)(slash + 1 - path_out), "weft_cuda_emulated.so");
+    return access(path_out, R_OK) == 0;
+}
+
+static uint32_t check_gpu(const struct options *options)
+{
+    static const char *const numerics[] = {"reference", "exact"};
+    char emulated[4096];
+    uint32_t failure_count = 0;
+
+    if (options->module == NULL && !find_emulated(emulated, sizeof(emulated))) {
+        printf("SKIPPED cuda: there is no weft_cuda_emulated.so beside this program\n");
+        return 0;
+    }
+    for (int i = 0; i < 2; i++) {
+        struct weft_cpu_kernels ref;
+        struct check check = {.ref = &ref,
+                              .kernels = &ref,
+                              .level = "cuda",
+                              .module = options->module != NULL ? options->module : emulated,
+                              .numerics = numerics[i],
+                              .random = options->seed};
+
+        weft_cpu_kernels_init(&ref, WEFT_CPU_REF);
+        failure_count += i == 0 ? run_parts(&check, gpu_parts, sizeof(gpu_parts) / sizeof(gpu_parts[0]), options->only)
+                                : run_parts(&check, gpu_exact_parts, 1, options->only);
+    }
+    return failure_count;
+}
+
+static bool is_wanted(const struct options *options, const char *device)
+{
+    return options->device == NULL || strcmp(options->device, device) == 0;
+}
+
 int main(int argument_count, char **arguments)
 {
     struct options options = {.seed = 20261124};
@@ -134,10 +196,14 @@ int main(int argument_count, char **arguments)
         return 0;
     }
     printf("seed %llu\n", (unsigned long long)options.seed);
-    for (int level = 0; level <= (int)best; level++) {
+    for (int level = 0; level <= (int)best && is_wanted(&options, "cpu"); level++) {
         if (options.level == NULL || strcmp(options.level, weft_cpu_level_name((enum weft_cpu_level)level)) == 0) {
             failure_count += check_level(&options, (enum weft_cpu_level)level);
         }
+    }
+    if (is_wanted(&options, "cuda") && options.level == NULL &&
+        (options.group == NULL || strcmp(options.group, "device") == 0)) {
+        failure_count += check_gpu(&options);
     }
     printf("%u failures\n", failure_count);
     return failure_count == 0 ? 0 : 1;
