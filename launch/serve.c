@@ -79,10 +79,10 @@ static int serve(struct weft_engine *engine, const struct weft_settings *setting
         drain(server, settings->drain_ms);
         weft_signals_stopping(STOP_LIMIT_MS, code);
     } else {
-        int rank = weft_engine_failed_rank(engine);
+        char failure[384];
 
-        weft_log(WEFT_LOG_ERROR, "serve", rank >= 0 ? "rank %d has failed: stopping" : "the group has failed: stopping",
-                 rank);
+        weft_engine_failure(engine, failure, sizeof(failure));
+        weft_log(WEFT_LOG_ERROR, "serve", "stopping: %s", failure[0] != '\0' ? failure : "the group has failed");
         code = WEFT_EXIT_FAILURE;
     }
     weft_server_close(&server);

@@ -254,6 +254,10 @@ WEFT_API uint32_t weft_engine_collectives(struct weft_engine *engine, struct wef
 /* Rank that ended the group, -1 while it lives. */
 WEFT_API int weft_engine_failed_rank(const struct weft_engine *engine);
 
+/* What ended the group, from any thread: text_out[size] <- "rank 3 on node-b failed: ...", "" while it lives. True, and
+ * here, even while the engine's own thread is stuck. */
+WEFT_API void weft_engine_failure(const struct weft_engine *engine, char *text_out, size_t size);
+
 /* Reason of this thread's last failed call, "" when none. */
 WEFT_API const char *weft_engine_error(void);
 

@@ -21,6 +21,9 @@
 #include "engine/step.h"
 #include "weft/log.h"
 
+/* How long the loop may take to notice what the heartbeats know. */
+enum { STUCK_NS = 200000000 };
+
 enum life { LIFE_RUNNING, LIFE_CLOSING, LIFE_FAILED };
 
 struct weft_controller {
@@ -50,7 +53,9 @@ struct weft_controller {
     uint64_t last_id;
     enum weft_status failure;
     int failed_rank;
-    char failure_text[WEFT_REASON_SIZE];
+    char failure_text[WEFT_REASON_SIZE]; /* the first error, with its place in the code */
+    char loss_text[WEFT_REASON_SIZE];    /* the rank, its host and why; empty while the group lives */
+    int64_t lost_ns;                     /* when poll first saw a loss that the loop has not noticed */
     struct weft_comm_stats comm_stats;
 };
 
@@ -231,11 +236,14 @@ static void fail(struct weft_controller *controller, enum weft_status status)
 
     snprintf(text, sizeof(text), "%s", reason[0] != '\0' ? reason : weft_status_name(status));
     uint32_t rank = weft_group_fail(controller->group, status);
+    const char *host = weft_bootstrap_failed_host(controller->group->bootstrap);
     pthread_mutex_lock(&controller->mutex);
     controller->life = LIFE_FAILED;
     controller->failure = status;
     controller->failed_rank = (int)rank;
     memcpy(controller->failure_text, text, sizeof(text));
+    snprintf(controller->loss_text, sizeof(controller->loss_text), "rank %u%s%s failed: %s", rank,
+             host[0] != '\0' ? " on " : "", host, weft_bootstrap_failed_reason(controller->group->bootstrap));
     take_inbox(controller);
     for (struct weft_job *job = controller->jobs; job != NULL; job = job->next) {
         finish(controller, job, WEFT_FINISH_ERROR, status);
@@ -475,6 +483,27 @@ static void hand_out(struct weft_controller *controller, struct weft_event *even
     *count_out = count;
 }
 
+/* ERR_PEER once the heartbeats have known for a while of a loss that the loop has not noticed: it is stuck, in MPI or a
+ * driver, and nobody may wait for it. Under the mutex. */
+static enum weft_status check_stuck(struct weft_controller *controller)
+{
+    char text[WEFT_REASON_SIZE];
+    uint32_t rank;
+
+    if (controller->life != LIFE_RUNNING ||
+        !weft_bootstrap_lost(controller->group->bootstrap, &rank, text, sizeof(text))) {
+        return WEFT_OK;
+    }
+    if (controller->lost_ns == 0) {
+        controller->lost_ns = weft_clock_ns();
+    }
+    if (weft_clock_ns() - controller->lost_ns < STUCK_NS) {
+        return WEFT_OK;
+    }
+    weft_log_keep_error("%s", text);
+    return WEFT_ERR_PEER;
+}
+
 static struct timespec deadline_after(uint32_t timeout_ms)
 {
     struct timespec deadline;
@@ -506,6 +535,7 @@ enum weft_status weft_controller_poll(struct weft_controller *controller, uint32
     hand_out(controller, events_out, capacity, &count);
     if (count == 0) {
         status = check_alive(controller);
+        status = status == WEFT_OK ? check_stuck(controller) : status;
     }
     pthread_mutex_unlock(&controller->mutex);
     if (status == WEFT_OK) {
@@ -516,10 +546,28 @@ enum weft_status weft_controller_poll(struct weft_controller *controller, uint32
 
 int weft_controller_failed_rank(struct weft_controller *controller)
 {
+    char text[WEFT_REASON_SIZE];
+    uint32_t lost;
+
     pthread_mutex_lock(&controller->mutex);
     int rank = controller->failed_rank;
     pthread_mutex_unlock(&controller->mutex);
+    if (rank < 0 && weft_bootstrap_lost(controller->group->bootstrap, &lost, text, sizeof(text))) {
+        rank = (int)lost;
+    }
     return rank;
+}
+
+void weft_controller_failure(struct weft_controller *controller, char *text_out, size_t size)
+{
+    uint32_t rank;
+
+    pthread_mutex_lock(&controller->mutex);
+    snprintf(text_out, size, "%s", controller->loss_text);
+    pthread_mutex_unlock(&controller->mutex);
+    if (text_out[0] == '\0') {
+        (void)weft_bootstrap_lost(controller->group->bootstrap, &rank, text_out, size);
+    }
 }
 
 void weft_controller_comm_stats(struct weft_controller *controller, struct weft_comm_stats *stats_out)

@@ -39,6 +39,8 @@ WEFT_MUST_CHECK enum weft_status weft_controller_poll(struct weft_controller *co
                                                       struct weft_event *events_out, uint32_t capacity,
                                                       uint32_t *count_out);
 int weft_controller_failed_rank(struct weft_controller *controller);
+/* As weft_engine_failure(). */
+void weft_controller_failure(struct weft_controller *controller, char *text_out, size_t size);
 
 /* Collectives of this rank as of the last step. */
 void weft_controller_comm_stats(struct weft_controller *controller, struct weft_comm_stats *stats_out);

@@ -391,6 +391,18 @@ int weft_engine_failed_rank(const struct weft_engine *engine)
     return engine->has_group ? weft_bootstrap_failed_rank(engine->group.bootstrap) : -1;
 }
 
+void weft_engine_failure(const struct weft_engine *engine, char *text_out, size_t size)
+{
+    uint32_t rank;
+
+    text_out[0] = '\0';
+    if (engine->controller != NULL) {
+        weft_controller_failure(engine->controller, text_out, size);
+    } else if (engine->has_group) {
+        (void)weft_bootstrap_lost(engine->group.bootstrap, &rank, text_out, size);
+    }
+}
+
 const char *weft_engine_error(void)
 {
     return weft_log_last_error();

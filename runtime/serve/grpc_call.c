@@ -85,6 +85,8 @@ static void batch_start(struct weft_rpc_call *call, const grpc_op *ops, size_t c
 void weft_rpc_send_locked(struct weft_rpc_call *call, const struct weft_rpc_reply *reply)
 {
     grpc_slice details = grpc_slice_from_copied_string(reply->details != NULL ? reply->details : "");
+    bool has_hint = reply->has_status && reply->status == GRPC_STATUS_UNAVAILABLE;
+    struct weft_rpc_retry retry;
     grpc_op ops[3];
     size_t count = 0;
 
@@ -99,6 +101,12 @@ void weft_rpc_send_locked(struct weft_rpc_call *call, const struct weft_rpc_repl
     }
     if (reply->has_status) {
         ops[count].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
+        if (has_hint) {
+            weft_rpc_retry_init(&retry, call->server->retry_ms, reply->status,
+                                reply->details != NULL ? reply->details : "");
+            ops[count].data.send_status_from_server.trailing_metadata = retry.metadata;
+            ops[count].data.send_status_from_server.trailing_metadata_count = WEFT_RPC_RETRY_COUNT;
+        }
         ops[count].data.send_status_from_server.status = reply->status;
         ops[count++].data.send_status_from_server.status_details = &details;
         call->is_status_sent = true;
@@ -107,6 +115,9 @@ void weft_rpc_send_locked(struct weft_rpc_call *call, const struct weft_rpc_repl
     batch_start(call, ops, count, WEFT_RPC_SEND);
     grpc_byte_buffer_destroy(reply->message);
     grpc_slice_unref(details);
+    if (has_hint) {
+        weft_rpc_retry_fini(&retry); /* C-core has its own references */
+    }
 }
 
 void weft_rpc_finish(struct weft_rpc_call *call, grpc_byte_buffer *message, grpc_status_code status,

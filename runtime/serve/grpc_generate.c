@@ -26,7 +26,7 @@ struct generate {
     } pending;
     bool is_finished;
     grpc_status_code status;
-    char details[160];
+    char details[WEFT_RPC_DETAILS_SIZE];
     bool has_result; /* of a request that ended by itself */
     struct weft_event result;
 };
@@ -131,6 +131,14 @@ static void status_set(struct generate *g, grpc_status_code status, const char *
     (void)snprintf(g->details, sizeof(g->details), "%s", details);
 }
 
+static void status_set_unavailable(struct weft_rpc_call *call)
+{
+    char text[WEFT_RPC_DETAILS_SIZE];
+
+    weft_rpc_unavailable_text(call->server, text);
+    status_set(call->state, GRPC_STATUS_UNAVAILABLE, text);
+}
+
 static void finish_set(struct weft_rpc_call *call, const struct weft_event *event)
 {
     struct generate *g = call->state;
@@ -147,17 +155,13 @@ static void finish_set(struct weft_rpc_call *call, const struct weft_event *even
         break;
     case WEFT_FINISH_CANCELLED:
         /* By the client (which has gone), or because the server closes. */
-        status_set(g, GRPC_STATUS_UNAVAILABLE, "the server is shutting down");
+        status_set_unavailable(call);
         break;
     case WEFT_FINISH_ERROR:
-        if (event->status == WEFT_ERR_CANCELLED) {
-            status_set(g, GRPC_STATUS_UNAVAILABLE, "the server is shutting down");
-        } else if (weft_codec_status(event->status) == GRPC_STATUS_UNAVAILABLE) {
-            int rank = weft_engine_failed_rank(weft_service_engine(call->server->service));
-            char details[64];
-
-            (void)snprintf(details, sizeof(details), rank >= 0 ? "rank %d has failed" : "the group has failed", rank);
-            status_set(g, GRPC_STATUS_UNAVAILABLE, details);
+        /* Whatever a lost group made of a request, it is worth another attempt elsewhere or later. */
+        if (event->status == WEFT_ERR_CANCELLED || weft_codec_status(event->status) == GRPC_STATUS_UNAVAILABLE ||
+            weft_engine_failed_rank(weft_service_engine(call->server->service)) >= 0) {
+            status_set_unavailable(call);
         } else {
             status_set(g, weft_codec_status(event->status), weft_status_name(event->status));
         }
@@ -278,11 +282,11 @@ static void submit(struct weft_rpc_call *call, const Weft__V1__GenerateRequest *
     weft_rpc_acquire(call); /* the job's, dropped by its last event */
     status = weft_service_submit(call->server->service, &request, &g->job);
     if (status != WEFT_OK) {
-        const char *reason = weft_engine_error();
+        char reason[WEFT_RPC_DETAILS_SIZE];
 
-        if (status == WEFT_ERR_STATE) {
-            reason = weft_service_state(call->server->service) == WEFT_SERVICE_FAILED ? "the group has failed"
-                                                                                      : "the server is shutting down";
+        (void)snprintf(reason, sizeof(reason), "%s", weft_engine_error());
+        if (weft_codec_status(status) == GRPC_STATUS_UNAVAILABLE) {
+            weft_rpc_unavailable_text(call->server, reason);
         }
         weft_rpc_finish(call, NULL, weft_codec_status(status), reason);
         weft_rpc_release(call);

@@ -104,6 +104,7 @@ static void watch_pump(struct weft_rpc_call *call)
 {
     struct weft_health_watch *watch = call->state;
     struct weft_rpc_reply reply = {.message = NULL};
+    char text[WEFT_RPC_DETAILS_SIZE];
     serving_status status = status_of(call->server, watch->probe);
     bool is_news = !watch->has_reported || watch->reported != status;
 
@@ -118,7 +119,8 @@ static void watch_pump(struct weft_rpc_call *call)
     if (watch->is_closing) {
         reply.has_status = true;
         reply.status = GRPC_STATUS_UNAVAILABLE;
-        reply.details = "the server is shutting down";
+        weft_rpc_unavailable_text(call->server, text);
+        reply.details = text;
     }
     weft_rpc_send_locked(call, &reply);
 }

@@ -57,13 +57,27 @@ struct weft_rpc_call {
     bool is_status_sent; /* or not needed any more: nothing may follow */
 };
 
-/* What a batch sends; absent parts are NULL or false. */
+/* What a batch sends; absent parts are NULL or false. UNAVAILABLE always comes with a retry hint. */
 struct weft_rpc_reply {
     grpc_byte_buffer *message; /* taken over */
     bool has_status;
     grpc_status_code status;
     const char *details;
 };
+
+/* Trailing metadata that says when to try again (grpc_retry.c). */
+enum { WEFT_RPC_RETRY_COUNT = 2 };
+struct weft_rpc_retry {
+    grpc_metadata metadata[WEFT_RPC_RETRY_COUNT];
+};
+void weft_rpc_retry_init(struct weft_rpc_retry *retry, uint32_t retry_ms, grpc_status_code status, const char *details);
+void weft_rpc_retry_fini(struct weft_rpc_retry *retry);
+/* How long until a group that took load_ms to load serves again. */
+uint32_t weft_rpc_retry_ms(double load_ms);
+
+/* Why the server takes nothing: it shuts down, or "rank 3 on node-b failed: ...". */
+enum { WEFT_RPC_DETAILS_SIZE = 384 };
+void weft_rpc_unavailable_text(struct weft_server *server, char text_out[WEFT_RPC_DETAILS_SIZE]);
 
 /* Under the call's mutex, nothing under way and no status sent yet. */
 void weft_rpc_send_locked(struct weft_rpc_call *call, const struct weft_rpc_reply *reply);
@@ -115,6 +129,7 @@ struct weft_server {
     int failure_fd;
     uint32_t port;
     size_t reply_size_max;
+    uint32_t retry_ms;
     struct weft_engine_info info;
     /* Shutdown: under mutex. */
     pthread_mutex_t mutex;

@@ -101,6 +101,17 @@ static void on_state(void *context, enum weft_service_state state)
     }
 }
 
+void weft_rpc_unavailable_text(struct weft_server *server, char text_out[WEFT_RPC_DETAILS_SIZE])
+{
+    weft_engine_failure(weft_service_engine(server->service), text_out, WEFT_RPC_DETAILS_SIZE);
+    if (text_out[0] == '\0') {
+        bool has_failed = weft_service_state(server->service) == WEFT_SERVICE_FAILED;
+
+        (void)snprintf(text_out, WEFT_RPC_DETAILS_SIZE, "%s",
+                       has_failed ? "the group has failed" : "the server is shutting down");
+    }
+}
+
 /* C-core's own lines are for its developers; what matters to an operator we say ourselves. */
 static void core_log(gpr_log_func_args *line)
 {
@@ -254,6 +265,7 @@ enum weft_status weft_server_open(const struct weft_server_options *options, str
     }
     server->reply_size_max = options->reply_size_max != 0 ? options->reply_size_max : (size_t)1 << 20;
     weft_engine_info(options->engine, &server->info);
+    server->retry_ms = weft_rpc_retry_ms(server->info.load_ms);
     pthread_mutex_init(&server->mutex, NULL);
     pthread_cond_init(&server->is_shut, NULL);
     pthread_mutex_init(&server->health.mutex, NULL);

@@ -9,7 +9,8 @@ import pytest
 from weft_cli import GOLDEN, ROOT, WEFT, group_of, is_alive, model_folder, shm_entries, until
 
 sys.path.insert(0, str(ROOT / "tests" / "serve"))
-from weft_server import Server, weft_pb2  # noqa: E402
+import grpc  # noqa: E402
+from weft_server import Server, health_pb2, retry_hint, weft_pb2  # noqa: E402
 
 pytestmark = pytest.mark.timeout(180)
 RANKS = 3
@@ -110,6 +111,36 @@ def test_kill_of_a_rank(model, victim, is_idle):
         else:
             assert code == 1
             assert any(f"rank {victim}" in line for line in busy.server.log), busy.server.log
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_stop_of_a_rank(model, is_idle):
+    """SIGSTOP: nothing closes, yet every stream is told why and everything ends, the stopped process too."""
+    with Busy(model) as busy:
+        texts = [[] for _ in busy.calls]
+        if is_idle:
+            for call in busy.calls:
+                list(call)
+        watch = busy.server.health().Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        begin = time.monotonic()
+        os.kill(busy.ranks[2], signal.SIGSTOP)
+        errors = []
+        for text, call in zip(texts, busy.calls):
+            try:
+                text.extend(message.text for message in call)
+            except grpc.RpcError as error:
+                errors.append(error)
+        assert is_idle or errors
+        for error in errors:
+            assert error.code() == grpc.StatusCode.UNAVAILABLE
+            assert error.details().startswith("rank 2 on ") and "is stopped" in error.details()
+            assert retry_hint(error) >= 3
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert busy.server.wait() == 1
+        assert all_gone(busy.ranks, DEATH_LIMIT)
+        assert time.monotonic() - begin < DEATH_LIMIT
+        assert sum("stopping: rank 2 on " in line for line in busy.server.log) == 1
 
 
 def test_sigterm_to_one_worker_is_a_death_that_is_reported(model):

@@ -398,6 +398,11 @@ uint32_t weft_engine_collectives(struct weft_engine *engine, struct weft_collect
     return 1;
 }
 
+void weft_engine_failure(const struct weft_engine *engine, char *text_out, size_t size)
+{
+    (void)snprintf(text_out, size, "%s", engine->failed_rank >= 0 ? "rank 1 on loom failed: a thread broke" : "");
+}
+
 int weft_engine_failed_rank(const struct weft_engine *engine)
 {
     return engine->failed_rank;

@@ -8,7 +8,7 @@ import time
 
 import grpc
 import pytest
-from weft_server import FAKE, Server, generate, health_pb2, until, weft_pb2
+from weft_server import FAKE, Server, generate, health_pb2, retry_hint, until, weft_pb2
 
 pytestmark = pytest.mark.timeout(120)
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -283,13 +283,25 @@ def test_group_failure_reaches_every_client():
         assert next(watch).status == SERVING
         others = [stub.Generate(request(f"other {i}", max_tokens=90000)) for i in range(6)]
         next(others[0])
-        code, details = code_of(lambda: stub.Generate(request("<fail>", max_tokens=100), timeout=20))
-        assert code == grpc.StatusCode.UNAVAILABLE
+        received = []
+        with pytest.raises(grpc.RpcError) as error:
+            for message in stub.Generate(request("<fail>", max_tokens=100), timeout=20):
+                received.append(message.text)
+        assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert error.value.details() == "rank 1 on loom failed: a thread broke"
+        assert 3 <= retry_hint(error.value) <= 60
+        assert "".join(received) and expected("<fail>", 100).startswith("".join(received))
         for call in others:
-            assert code_of(lambda: call)[0] == grpc.StatusCode.UNAVAILABLE
+            with pytest.raises(grpc.RpcError) as error:
+                list(call)
+            assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert 3 <= retry_hint(error.value) <= 60
         assert next(watch).status == NOT_SERVING
+        with pytest.raises(grpc.RpcError) as error:
+            next(watch)
+        assert error.value.details() == "rank 1 on loom failed: a thread broke"
         assert server.wait() == 1
-        assert any("rank 1 has failed" in line for line in server.log)
+        assert any("stopping: rank 1 on loom failed: a thread broke" in line for line in server.log)
 
 
 def test_sigterm_cancels_and_ends():
@@ -303,6 +315,7 @@ def test_sigterm_cancels_and_ends():
         server.process.send_signal(signal.SIGTERM)
         code, details = code_of(lambda: call)
         assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        assert retry_hint(call) >= 3
         assert server.wait() == 0
         assert time.monotonic() - begin < 5
         with pytest.raises(grpc.RpcError):

@@ -24,15 +24,27 @@ def _protos():
 
     out = tempfile.mkdtemp(prefix="weft-proto-")
     source = ROOT / "runtime" / "serve"
-    for name in ("weft", "health"):
+    for name in ("weft", "health", "retry"):
         status = protoc.main(["protoc", f"-I{source}", f"--python_out={out}", f"--grpc_python_out={out}",
                               f"{name}.proto"])
         assert status == 0, f"protoc: {name}.proto"
     sys.path.insert(0, out)
-    return [importlib.import_module(m) for m in ("weft_pb2", "weft_pb2_grpc", "health_pb2", "health_pb2_grpc")]
+    return [importlib.import_module(m) for m in ("weft_pb2", "weft_pb2_grpc", "health_pb2", "health_pb2_grpc", "retry_pb2")]
 
 
-weft_pb2, weft_pb2_grpc, health_pb2, health_pb2_grpc = _protos()
+weft_pb2, weft_pb2_grpc, health_pb2, health_pb2_grpc, retry_pb2 = _protos()
+
+
+def retry_hint(error):
+    """Seconds after which to try again, from the trailing metadata of an UNAVAILABLE; both forms say the same."""
+    trailing = dict(error.trailing_metadata() or ())
+    status = retry_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+    assert (status.code, status.message) == (grpc.StatusCode.UNAVAILABLE.value[0], error.details())
+    assert [d.type_url for d in status.details] == ["type.googleapis.com/google.rpc.RetryInfo"]
+    delay = retry_pb2.RetryInfo.FromString(status.details[0].value).retry_delay
+    seconds = delay.seconds + delay.nanos / 1e9
+    assert abs(seconds - int(trailing["grpc-retry-pushback-ms"]) / 1000) < 0.001
+    return seconds
 
 
 class Server:
