@@ -7,10 +7,13 @@
  *
  *   message backends (tcp, ucx, mpi)  have transfer(): bytes from and to peers, in order per pair
  *   memory backends (self, shm)       have exchange() besides: every member publishes, all read in place, no copy
+ *   device backends (nccl)            have transfer() between device memory, which is done in the order of the device's
+ *                                     stream, and finish(), which waits for that
  *
- * comm.c opens at most two channels: an inner memory channel over the ranks of this host (self when alone) and an outer
- * message channel to all ranks of other hosts. A collective runs inside each host first; then one rank per host, its
- * leader, transfers to the other leaders; then leaders publish inside their hosts.
+ * comm.c opens at most two channels for host memory: an inner memory channel over the ranks of this host (self when
+ * alone) and an outer message channel to all ranks of other hosts. A collective runs inside each host first; then one
+ * rank per host, its leader, transfers to the other leaders; then leaders publish inside their hosts. A device channel
+ * comes besides and joins all ranks.
  *
  * Rejected: a vtable of collectives (every transport would write each collective again, 15 of 20 no-ops), and one
  * primitive for all (either shm pays a copy, or tcp must imitate shared memory).
@@ -33,6 +36,7 @@
 #include <stdint.h>
 
 #include "weft/bootstrap.h"
+#include "weft/comm.h"
 #include "weft/status.h"
 #include "weft/wait.h"
 
@@ -60,6 +64,7 @@ struct weft_channel_options {
     uint64_t nonce;              /* random, the same on all ranks, unknown outside: the hello that strangers lack */
     const size_t *sum_sizes;     /* [member_count] bytes of each member's WEFT_AREA_SUM; memory backends */
     size_t scratch_size;         /* bytes of each member's WEFT_AREA_SCRATCH; memory backends */
+    const struct weft_comm_device *device; /* NULL: host memory; device backends */
 };
 
 /* Backends embed this as their first member. */
@@ -118,6 +123,12 @@ struct weft_backend {
     enum weft_status (*transfer)(struct weft_channel *channel, const struct weft_transfer *transfers, size_t count,
                                  uint32_t timeout_ms);
 
+    /*
+     * Device backends only, else NULL. Waits until all transfers so far have happened. Here as in connect() and
+     * transfer(), ERR_TIMEOUT with failed_rank -1 says that nobody knows who was missing.
+     */
+    enum weft_status (*finish)(struct weft_channel *channel, uint32_t timeout_ms);
+
     /* Memory backends only, else NULL. Where the own bytes of the next exchange in `area` go; 64-byte aligned. */
     void *(*buffer)(struct weft_channel *channel, enum weft_area area);
 
@@ -134,8 +145,9 @@ struct weft_backend {
 extern const struct weft_backend weft_backend_self;
 extern const struct weft_backend weft_backend_shm;
 extern const struct weft_backend weft_backend_tcp;
-extern const struct weft_backend weft_backend_ucx; /* with WEFT_HAVE_UCX */
-extern const struct weft_backend weft_backend_mpi; /* with WEFT_HAVE_MPI */
+extern const struct weft_backend weft_backend_ucx;  /* with WEFT_HAVE_UCX */
+extern const struct weft_backend weft_backend_mpi;  /* with WEFT_HAVE_MPI */
+extern const struct weft_backend weft_backend_nccl; /* with WEFT_HAVE_NCCL */
 
 /* Fills the base of a new channel. */
 void weft_channel_init(struct weft_channel *channel, const struct weft_backend *backend,

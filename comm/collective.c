@@ -25,8 +25,6 @@
  * software adds, is about the same on networks of all speeds: 250 us at 1 Gbit/s, 30 us at 10 Gbit/s.
  */
 #define LATENCY_BANDWIDTH 32768u
-/* Slices of a two-shot begin on cache lines. */
-#define SLICE_COUNT 16u
 
 static size_t smaller(size_t a, size_t b)
 {
@@ -85,19 +83,10 @@ static enum weft_status transfer_outer(struct weft_comm *comm, uint32_t count)
 
 /* ---- tree_sum ---- */
 
-/* Part `index` of `parts` nearly equal ones. */
-static struct weft_range slice_of(size_t count, uint32_t parts, uint32_t index)
-{
-    size_t step = (count + parts - 1) / parts;
-
-    step = (step + SLICE_COUNT - 1) / SLICE_COUNT * SLICE_COUNT;
-    return (struct weft_range){(uint32_t)smaller(count, step * index), (uint32_t)smaller(count, step * (index + 1))};
-}
-
 /* Every member adds its slice of all elements, then the slices are exchanged. */
 static enum weft_status finish_two_shot(struct weft_comm *comm, const float **inputs, size_t count, float *out)
 {
-    struct weft_range own = slice_of(count, comm->member_count, comm->own_member);
+    struct weft_range own = comm_slice_of(count, comm->member_count, comm->own_member);
     float *part = scratch(comm);
     size_t sizes[COMM_RANK_MAX];
     const void *views[COMM_RANK_MAX];
@@ -107,11 +96,11 @@ static enum weft_status finish_two_shot(struct weft_comm *comm, const float **in
     }
     weft_sum_plan_run(&comm->host_plan, inputs, &part, weft_range_count(own), comm->temporaries);
     for (uint32_t m = 0; m < comm->member_count; m++) {
-        sizes[m] = weft_range_count(slice_of(count, comm->member_count, m)) * sizeof(float);
+        sizes[m] = weft_range_count(comm_slice_of(count, comm->member_count, m)) * sizeof(float);
     }
     WEFT_TRY(exchange(comm, WEFT_AREA_SCRATCH, part, sizes, views));
     for (uint32_t m = 0; m < comm->member_count; m++) {
-        memcpy(out + slice_of(count, comm->member_count, m).begin, views[m], sizes[m]);
+        memcpy(out + comm_slice_of(count, comm->member_count, m).begin, views[m], sizes[m]);
     }
     return WEFT_OK;
 }
@@ -128,7 +117,7 @@ static struct weft_range share_of(const struct weft_comm *comm, size_t count, ui
     if (count * sizeof(float) * (hosts - 1) * (hosts - 2) < LATENCY_BANDWIDTH * hosts) {
         return (struct weft_range){0, (uint32_t)count};
     }
-    return slice_of(count, comm->host_count, host);
+    return comm_slice_of(count, comm->host_count, host);
 }
 
 /* The leader's entries: of own host's nodes each leader's share, of theirs our share, into staging. */

@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <stdio.h>
 
+#include "collective_device.h"
 #include "comm_internal.h"
 #include "staging.h"
 
@@ -17,6 +18,9 @@ static enum weft_status settle(struct weft_comm *comm, enum weft_status status)
     comm->failed_rank = comm->inner->failed_rank;
     if (comm->failed_rank < 0 && comm->outer != NULL) {
         comm->failed_rank = comm->outer->failed_rank;
+    }
+    if (comm->failed_rank < 0 && comm->exchange.channel != NULL) {
+        comm->failed_rank = comm->exchange.channel->failed_rank;
     }
     if (comm->failed_rank < 0) {
         char reason[64];
@@ -65,7 +69,8 @@ static enum weft_status run_tree_sum(struct weft_comm *comm, const float *nodes,
         comm->device.copy(comm->device.context, out, nodes, count * sizeof(float));
         return WEFT_OK;
     }
-    return weft_staging_tree_sum(comm, nodes, count, out);
+    return comm->exchange.channel != NULL ? weft_comm_exchange_tree_sum(comm, nodes, count, out)
+                                          : weft_staging_tree_sum(comm, nodes, count, out);
 }
 
 static enum weft_status run_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out)
@@ -79,7 +84,8 @@ static enum weft_status run_gather(struct weft_comm *comm, const void *in, const
         }
         return WEFT_OK;
     }
-    return weft_staging_gather(comm, in, sizes, out);
+    return comm->exchange.channel != NULL ? weft_comm_exchange_gather(comm, in, sizes, out)
+                                          : weft_staging_gather(comm, in, sizes, out);
 }
 
 enum weft_status weft_comm_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
@@ -130,7 +136,11 @@ enum weft_status weft_comm_all_gather_host(struct weft_comm *comm, const void *i
 
 enum weft_status weft_comm_sync(struct weft_comm *comm)
 {
-    return comm->status; /* staging has waited for every peer by itself */
+    WEFT_TRY(comm->status);
+    if (comm->exchange.channel == NULL) {
+        return WEFT_OK; /* staging has waited for every peer by itself */
+    }
+    return settle(comm, weft_comm_finish_exchange(comm));
 }
 
 enum weft_status weft_comm_broadcast(struct weft_comm *comm, uint32_t root, void *data, size_t size)

@@ -31,6 +31,19 @@ struct comm_pinned {
     bool is_writing[STAGING_SLOTS]; /* the device may still be copying from out[] */
 };
 
+/* Messages of one exchange between devices: a node each way per entry. */
+#define COMM_EXCHANGE_MAX (COMM_RANK_MAX * WEFT_TREE_NODE_MAX)
+/* Between devices directly, see collective_device.c. */
+struct comm_exchange {
+    struct weft_channel *channel; /* owned; NULL: through host memory */
+    struct weft_tree_add adds[WEFT_LEAF_COUNT_MAX];
+    uint32_t node_count; /* of all ranks */
+    uint32_t first_nodes[COMM_RANK_MAX];
+    float *received;   /* owned device memory: [nodes of the others][room_count] */
+    size_t room_count; /* elements */
+    struct weft_transfer transfers[COMM_EXCHANGE_MAX];
+};
+
 struct weft_comm {
     struct weft_bootstrap *bootstrap; /* borrowed */
     uint32_t rank;
@@ -43,7 +56,7 @@ struct weft_comm {
     size_t host_sum_count_max; /* of the host channels: what they are sized for */
     bool is_traced;
     char name[16];
-    char reason[128]; /* of the choice */
+    char reason[192]; /* of the choice */
 
     uint32_t host_count;
     uint32_t host_of[COMM_RANK_MAX];      /* by rank */
@@ -77,6 +90,7 @@ struct weft_comm {
     struct weft_comm_device device; /* when has_device */
     float *device_nodes;            /* owned device memory: [own nodes][sum_count_max] */
     struct comm_pinned pinned;
+    struct comm_exchange exchange;
 
     enum weft_status status; /* of the first failure */
     int failed_rank;
@@ -87,6 +101,15 @@ struct weft_comm {
 static inline bool comm_is_leader(const struct weft_comm *comm)
 {
     return comm->own_member == 0;
+}
+
+/* Part `index` of `parts` nearly equal ones of [0, count), beginning on cache lines; the first is the largest. */
+static inline struct weft_range comm_slice_of(size_t count, uint32_t parts, uint32_t index)
+{
+    size_t step = ((count + parts - 1) / parts + 15) / 16 * 16;
+    size_t begin = step * index, end = begin + step;
+
+    return (struct weft_range){(uint32_t)(begin < count ? begin : count), (uint32_t)(end < count ? end : count)};
 }
 
 /* collective.c: no checks, no poisoning. failed_rank of the channel at fault is set. */

@@ -2,6 +2,7 @@
  * Opening: every rank tells what it can use, all decide the same from the same cards, then channels open in two steps
  * with an agreement after each, so that a rank that cannot go on never leaves the others waiting.
  */
+#include "collective_device.h"
 #include "comm_internal.h"
 
 #include <assert.h>
@@ -172,7 +173,7 @@ static enum weft_status size_buffers(struct weft_comm *comm)
 }
 
 /* What device memory needs besides. */
-static enum weft_status open_device_part(struct weft_comm *comm)
+static enum weft_status open_device_part(struct weft_comm *comm, const struct comm_choice *choice)
 {
     size_t size = comm->node_counts[comm->rank] * comm->sum_count_max * sizeof(float);
 
@@ -183,13 +184,17 @@ static enum weft_status open_device_part(struct weft_comm *comm)
     if (comm->device_nodes == NULL) {
         return WEFT_ERR_MEMORY; /* logged by the device */
     }
-    return comm->rank_count == 1 ? WEFT_OK : weft_staging_init(comm);
+    if (comm->rank_count == 1) {
+        return WEFT_OK;
+    }
+    return choice->device != NULL ? weft_comm_open_exchange(comm) : weft_staging_init(comm);
 }
 
 static void close_device_part(struct weft_comm *comm)
 {
     if (comm->has_device) {
         weft_staging_fini(comm);
+        weft_comm_close_exchange(comm);
     }
     if (comm->device_nodes != NULL) {
         comm->device.free(comm->device.context, comm->device_nodes);
@@ -246,7 +251,7 @@ static enum weft_status open_channel(struct weft_comm *comm, const struct weft_b
 
     WEFT_TRY(agree(comm, "prepare its channel", status));
     WEFT_TRY(gather_addresses(comm, address, &all));
-    status = backend->connect(*channel, all);
+    status = backend->finish != NULL ? weft_comm_connect_exchange(comm, all) : backend->connect(*channel, all);
     free(all);
     if (status != WEFT_OK && (*channel)->failed_rank < 0) { /* no peer's fault: the others may be waiting for us */
         weft_bootstrap_abort(comm->bootstrap, comm->rank, "cannot connect its channel");
@@ -270,19 +275,22 @@ static enum weft_status open_channels(struct weft_comm *comm, const struct weft_
         .nonce = choice->nonce,
         .sum_sizes = comm->sum_sizes,
         .scratch_size = comm->scratch_size,
+        .device = comm->has_device ? &comm->device : NULL,
     };
     const struct weft_backend *inner = comm->member_count > 1 ? choice->inner : &weft_backend_self;
 
     WEFT_TRY(open_channel(comm, inner, &channel_options, &comm->inner));
-    if (comm->host_count == 1) {
-        return WEFT_OK;
+    if (comm->host_count > 1) {
+        channel_options.members = comm->outer_members;
+        channel_options.member_count = comm->outer_member_count;
+        WEFT_TRY(open_channel(comm, choice->outer, &channel_options, &comm->outer));
     }
-    channel_options.members = comm->outer_members;
-    channel_options.member_count = comm->outer_member_count;
-    return open_channel(comm, choice->outer, &channel_options, &comm->outer);
+    return choice->device == NULL ? WEFT_OK
+                                  : open_channel(comm, choice->device, &channel_options, &comm->exchange.channel);
 }
 
-static void init_comm(struct weft_comm *comm, struct weft_bootstrap *bootstrap, const struct weft_comm_options *options)
+static void init_comm(struct weft_comm *comm, struct weft_bootstrap *bootstrap, const struct weft_comm_options *options,
+                      const struct comm_choice *choice)
 {
     struct weft_range nodes[WEFT_TREE_NODE_MAX];
 
@@ -298,7 +306,7 @@ static void init_comm(struct weft_comm *comm, struct weft_bootstrap *bootstrap, 
     if (options->device != NULL) {
         comm->has_device = true;
         comm->device = *options->device;
-        comm->host_sum_count_max = weft_staging_round_count(options->sum_count_max);
+        comm->host_sum_count_max = choice->device != NULL ? 1 : weft_staging_round_count(options->sum_count_max);
     }
     comm->failed_rank = -1;
     memcpy(comm->leaves, options->leaves, comm->rank_count * sizeof(comm->leaves[0]));
@@ -322,14 +330,14 @@ enum weft_status weft_comm_open(struct weft_bootstrap *bootstrap, const struct w
         weft_bootstrap_abort(bootstrap, weft_bootstrap_rank(bootstrap), "out of memory");
         return WEFT_ERR_MEMORY;
     }
-    init_comm(comm, bootstrap, options);
+    init_comm(comm, bootstrap, options, &choice);
     set_hosts(comm, choice.host_ids);
     plan_host(comm, comm->own_host, &comm->host_plan, comm->host_inputs);
     plan_top(comm);
     snprintf(comm->name, sizeof(comm->name), "%s", choice.name);
     snprintf(comm->reason, sizeof(comm->reason), "%s", choice.reason);
     status = size_buffers(comm);
-    status = agree(comm, "allocate", status == WEFT_OK ? open_device_part(comm) : status);
+    status = agree(comm, "allocate", status == WEFT_OK ? open_device_part(comm, &choice) : status);
     if (status == WEFT_OK) {
         status = open_channels(comm, options, &choice);
     }
@@ -352,6 +360,9 @@ void weft_comm_close(struct weft_comm **comm_pointer)
 
     if (comm == NULL) {
         return;
+    }
+    if (comm->exchange.channel != NULL) {
+        comm->exchange.channel->backend->close(&comm->exchange.channel);
     }
     if (comm->outer != NULL) {
         comm->outer->backend->close(&comm->outer);

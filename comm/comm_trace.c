@@ -104,6 +104,15 @@ static enum weft_status trace_exchange(struct weft_channel *channel, const struc
     return status;
 }
 
+static enum weft_status trace_finish(struct weft_channel *channel, uint32_t timeout_ms)
+{
+    struct trace_channel *trace = (struct trace_channel *)channel;
+    enum weft_status status = trace->wrapped->backend->finish(trace->wrapped, timeout_ms);
+
+    channel->failed_rank = trace->wrapped->failed_rank;
+    return status;
+}
+
 static void *trace_buffer(struct weft_channel *channel, enum weft_area area)
 {
     struct trace_channel *trace = (struct trace_channel *)channel;
@@ -129,6 +138,7 @@ static void trace_close(struct weft_channel **channel)
 static const struct weft_backend TRACE = {
     .name = "trace",
     .transfer = trace_transfer,
+    .finish = trace_finish,
     .buffer = trace_buffer,
     .exchange = trace_exchange,
     .close = trace_close,
@@ -171,6 +181,9 @@ enum weft_status weft_comm_trace(struct weft_comm *comm, const struct weft_fault
     status = wrap(&comm->inner, state);
     if (status == WEFT_OK && comm->outer != NULL) {
         status = wrap(&comm->outer, state);
+    }
+    if (status == WEFT_OK && comm->exchange.channel != NULL) {
+        status = wrap(&comm->exchange.channel, state);
     }
     if (state->user_count == 0) {
         free(state);

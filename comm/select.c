@@ -18,7 +18,13 @@ static const struct weft_backend *const BACKENDS[] = {
 #ifdef WEFT_HAVE_MPI
     &weft_backend_mpi,
 #endif
+#ifdef WEFT_HAVE_NCCL
+    &weft_backend_nccl,
+#endif
 };
+/* The one for device memory: a name, because builds may lack it. */
+#define DEVICE_BACKEND "nccl"
+
 #define BACKEND_COUNT (sizeof(BACKENDS) / sizeof(BACKENDS[0]))
 #define REASON_SIZE   64
 
@@ -28,6 +34,7 @@ struct card {
     uint64_t nonce;   /* rank 0's counts */
     uint64_t options; /* digest: all ranks must open alike */
     uint32_t has_device;
+    unsigned char device_id[16];
     char forced[16];
     struct {
         char name[8];
@@ -60,6 +67,7 @@ static enum weft_status fill_card(struct weft_bootstrap *bootstrap, const struct
         .rank = weft_bootstrap_rank(bootstrap),
         .rank_count = weft_bootstrap_rank_count(bootstrap),
         .interface = options->interface,
+        .device = options->device,
     };
     bool is_auto = options->backend == NULL || strcmp(options->backend, "auto") == 0;
 
@@ -70,11 +78,18 @@ static enum weft_status fill_card(struct weft_bootstrap *bootstrap, const struct
         weft_log(WEFT_LOG_ERROR, "comm", "getrandom: %s", strerror(errno));
         return WEFT_ERR_IO;
     }
+    if (options->device != NULL) {
+        memcpy(card->device_id, options->device->id, sizeof(card->device_id));
+    }
     snprintf(card->forced, sizeof(card->forced), "%s", is_auto ? "" : options->backend);
     for (size_t b = 0; b < BACKEND_COUNT; b++) {
         bool is_forced = strcmp(card->forced, BACKENDS[b]->name) == 0;
 
         snprintf(card->backends[b].name, sizeof(card->backends[b].name), "%s", BACKENDS[b]->name);
+        if (BACKENDS[b]->finish != NULL && !is_auto && !is_forced) { /* its library is not loaded for nothing */
+            snprintf(card->backends[b].reason, sizeof(card->backends[b].reason), "%s was asked for", card->forced);
+            continue;
+        }
         card->backends[b].is_usable =
             BACKENDS[b]->is_usable(&probe, is_forced, card->backends[b].reason, sizeof(card->backends[b].reason));
     }
@@ -172,7 +187,7 @@ static const struct weft_backend *choose_outer(const struct card *cards, uint32_
 
     reason[0] = '\0';
     for (size_t b = 0; b < BACKEND_COUNT; b++) {
-        if (BACKENDS[b]->exchange != NULL) {
+        if (BACKENDS[b]->exchange != NULL || BACKENDS[b]->finish != NULL) {
             continue;
         }
         if (refusal(cards, rank_count, BACKENDS[b]->name, text, sizeof(text)) == NULL) {
@@ -210,6 +225,51 @@ static enum weft_status choose_auto(const struct card *cards, uint32_t rank_coun
     return WEFT_OK;
 }
 
+/* NULL when every rank has a GPU of its own; else who shares one. */
+static const char *find_shared_device(const struct card *cards, uint32_t rank_count, char *text, size_t size)
+{
+    for (uint32_t r = 1; r < rank_count; r++) {
+        for (uint32_t earlier = 0; earlier < r; earlier++) {
+            if (memcmp(cards[r].device_id, cards[earlier].device_id, sizeof(cards[r].device_id)) == 0) {
+                snprintf(text, size, "ranks %u and %u share a GPU", earlier, r);
+                return text;
+            }
+        }
+    }
+    return NULL;
+}
+
+/*
+ * How activations in device memory travel, after the host channels were chosen. Asked for by name, ranks may share a
+ * GPU: NCCL refuses that unless NCCL_HOSTID tells it otherwise.
+ */
+static enum weft_status choose_device(const struct card *cards, uint32_t rank_count, bool is_forced,
+                                      struct comm_choice *choice)
+{
+    char text[128], host_name[sizeof(choice->name)], host_reason[sizeof(choice->reason)];
+    const char *why = refusal(cards, rank_count, DEVICE_BACKEND, text, sizeof(text));
+
+    if (why == NULL && !is_forced) {
+        why = find_shared_device(cards, rank_count, text, sizeof(text));
+    }
+    if (why != NULL && is_forced) {
+        weft_log(WEFT_LOG_ERROR, "comm", "%s was asked for, but %s", DEVICE_BACKEND, why);
+        return WEFT_ERR_UNSUPPORTED;
+    }
+    snprintf(host_name, sizeof(host_name), "%s", choice->name);
+    snprintf(host_reason, sizeof(host_reason), "%s", choice->reason);
+    if (why != NULL) {
+        snprintf(choice->reason, sizeof(choice->reason), "%.60s; activations through host memory, no nccl: %.80s",
+                 host_reason, why);
+        return WEFT_OK;
+    }
+    choice->device = find_backend(DEVICE_BACKEND);
+    snprintf(choice->name, sizeof(choice->name), "%s", DEVICE_BACKEND);
+    snprintf(choice->reason, sizeof(choice->reason), "%s; %s for host memory", is_forced ? "asked for" : "a GPU each",
+             host_name);
+    return WEFT_OK;
+}
+
 /* All ranks see the same cards, so all find the same fault. */
 static enum weft_status compare_cards(const struct card *cards, uint32_t rank_count)
 {
@@ -234,19 +294,22 @@ enum weft_status weft_comm_choose(struct weft_bootstrap *bootstrap, const struct
     struct card cards[COMM_RANK_MAX];
     struct card own;
     struct comm_choice choice = {0};
-    enum weft_status status;
+    bool is_device_forced;
 
     WEFT_TRY(fill_card(bootstrap, options, &own));
     WEFT_TRY(weft_bootstrap_all_gather(bootstrap, &own, sizeof(own), cards, options->timeout_ms + 1000));
     WEFT_TRY(compare_cards(cards, rank_count));
     choice.nonce = cards[0].nonce;
     choice.machine_count = count_machines(cards, rank_count);
-    if (own.forced[0] != '\0') {
-        status = choose_forced(cards, rank_count, own.forced, &choice);
+    is_device_forced = strcmp(own.forced, DEVICE_BACKEND) == 0;
+    if (own.forced[0] != '\0' && !is_device_forced) {
+        WEFT_TRY(choose_forced(cards, rank_count, own.forced, &choice));
     } else {
-        status = choose_auto(cards, rank_count, &choice);
+        WEFT_TRY(choose_auto(cards, rank_count, &choice));
     }
-    WEFT_TRY(status);
+    if (is_device_forced || (own.has_device && rank_count > 1)) {
+        WEFT_TRY(choose_device(cards, rank_count, is_device_forced, &choice));
+    }
     *choice_out = choice;
     return WEFT_OK;
 }

@@ -5,13 +5,14 @@
 #include "comm_internal.h"
 
 struct comm_choice {
-    const struct weft_backend *inner; /* for hosts with several ranks */
-    const struct weft_backend *outer; /* NULL when there is one host */
-    uint64_t host_ids[COMM_RANK_MAX]; /* by rank: equal where the inner channel joins */
+    const struct weft_backend *inner;  /* for hosts with several ranks */
+    const struct weft_backend *outer;  /* NULL when there is one host */
+    const struct weft_backend *device; /* between device memory; NULL: none, or through host memory */
+    uint64_t host_ids[COMM_RANK_MAX];  /* by rank: equal where the inner channel joins */
     uint64_t nonce;
     uint32_t machine_count;
     char name[16];    /* "self", "shm", "tcp", "shm+tcp" */
-    char reason[128]; /* for the log */
+    char reason[192]; /* for the log */
 };
 
 /* Collective over the bootstrap. Refusals are logged on every rank, with the rank and its reason. */

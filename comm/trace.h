@@ -34,7 +34,7 @@ struct weft_trace_times {
 /* Puts the wrapper on; once per communicator. fault: NULL for none; copied. */
 WEFT_MUST_CHECK enum weft_status weft_comm_trace(struct weft_comm *comm, const struct weft_fault *fault);
 
-/* Of this rank since weft_comm_trace(), over both channels. */
+/* Of this rank since weft_comm_trace(), over all channels. */
 struct weft_trace_times weft_comm_trace_times(const struct weft_comm *comm);
 
 #endif

@@ -10,7 +10,7 @@
 #define U32MAX 4294967295.0
 
 static const char *const cpu_levels[] = {"ref", "avx2", "avx512", NULL};
-static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", NULL};
+static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", "nccl", NULL};
 static const char *const numerics[] = {"exact", "reference", "fast", NULL};
 static const char *const kv_dtypes[] = {"f32", "bf16", NULL};
 static const char *const weights[] = {"local", "stream", NULL};
@@ -116,8 +116,8 @@ const struct weft_option weft_options[] = {
     {"cpu-level", 0, WEFT_OPTION_CHOICE, RUN | SERVE, rank_group, "ref|avx2|avx512",
      "instruction set; does not change the answer", "best of this machine", "WEFT_CPU_LEVEL", AT(cpu_level),
      .choices = cpu_levels},
-    {"comm", 0, WEFT_OPTION_CHOICE, RUN | SERVE | DOCTOR, rank_group, "auto|self|shm|tcp|ucx|mpi",
-     "how ranks talk; does not change the answer", "auto", "WEFT_COMM", AT(comm), .choices = comms},
+    {"comm", 0, WEFT_OPTION_CHOICE, RUN | SERVE | DOCTOR, rank_group, "auto|self|shm|tcp|ucx|mpi|nccl",
+     "how ranks talk (nccl: between GPUs); does not change the answer", "auto", "WEFT_COMM", AT(comm), .choices = comms},
     {"interface", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, rank_group, "NAME|CIDR,...", "networks between hosts, by preference: eth0,10.0.0.0/8,fd00::/64",
      "by route", "WEFT_INTERFACE", AT(interface)},
     {"timeout", 0, WEFT_OPTION_TIME, RUN | SERVE | DOCTOR, rank_group, "TIME", "longest wait between ranks before giving up",

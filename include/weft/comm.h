@@ -35,12 +35,12 @@ struct weft_comm;
  * that comm knows no device. All take effect in the order of one stream, also with what the caller issues by itself.
  * Functions without a status keep the device's first error; wait() returns it.
  */
-#define WEFT_COMM_MARK_COUNT 4
+#define WEFT_COMM_MARK_COUNT 8
 struct weft_comm_device {
     void *context;        /* first argument of every function; borrowed until close */
     unsigned char id[16]; /* two ranks with the same one share the device */
     void *stream;         /* cudaStream_t, or NULL: NCCL cannot be used */
-    /* `size` bytes of device memory, 64-byte aligned; NULL: logged. */
+    /* `size` bytes of device memory, 64-byte aligned; NULL: logged. Makes the device the thread's current one. */
     void *(*alloc)(void *context, size_t size);
     void (*free)(void *context, void *memory);
     /* The same in host memory that is copied at the link's speed (pinned). Freed with nothing under way, unless
@@ -60,7 +60,8 @@ struct weft_comm_device {
 };
 
 struct weft_comm_options {
-    const char *backend;   /* NULL or "auto"; "self", "shm", "tcp", "ucx", "mpi" forces one for all pairs */
+    const char *backend;   /* NULL or "auto"; "self", "shm", "tcp", "ucx", "mpi" forces one for all pairs, "nccl" for
+                              device memory */
     const char *interface; /* between hosts: names or CIDRs by preference, "eth0,10.0.0.0/8"; NULL: by route */
     uint32_t timeout_ms;   /* of every wait */
     uint32_t leaf_count;   /* V */

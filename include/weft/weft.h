@@ -65,7 +65,7 @@ struct weft_engine_options {
         *numerics; /* GPU only: NULL or "exact", "reference": the CPU's bits, slow, "fast". On CPUs always exact */
     const char *cuda_module;     /* file of the CUDA module; NULL: beside this program or library */
     const char *cpu_level;       /* NULL: best; "ref", "avx2", "avx512" */
-    const char *comm;            /* NULL: auto; "self", "shm", "tcp", "ucx", "mpi" */
+    const char *comm;            /* NULL: auto; "self", "shm", "tcp", "ucx", "mpi", "nccl" */
     const char *interface;       /* networks between hosts, by preference: names or CIDRs, "eth0,10.0.0.0/8" */
     const char *kv_dtype;        /* NULL: "f32"; "bf16" halves the cache (and changes the bits) */
     uint64_t memory_limit;       /* bytes per rank for weights + KV + activations; 0: 90 % of what is available there */

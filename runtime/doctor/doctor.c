@@ -74,7 +74,8 @@ static enum weft_status open_comm(struct weft_bootstrap *bootstrap, const struct
     uint32_t count = report->rank_count;
     uint32_t rank = weft_bootstrap_rank(bootstrap);
     const struct weft_comm_options comm_options = {
-        .backend = backend,
+        /* What is measured is between hosts; GPUs may keep nccl for their own. */
+        .backend = backend != NULL && strcmp(backend, "nccl") == 0 ? "auto" : backend,
         .interface = options->engine->interface,
         .timeout_ms = timeout_of(options),
         .leaf_count = count,

@@ -113,7 +113,7 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
                                       struct weft_engine_options *resolved_out)
 {
     static const char *const numerics[] = {"exact", "reference", "fast", NULL};
-    static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", NULL};
+    static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", "nccl", NULL};
     static const char *const dtypes[] = {"f32", "bf16", NULL};
     static const char *const weights[] = {"local", "stream", NULL};
     struct weft_engine_options resolved = *options;

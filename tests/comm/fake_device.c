@@ -287,7 +287,7 @@ static enum weft_status seat_wait(void *context, uint32_t mark, uint32_t timeout
 
 /* ---- opening and the rest ---- */
 
-struct fake_device *fake_device_open(uint32_t seed)
+struct fake_device *fake_device_open(uint32_t seed, bool has_stream)
 {
     struct fake_device *device = calloc(1, sizeof(*device));
     int failed;
@@ -298,7 +298,7 @@ struct fake_device *fake_device_open(uint32_t seed)
     device->real = mmap(NULL, MEMORY_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     device->last = &device->first;
     device->seat = (struct weft_comm_device){.context = device,
-                                             .stream = &device->stream,
+                                             .stream = has_stream ? &device->stream : NULL,
                                              .alloc = seat_alloc,
                                              .free = seat_free,
                                              .alloc_host = seat_alloc_host,
@@ -346,9 +346,12 @@ const struct weft_comm_device *fake_device_seat(struct fake_device *device)
 
 void fake_device_put(struct fake_device *device, void *to, const void *from_host, size_t size)
 {
-    if (size > 0) {
-        seat_write(device, to, from_host, size);
-    }
+    struct copy *copy = malloc(sizeof(*copy) + size);
+
+    assert(copy != NULL);
+    *copy = (struct copy){memory_of(&device->stream, to), copy + 1, size};
+    memcpy(copy + 1, from_host, size);
+    enqueue(&device->stream, run_copy, copy);
 }
 
 void fake_device_get(struct fake_device *device, void *to_host, const void *from, size_t size)

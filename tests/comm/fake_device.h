@@ -20,14 +20,14 @@ struct fake_stream {
     void *(*memory)(struct fake_stream *stream, const void *pointer);
 };
 
-/* seed: of the delays, and the device's id. */
-struct fake_device *fake_device_open(uint32_t seed);
+/* seed: of the delays, and the device's id. has_stream: the seat has a stream for NCCL. */
+struct fake_device *fake_device_open(uint32_t seed, bool has_stream);
 /* Everything issued still happens. False when memory was not given back. */
 bool fake_device_close(struct fake_device **device);
 
 const struct weft_comm_device *fake_device_seat(struct fake_device *device);
 
-/* Begins a copy to the device; from_host is left alone until the next get. */
+/* Begins a copy to the device; from_host is free at once. */
 void fake_device_put(struct fake_device *device, void *to, const void *from_host, size_t size);
 /* A copy from the device, waiting for everything before. */
 void fake_device_get(struct fake_device *device, void *to_host, const void *from, size_t size);

@@ -8,7 +8,9 @@ enum hosts { HOSTS_REAL, HOSTS_BLOCK, HOSTS_CYCLIC };
 
 static const char *backend_name;
 static enum hosts hosts;
-static bool has_device;
+enum activations { IN_HOST, IN_DEVICE, IN_GPU };
+
+static enum activations activations;
 
 uint64_t __real_weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap);
 uint64_t __wrap_weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap);
@@ -34,12 +36,12 @@ const char *member_backend(void)
 
 bool member_has_device(void)
 {
-    return has_device;
+    return activations != IN_HOST;
 }
 
 struct fake_device *member_open_device(const struct weft_bootstrap *bootstrap)
 {
-    return has_device ? fake_device_open(weft_bootstrap_rank(bootstrap) + 1) : NULL;
+    return activations == IN_HOST ? NULL : fake_device_open(weft_bootstrap_rank(bootstrap) + 1, activations == IN_GPU);
 }
 
 const struct weft_comm_device *member_seat(struct fake_device *device)
@@ -69,7 +71,7 @@ static bool close_device_buffers(struct member *member)
     return fake_device_close(&member->device);
 }
 
-bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member)
+bool member_try_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member)
 {
     struct weft_comm_options options = {
         .backend = backend_name,
@@ -96,7 +98,12 @@ bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, st
     if (member->device != NULL) {
         open_device_buffers(member, group);
     }
-    CHECK(weft_comm_open(bootstrap, &options, &member->comm) == WEFT_OK);
+    return weft_comm_open(bootstrap, &options, &member->comm) == WEFT_OK;
+}
+
+bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member)
+{
+    CHECK(member_try_open(bootstrap, group, member));
     CHECK(weft_comm_failed_rank(member->comm) == -1);
     return true;
 }
@@ -203,16 +210,20 @@ static int find(const char *text, const char *const *names, int count)
 enum ranks_mode member_configure(int argument_count, char **arguments)
 {
     static const char *const modes[] = {"threads", "processes", "mpirun"}, *const kinds[] = {"real", "block", "cyclic"};
+    static const char *const places[] = {"host", "device", "gpu"};
     int mode = argument_count < 3 ? -1 : find(arguments[2], modes, 3);
     int kind = argument_count < 4 ? 0 : find(arguments[3], kinds, 3);
 
-    has_device = argument_count == 5 && strcmp(arguments[4], "device") == 0;
-    if (mode < 0 || kind < 0 || (argument_count > 4 && !has_device)) {
-        fprintf(stderr, "usage: %s BACKEND threads|processes|mpirun [real|block|cyclic [device]]\n", arguments[0]);
+    int where = argument_count < 5 ? 0 : find(arguments[4], places, 3);
+
+    if (mode < 0 || kind < 0 || where < 0) {
+        fprintf(stderr, "usage: %s BACKEND threads|processes|mpirun [real|block|cyclic [host|device|gpu]]\n",
+                arguments[0]);
         exit(2);
     }
     backend_name = arguments[1];
     hosts = (enum hosts)kind;
+    activations = (enum activations)where;
     /* In processes: a library that dislikes fork() must not be started in this one. */
     if (strcmp(backend_name, "ucx") == 0 && !ranks_run(RANKS_PROCESSES, 2, is_usable_body, backend_name, -1)) {
         printf("SKIP: %s is not usable here\n", backend_name);

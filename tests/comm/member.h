@@ -37,10 +37,10 @@ struct member {
 #define MEMBER_GATHER_MAX 2000000u
 
 /*
- * From the command line: BACKEND threads|processes|mpirun [real|block|cyclic [device]]. "block" and "cyclic" pretend
- * that the machine is several hosts of two ranks each, neighbours or interleaved, by answering weft_bootstrap_host_id()
- * differently. "device": activations lie on a fake device. Prints usage and ends the program when wrong; ends it with
- * 77 where ucx is not usable.
+ * From the command line: BACKEND threads|processes|mpirun [real|block|cyclic [host|device|gpu]]. "block" and "cyclic"
+ * pretend that the machine is several hosts of two ranks each, neighbours or interleaved, by answering
+ * weft_bootstrap_host_id() differently. "device": activations lie on a fake device; "gpu": on one that NCCL can use.
+ * Prints usage and ends the program when wrong; ends it with 77 where ucx is not usable.
  */
 enum ranks_mode member_configure(int argument_count, char **arguments);
 
@@ -54,6 +54,8 @@ struct fake_device *member_open_device(const struct weft_bootstrap *bootstrap);
 const struct weft_comm_device *member_seat(struct fake_device *device);
 
 bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member);
+/* The same where weft_comm_open() may fail, quietly; member_close() also after that. */
+bool member_try_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member);
 /* False when device memory was not given back. */
 bool member_close(struct member *member);
 

@@ -1,5 +1,5 @@
-/* The conformance suite of all backends: test_comm BACKEND threads|processes|mpirun [real|block|cyclic [device]], see
- * member.h.
+/* The conformance suite of all backends: test_comm BACKEND threads|processes|mpirun [real|block|cyclic
+ * [host|device|gpu]], see member.h.
  */
 #include <setjmp.h>
 #include <stdarg.h>

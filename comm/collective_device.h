@@ -1,0 +1,21 @@
+/* Collectives between devices over a channel that moves device memory; see collective_device.c. */
+#ifndef WEFT_COMM_COLLECTIVE_DEVICE_H
+#define WEFT_COMM_COLLECTIVE_DEVICE_H
+
+#include "comm_internal.h"
+
+/* Plans and device memory, before the channel is connected; close also after a failure, when the channel is closed. */
+WEFT_MUST_CHECK enum weft_status weft_comm_open_exchange(struct weft_comm *comm);
+void weft_comm_close_exchange(struct weft_comm *comm);
+/* connect() of the channel. The host channels are open. */
+WEFT_MUST_CHECK enum weft_status weft_comm_connect_exchange(struct weft_comm *comm, const void *addresses);
+
+/* As collective.c's; done in the order of the device's stream. */
+WEFT_MUST_CHECK enum weft_status weft_comm_exchange_tree_sum(struct weft_comm *comm, const float *nodes, size_t count,
+                                                             float *out);
+WEFT_MUST_CHECK enum weft_status weft_comm_exchange_gather(struct weft_comm *comm, const void *in, const size_t *sizes,
+                                                           void *out);
+/* Waits until all of them are. */
+WEFT_MUST_CHECK enum weft_status weft_comm_finish_exchange(struct weft_comm *comm);
+
+#endif
