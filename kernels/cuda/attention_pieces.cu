@@ -521,9 +521,10 @@ template <bool IS_BF16, int Q> static __global__ void __launch_bounds__(THREADS)
         if (is_active && first + i < state.tile.count) {
             float sum = memory.merges[first + i].z;
             size_t row = weft_cuda_query_row(&state.tile, first + i, args.heads.head_count);
+            float *to = args.out + row * args.heads.head_size + 2 * pair;
 
-            *reinterpret_cast<float2 *>(args.out + row * args.heads.head_size + 2 * pair) =
-                make_float2(outs[i].x / sum, outs[i].y / sum);
+            to[0] = outs[i].x / sum;
+            to[1] = outs[i].y / sum;
         }
     }
 }

@@ -431,7 +431,7 @@ void weft_cuda_matmul(struct weft_device *device, const struct weft_matrix *matr
         product.out = out + (size_t)first * matrix->row_count;
         if (!is_tensor) {
             weft_cuda_multiply_reference(cuda, matrix, &product);
-        } else if (weft_cuda_is_few(matrix, product.token_count)) {
+        } else if (weft_cuda_is_few(matrix, product.x, product.token_count)) {
             weft_cuda_multiply_few(cuda, matrix, &product);
         } else {
             weft_cuda_multiply_tiles(cuda, matrix, &product);

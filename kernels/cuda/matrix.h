@@ -144,7 +144,7 @@ void weft_cuda_multiply_reference(struct weft_cuda_device *device, const struct 
                                   const struct weft_cuda_product *product);
 
 /* matrix_few.cu: 16-bit weights on tensor cores, decode's few tokens; is_few says whether it can. */
-bool weft_cuda_is_few(const struct weft_matrix *matrix, uint32_t token_count);
+bool weft_cuda_is_few(const struct weft_matrix *matrix, const float *x, uint32_t token_count);
 void weft_cuda_multiply_few(struct weft_cuda_device *device, const struct weft_matrix *matrix,
                             const struct weft_cuda_product *product);
 

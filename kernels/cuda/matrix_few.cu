@@ -8,9 +8,12 @@
 #include "cuda/matrix_tensor.h"
 
 static const uint32_t FEW_TOKENS = 8;
-static const uint32_t FEW_WARPS = 8;           /* per block, at most */
-static const int FEW_DEPTH = 8;                /* tiles in flight per warp and row tile: 4 KiB */
-static const size_t FEW_SHARED_MAX = 96 << 10; /* bytes; what sm_80 and later have for two blocks is 2 x 82 KiB */
+static const uint32_t FEW_WARPS = 8; /* per block, at most */
+/* Tiles of weights in flight per warp: 4 KiB, with two blocks per multiprocessor 64 KiB. 5 TB/s and 800 ns of latency
+ * ask for 30 KiB of each of 132. */
+static const int FEW_DEPTH = 8;
+/* Bytes for chunk sums; real models need 4 to 32 KiB. sm_80 has room for one such block, later ones for two. */
+static const size_t FEW_SHARED_MAX = 96 << 10;
 
 static __device__ __forceinline__ uint32_t few_rows(uint32_t row_tiles)
 {
@@ -32,16 +35,18 @@ static __device__ __forceinline__ float4 few_x(const struct few_source *source, 
     return column < source->column_count ? *(const float4 *)(source->x + column) : make_float4(0, 0, 0, 0);
 }
 
-/* sums[r] <- row tile r of the chunk, by one warp. A ring of registers keeps FEW_DEPTH tiles on their way. */
+/* sums[r] <- row tile r of the chunk, by one warp. A ring of registers keeps FEW_DEPTH tiles of weights on their way.
+ */
 template <bool IS_BF16, int ROW_TILES>
 static __device__ __forceinline__ void few_chunk(const struct few_source *source, uint32_t tile_count,
                                                  float sums[ROW_TILES][4])
 {
-    uint4 weights[FEW_DEPTH][ROW_TILES];
-    float4 x[FEW_DEPTH];
+    static constexpr int depth = FEW_DEPTH / ROW_TILES;
+    uint4 weights[depth][ROW_TILES];
+    float4 x[depth];
 
 #pragma unroll
-    for (int i = 0; i < FEW_DEPTH; i++) {
+    for (int i = 0; i < depth; i++) {
         if ((uint32_t)i < tile_count) {
 #pragma unroll
             for (int r = 0; r < ROW_TILES; r++) {
@@ -51,10 +56,10 @@ static __device__ __forceinline__ void few_chunk(const struct few_source *source
             x[i] = few_x(source, (uint32_t)i);
         }
     }
-    for (uint32_t first = 0; first < tile_count; first += FEW_DEPTH) {
+    for (uint32_t first = 0; first < tile_count; first += depth) {
 #pragma unroll
-        for (int i = 0; i < FEW_DEPTH; i++) {
-            uint32_t next = first + (uint32_t)i + FEW_DEPTH;
+        for (int i = 0; i < depth; i++) {
+            uint32_t next = first + (uint32_t)i + depth;
 
             if (first + (uint32_t)i < tile_count) {
                 uint2 rounded = weft_cuda_round_four<IS_BF16>(x[i]);
@@ -96,10 +101,14 @@ template <bool IS_BF16, int ROW_TILES>
 static __global__ void __launch_bounds__(FEW_WARPS *WEFT_CUDA_WARP) multiply_few(struct weft_cuda_product product)
 {
     WEFT_CUDA_SHARED(float, partial);
+    __shared__ struct weft_cuda_leaf leaves[WEFT_LEAF_COUNT_MAX]; /* nobody waits for them in the end */
     uint32_t lane = threadIdx.x % WEFT_CUDA_WARP;
     uint32_t row_tile = blockIdx.x * ROW_TILES;
     uint32_t row_tiles = (product.row_count + WEFT_CUDA_TILE - 1) / WEFT_CUDA_TILE;
 
+    for (uint32_t i = threadIdx.x; i < product.leaf_count; i += blockDim.x) {
+        leaves[i] = product.leaves[i];
+    }
     for (uint32_t i = threadIdx.x / WEFT_CUDA_WARP; i < product.chunk_count; i += blockDim.x / WEFT_CUDA_WARP) {
         struct weft_cuda_chunk chunk = product.chunks[i];
         struct few_source source;
@@ -118,6 +127,7 @@ static __global__ void __launch_bounds__(FEW_WARPS *WEFT_CUDA_WARP) multiply_few
         few_store<ROW_TILES>(partial, i, lane, sums);
     }
     __syncthreads();
+    product.leaves = leaves;
     for (uint32_t i = threadIdx.x; i < product.token_count * few_rows(ROW_TILES); i += blockDim.x) {
         uint32_t row = row_tile * WEFT_CUDA_TILE + i % few_rows(ROW_TILES);
 
@@ -145,9 +155,9 @@ static size_t few_shared_size(const struct weft_matrix *matrix, uint32_t row_til
     return (size_t)matrix->chunk_count * WEFT_CUDA_GROUP * row_tiles * WEFT_CUDA_TILE * sizeof(float);
 }
 
-bool weft_cuda_is_few(const struct weft_matrix *matrix, uint32_t token_count)
+bool weft_cuda_is_few(const struct weft_matrix *matrix, const float *x, uint32_t token_count)
 {
-    return token_count <= FEW_TOKENS && matrix->is_aligned &&
+    return token_count <= FEW_TOKENS && matrix->is_aligned && (uintptr_t)x % sizeof(float4) == 0 &&
            few_shared_size(matrix, row_tiles_of(token_count)) <= FEW_SHARED_MAX;
 }
 
