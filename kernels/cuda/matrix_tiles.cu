@@ -307,7 +307,7 @@ static __device__ __forceinline__ void multiply_all(const struct weft_cuda_produ
 
 /* Blocks take their work in turns: neighbours have the same rows and read the same weights. */
 template <bool IS_BF16, int WARP_ROWS>
-static __global__ void __launch_bounds__(TILES_THREADS)
+static __global__ void __launch_bounds__(TILES_THREADS, WARP_ROWS == 4 ? 1 : 2)
     multiply_tiles(struct weft_cuda_product product, struct tiles_args args)
 {
     WEFT_CUDA_SHARED(unsigned char, shared);
