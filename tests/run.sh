@@ -20,7 +20,7 @@ describe()
         ctest) echo "C tests and style checks (CTest)" ;;
         pytest) echo "tokenizer, gRPC and command line tests (pytest)" ;;
         clang) echo "build-clang/: everything compiles with clang too, warnings are errors" ;;
-        cuda) echo "build-cuda/: the CUDA module for one architecture, its exports and what it needs" ;;
+        cuda) echo "the CUDA module for one architecture (build/, else build-cuda/): exports, what it needs" ;;
         asan) echo "build-asan/: C, gRPC and command line tests under AddressSanitizer and UBSan" ;;
         tsan) echo "build-tsan/: threaded C tests under ThreadSanitizer" ;;
         fuzz) echo "fuzzers, some seconds each" ;;
@@ -99,6 +99,10 @@ find_nvcc()
 step_cuda()
 {
     local nvcc
+    if [ -n "$(find build -maxdepth 1 -name weft_cuda.so)" ]; then # the step build found a compiler
+        tests/gpu/check_module.sh build/weft_cuda.so
+        return
+    fi
     nvcc=$(find_nvcc) && [ -n "$nvcc" ] && "$nvcc" --version | tail -n 2 &&
         cmake -S . -B build-cuda -G Ninja -DWEFT_WITH_CUDA=ON -DWEFT_BUILD_TESTS=OFF -DWEFT_BUILD_SERVE=OFF \
             -DWEFT_NVCC="$nvcc" -DWEFT_CUDA_ARCHITECTURES="${WEFT_CUDA_ARCHITECTURES:-90a}" &&

@@ -169,28 +169,6 @@ static uint32_t list(struct weft_gpu *gpus_out, char *reason_out, size_t reason_
 
 /* ---- the table of operations ---- */
 
-/* Files of the module that a build lacks leave holes here, and open() says so. */
-#define WEFT_CUDA_OPTIONAL(name) extern decltype(name) name __attribute__((weak))
-WEFT_CUDA_OPTIONAL(weft_cuda_matrix_size);
-WEFT_CUDA_OPTIONAL(weft_cuda_matrix_open);
-WEFT_CUDA_OPTIONAL(weft_cuda_matrix_close);
-WEFT_CUDA_OPTIONAL(weft_cuda_matrix_write_rows);
-WEFT_CUDA_OPTIONAL(weft_cuda_kv_cache_size);
-WEFT_CUDA_OPTIONAL(weft_cuda_kv_cache_open);
-WEFT_CUDA_OPTIONAL(weft_cuda_kv_cache_close);
-WEFT_CUDA_OPTIONAL(weft_cuda_embed);
-WEFT_CUDA_OPTIONAL(weft_cuda_rms_norm);
-WEFT_CUDA_OPTIONAL(weft_cuda_matmul);
-WEFT_CUDA_OPTIONAL(weft_cuda_rope_angles);
-WEFT_CUDA_OPTIONAL(weft_cuda_rope);
-WEFT_CUDA_OPTIONAL(weft_cuda_kv_append);
-WEFT_CUDA_OPTIONAL(weft_cuda_attention);
-WEFT_CUDA_OPTIONAL(weft_cuda_silu_mul);
-WEFT_CUDA_OPTIONAL(weft_cuda_add);
-WEFT_CUDA_OPTIONAL(weft_cuda_select_rows);
-WEFT_CUDA_OPTIONAL(weft_cuda_penalize);
-WEFT_CUDA_OPTIONAL(weft_cuda_candidates);
-
 static const struct weft_device_ops ops = {
     .close = weft_cuda_close,
     .sync = weft_cuda_sync,
@@ -228,16 +206,6 @@ static const struct weft_device_ops ops = {
     .candidates = weft_cuda_candidates,
 };
 
-static const char *missing_operation(void)
-{
-    return ops.matrix_open == NULL     ? "matrices"
-           : ops.kv_cache_open == NULL ? "attention"
-           : ops.rms_norm == NULL      ? "elementwise operations"
-           : ops.rope == NULL          ? "rotary positions"
-           : ops.candidates == NULL    ? "candidates"
-                                       : NULL;
-}
-
 static enum weft_status open(const struct weft_device_options *options, int index, struct weft_device **out)
 {
     int count = 0;
@@ -257,10 +225,6 @@ static enum weft_status open(const struct weft_device_options *options, int inde
     fill_gpu(index, 0, &gpu);
     if (!check_code(&gpu, 1, reason, sizeof(reason))) {
         weft_cuda_log(WEFT_LOG_ERROR, "GPU %d: %s", index, reason);
-        return WEFT_ERR_UNSUPPORTED;
-    }
-    if (missing_operation() != NULL) {
-        weft_cuda_log(WEFT_LOG_ERROR, "GPU %d: this build of the CUDA module cannot do %s", index, missing_operation());
         return WEFT_ERR_UNSUPPORTED;
     }
     return weft_cuda_open(options, index, &ops, out);

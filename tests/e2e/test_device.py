@@ -1,10 +1,13 @@
 """--device and --cuda-module: what runs where, and the one line when it cannot."""
 import json
+import os
 import pathlib
 import re
+import socket
+import subprocess
 
 import pytest
-from weft_cli import answer, one_error_line, weft
+from weft_cli import BUILD, WEFT, answer, one_error_line, weft
 
 pytestmark = pytest.mark.timeout(120)
 PROMPT = ["--prompt", "12+30="]
@@ -61,3 +64,85 @@ def test_module_that_is_none(tmp_path):
 
 def test_module_is_not_needed_for_cpus(tmp_path):
     assert answer("--device", "cpu", "--cuda-module", tmp_path / "none", *PROMPT)["text"].strip() == "42"
+
+
+# ---- on the emulated GPU (tests/emulator) ----
+
+MODULE = BUILD / "weft_cuda_emulated.so"
+emulated = pytest.mark.skipif(not MODULE.exists(), reason="this build has no emulated CUDA module (no C++ compiler)")
+
+
+def on_gpus(gpus="devices=1"):
+    """Keywords for weft() and answer()."""
+    return {"environment": {"WEFT_CUDA_MODULE": str(MODULE), "WEFT_EMULATED_GPU": gpus}}
+
+
+@emulated
+def test_gpu_is_found_and_answers():
+    cpu = answer("--device", "cpu", *PROMPT)
+    for device in ("auto", "cuda", "cuda:0"):
+        gpu = answer("--device", device, *PROMPT, **on_gpus())
+        assert gpu["token_ids"] == cpu["token_ids"], device
+    reference = answer("--numerics", "reference", *PROMPT, **on_gpus())
+    assert reference["logits_sha256"] == cpu["logits_sha256"]
+
+
+@emulated
+def test_ranks_have_a_gpu_each_or_share_one():
+    one = answer(*PROMPT, **on_gpus())
+    each = answer("--ranks", "2", *PROMPT, **on_gpus(gpus="devices=2"))
+    shared = answer("--ranks", "2", "--device", "cuda:0", *PROMPT, **on_gpus())
+    assert one["logits_sha256"] == each["logits_sha256"] == shared["logits_sha256"]
+    line = one_error_line(weft("run", "--quiet", "--ranks", "2", *PROMPT, **on_gpus()), 1)
+    assert "rank 1 on " in line and "finds no GPU of its own: it may use 1" in line
+
+
+@emulated
+@pytest.mark.parametrize("gpus, reason", [
+    ("driver=12040", "the NVIDIA driver is too old: it is for CUDA 12.4, this build needs 13.0"),
+    ("driver=0", "no NVIDIA driver on this host (libcuda.so.1)"),
+    ("devices=0", "a driver for CUDA 13.0, but no GPU that this process may use"),
+])
+def test_why_there_is_no_gpu(gpus, reason):
+    done = weft("run", "--quiet", "--device", "cuda", *PROMPT, **on_gpus(gpus=gpus))
+    assert one_error_line(done, 1) == f"weft: engine/devices: device cuda: {reason}"
+    assert f"GPUs          none: {reason}\n" in weft("info", **on_gpus(gpus=gpus)).stdout
+
+
+@emulated
+def test_gpu_that_is_not_there():
+    done = weft("run", "--quiet", "--device", "cuda:2", *PROMPT, **on_gpus(gpus="devices=2"))
+    assert one_error_line(done, 1).endswith("device cuda:2: no such GPU, this host has 2 that this process may use")
+
+
+@emulated
+def test_too_little_gpu_memory():
+    done = weft("run", "--quiet", "--device", "cuda", *PROMPT, **on_gpus(gpus="memory=4000000"))
+    line = one_error_line(done, 1)
+    assert re.search(r"the model does not fit: the GPU of rank 0 \(.*\) on .* needs .* 3\.4 MiB available; "
+                     r"at least 2 such GPUs would be needed", line), line
+
+
+@emulated
+def test_mixed_groups_are_refused(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [WEFT, "run", "--quiet", "--leader", f"127.0.0.1:{port}", "--ranks", "2", *PROMPT]
+    environment = {**os.environ, **on_gpus()["environment"]}
+    with subprocess.Popen([*command, "--rank", "1", "--device", "cpu"], env=environment, stderr=subprocess.PIPE,
+                          text=True) as worker:
+        leader = subprocess.run([*command, "--rank", "0"], env=environment, capture_output=True, text=True, timeout=60)
+        worker.communicate(timeout=60)
+    assert leader.returncode == 1 and worker.returncode == 1
+    assert "some ranks run on GPUs (0) and some on CPUs (1, on " in leader.stderr
+    assert "--device cpu): a group runs on one of the two" in leader.stderr
+
+
+@emulated
+def test_info_and_doctor_name_the_gpus():
+    text = weft("info", **on_gpus(gpus="devices=2")).stdout
+    assert re.search(r"^GPU +name +free +memory +capability +SMs +PCI$", text, re.M)
+    assert re.search(r"^GPU 1 +to 0: ", text, re.M)
+    report = json.loads(weft("doctor", "--ranks", "2", "--output", "json", **on_gpus(gpus="devices=2")).stdout)
+    assert [rank["gpu"]["index"] for rank in report["ranks"]] == [0, 1]

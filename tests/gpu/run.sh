@@ -19,6 +19,7 @@ if [ -d "$libraries" ]; then
     export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 fi
 export WEFT_BUILD=$bin
+module=${WEFT_CUDA_MODULE:-$bin/weft_cuda.so}
 python=$(command -v python3 || echo python3)
 torch_python=""
 for candidate in "${WEFT_GPU_TORCH:-}" "$python" /opt/venv/bin/python /opt/conda/bin/python /usr/local/bin/python3; do
@@ -59,8 +60,8 @@ stage_machine()
 
 stage_kernels()
 {
-    has cuda_check || return 77
-    "$bin/cuda_check" --module "$bin/weft_cuda.so"
+    has kernels_check || return 77
+    "$bin/kernels_check" --device cuda --module "$module"
 }
 
 stage_models()

@@ -1,0 +1,402 @@
+/* The CUDA module on the emulated GPU, from libweft's side: what GPUs there are, memory, transfers, errors, deadlines.
+ */
+#include <dlfcn.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "emulator/control.h"
+#include "weft/device.h"
+#include "weft/gpu.h"
+#include "weft/log.h"
+
+#define MIB ((size_t)1 << 20)
+
+static struct {
+    void (*config_init)(struct weft_emulated_config *config);
+    void (*configure)(const struct weft_emulated_config *config);
+    uint32_t (*call_count)(void);
+    uint32_t (*live_count)(void);
+} emulator;
+
+static char last_line[1100];
+static int error_count;
+
+static void keep_line(void *context, enum weft_log_level level, const char *line)
+{
+    (void)context;
+    snprintf(last_line, sizeof(last_line), "%s", line);
+    error_count += level == WEFT_LOG_ERROR;
+}
+
+static int load_emulator(void **state)
+{
+    void *module = dlopen(WEFT_EMULATED_MODULE, RTLD_NOW | RTLD_NODELETE);
+
+    (void)state;
+    if (module == NULL) {
+        fprintf(stderr, "%s\n", dlerror());
+        return 1;
+    }
+    *(void **)&emulator.config_init = dlsym(module, "weft_emulated_config_init");
+    *(void **)&emulator.configure = dlsym(module, "weft_emulated_configure");
+    *(void **)&emulator.call_count = dlsym(module, "weft_emulated_call_count");
+    *(void **)&emulator.live_count = dlsym(module, "weft_emulated_live_count");
+    return emulator.config_init == NULL || emulator.configure == NULL || emulator.call_count == NULL ||
+           emulator.live_count == NULL;
+}
+
+static struct weft_emulated_config fresh_config(void)
+{
+    struct weft_emulated_config config;
+
+    emulator.config_init(&config);
+    return config;
+}
+
+static int set_up(void **state)
+{
+    struct weft_emulated_config config = fresh_config();
+
+    (void)state;
+    emulator.configure(&config);
+    last_line[0] = '\0';
+    error_count = 0;
+    weft_log_configure(WEFT_LOG_INFO, keep_line, NULL);
+    return 0;
+}
+
+static enum weft_status try_open(const char *kind, struct weft_device **out)
+{
+    const struct weft_device_options options = {
+        .kind = kind, .thread_count = 1, .module = WEFT_EMULATED_MODULE, .timeout_ms = 200};
+
+    return weft_device_open(&options, out);
+}
+
+static struct weft_device *open_gpu(const char *kind)
+{
+    struct weft_device *device = NULL;
+
+    if (try_open(kind, &device) != WEFT_OK) {
+        fail_msg("%s", last_line);
+    }
+    return device;
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec time;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
+}
+
+static void test_list_says_what_there_is_or_why_not(void **state)
+{
+    struct weft_gpu gpus[WEFT_GPU_COUNT_MAX];
+    char reason[256] = "";
+    struct weft_emulated_config config = fresh_config();
+
+    (void)state;
+    config.device_count = 3;
+    emulator.configure(&config);
+    assert_int_equal(weft_gpu_list(WEFT_EMULATED_MODULE, gpus, reason, sizeof(reason)), 3);
+    assert_memory_not_equal(gpus[0].uuid, gpus[1].uuid, WEFT_GPU_UUID_SIZE);
+    assert_true(gpus[2].memory_free > 0 && gpus[2].memory_free <= gpus[2].memory_total);
+    assert_true(strlen(gpus[2].name) > 0 && gpus[2].compute_major >= 8 && gpus[2].sm_count > 0);
+    assert_int_equal(gpus[1].peer_mask >> 1 & 1, 0); /* not to itself */
+    config.device_count = 0;
+    emulator.configure(&config);
+    assert_int_equal(weft_gpu_list(WEFT_EMULATED_MODULE, gpus, reason, sizeof(reason)), 0);
+    assert_non_null(strstr(reason, "no GPU that this process may use"));
+    config = fresh_config();
+    config.driver_version = 12040;
+    emulator.configure(&config);
+    assert_int_equal(weft_gpu_list(WEFT_EMULATED_MODULE, gpus, reason, sizeof(reason)), 0);
+    assert_string_equal(reason, "the NVIDIA driver is too old: it is for CUDA 12.4, this build needs 13.0");
+    config.driver_version = 0;
+    emulator.configure(&config);
+    assert_int_equal(weft_gpu_list(WEFT_EMULATED_MODULE, gpus, reason, sizeof(reason)), 0);
+    assert_string_equal(reason, "no NVIDIA driver on this host (libcuda.so.1)");
+    assert_int_equal(error_count, 0);
+}
+
+static void test_open_says_why_not(void **state)
+{
+    struct weft_device *device = NULL;
+    struct weft_device_options options = {
+        .kind = "cuda", .thread_count = 1, .module = WEFT_EMULATED_MODULE, .numerics = "approximate"};
+    struct weft_emulated_config config = fresh_config();
+
+    (void)state;
+    assert_int_equal(try_open("cuda:1", &device), WEFT_ERR_ARGUMENT);
+    assert_non_null(strstr(last_line, "GPU 1: no such GPU, this process may use 1"));
+    assert_int_equal(weft_device_open(&options, &device), WEFT_ERR_ARGUMENT);
+    assert_non_null(strstr(last_line, "expected exact, reference or fast"));
+    config.driver_version = 12040;
+    emulator.configure(&config);
+    assert_int_equal(try_open("cuda", &device), WEFT_ERR_UNSUPPORTED);
+    assert_non_null(strstr(last_line, "too old"));
+    /* auto goes on without a word about errors. */
+    error_count = 0;
+    assert_int_equal(try_open("auto", &device), WEFT_OK);
+    assert_int_equal(strncmp(weft_device_name(device), "cpu ", 4), 0);
+    assert_int_equal(error_count, 0);
+    weft_device_close(&device);
+    assert_null(device);
+}
+
+static void fill(unsigned char *bytes, size_t size, uint32_t seed)
+{
+    for (size_t i = 0; i < size; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        bytes[i] = (unsigned char)(seed >> 24);
+    }
+}
+
+/* There and back in sizes around those of the pinned buffers, from pageable and from pinned memory. */
+static void test_bulk_copies(void **state)
+{
+    static const size_t sizes[] = {0, 1, 4097, 8 * MIB - 1, 8 * MIB, 8 * MIB + 1, 33 * MIB + 5};
+    struct weft_device *device = open_gpu("cuda");
+    unsigned char *from = malloc(34 * MIB);
+    unsigned char *back = malloc(34 * MIB);
+    unsigned char *pinned = weft_device_alloc_host(device, 34 * MIB);
+    unsigned char *memory = weft_device_alloc(device, 34 * MIB);
+
+    (void)state;
+    assert_true(from != NULL && back != NULL && pinned != NULL && memory != NULL);
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        size_t size = sizes[i];
+        fill(from, size, (uint32_t)i);
+        memset(back, 0, size + 1);
+        assert_int_equal(weft_device_write(device, memory + 1, from, size), WEFT_OK);
+        memset(from, 0xee, size); /* ours again */
+        assert_int_equal(weft_device_read(device, back, memory + 1, size), WEFT_OK);
+        fill(from, size, (uint32_t)i);
+        assert_memory_equal(back, from, size);
+        assert_int_equal(back[size], 0);
+        memcpy(pinned, from, size);
+        assert_int_equal(weft_device_write(device, memory, pinned, size), WEFT_OK);
+        memset(pinned, 0xee, size);
+        assert_int_equal(weft_device_read(device, back, memory, size), WEFT_OK);
+        assert_memory_equal(back, from, size);
+    }
+    weft_device_free(device, memory);
+    weft_device_free_host(device, pinned);
+    weft_device_close(&device);
+    free(from);
+    free(back);
+    assert_int_equal(emulator.live_count(), 0);
+}
+
+/*
+ * Operations take their rows from a ring of uploads: more of them than the ring holds, and single ones larger than it,
+ * each read by the GPU only after the host has written many more.
+ */
+static void test_uploads_live_until_they_are_used(void **state)
+{
+    enum { ROWS = 64, WIDTH = 3, STEPS = 60, COUNT_MAX = 300000 };
+    struct weft_device *device = open_gpu("cuda");
+    float table[ROWS][WIDTH];
+    uint32_t *rows = malloc(COUNT_MAX * sizeof(*rows));
+    float *x = weft_device_alloc(device, sizeof(table));
+    float *out[STEPS];
+    float *back = malloc((size_t)COUNT_MAX * WIDTH * sizeof(*back));
+
+    (void)state;
+    assert_true(rows != NULL && x != NULL && back != NULL);
+    for (int i = 0; i < ROWS * WIDTH; i++) {
+        table[i / WIDTH][i % WIDTH] = (float)i;
+    }
+    assert_int_equal(weft_device_write(device, x, table, sizeof(table)), WEFT_OK);
+    for (uint32_t step = 0; step < STEPS; step++) {
+        /* 160 KB twice of a segment of 256 KB, again and again; once 1.2 MB. */
+        uint32_t count = step == 17 ? COUNT_MAX : 40000 + step;
+        out[step] = weft_device_alloc(device, (size_t)count * WIDTH * sizeof(float));
+        assert_non_null(out[step]);
+        for (uint32_t i = 0; i < count; i++) {
+            rows[i] = (i * 7 + step) % ROWS;
+        }
+        weft_device_select_rows(device, x, rows, count, WIDTH, out[step]);
+    }
+    for (uint32_t step = 0; step < STEPS; step++) {
+        uint32_t count = step == 17 ? COUNT_MAX : 40000 + step;
+        assert_int_equal(weft_device_read(device, back, out[step], (size_t)count * WIDTH * sizeof(float)), WEFT_OK);
+        for (uint32_t i = 0; i < count; i++) {
+            if (memcmp(back + (size_t)i * WIDTH, table[(i * 7 + step) % ROWS], sizeof(table[0])) != 0) {
+                fail_msg("step %u, row %u", step, i);
+            }
+        }
+        weft_device_free(device, out[step]);
+    }
+    weft_device_free(device, x);
+    weft_device_close(&device);
+    free(rows);
+    free(back);
+    assert_int_equal(emulator.live_count(), 0);
+}
+
+/* Two GPUs from one thread, taking turns. */
+static void test_two_gpus_in_one_thread(void **state)
+{
+    struct weft_emulated_config config = fresh_config();
+    struct weft_device *devices[2];
+    float *memory[2];
+    float values[2] = {1, 2};
+
+    (void)state;
+    config.device_count = 2;
+    emulator.configure(&config);
+    devices[0] = open_gpu("cuda:0");
+    devices[1] = open_gpu("cuda:1");
+    for (int i = 0; i < 2; i++) {
+        memory[i] = weft_device_alloc(devices[i], sizeof(float));
+        assert_non_null(memory[i]);
+        assert_int_equal(weft_device_write(devices[i], memory[i], &values[i], sizeof(float)), WEFT_OK);
+    }
+    for (int i = 0; i < 4; i++) {
+        float back = 0;
+        weft_device_add(devices[i % 2], memory[i % 2], memory[i % 2], NULL, 1, 1);
+        assert_int_equal(weft_device_read(devices[i % 2], &back, memory[i % 2], sizeof(back)), WEFT_OK);
+        assert_true(back == (float)((i % 2 + 1) * (2 << i / 2)));
+    }
+    for (int i = 0; i < 2; i++) {
+        weft_device_free(devices[i], memory[i]);
+        weft_device_close(&devices[i]);
+    }
+    assert_int_equal(error_count, 0);
+}
+
+static void test_memory_that_is_not_there(void **state)
+{
+    struct weft_device *device = open_gpu("cuda");
+    void *memory;
+
+    (void)state;
+    assert_null(weft_device_alloc(device, (size_t)1 << 40));
+    assert_non_null(strstr(last_line, "GPU 0: cannot allocate 1099511627776 bytes"));
+    assert_int_equal(error_count, 1);
+    memory = weft_device_alloc(device, 64); /* nothing is spoilt by it */
+    assert_non_null(memory);
+    weft_device_free(device, memory);
+    assert_int_equal(weft_device_sync(device), WEFT_OK);
+    weft_device_close(&device);
+}
+
+/* A GPU that does not finish: an error within the deadline, told once, and closing does not hang either. */
+static void test_a_hang_has_a_deadline(void **state)
+{
+    struct weft_emulated_config config = fresh_config();
+    struct weft_device *device = open_gpu("cuda");
+    float *memory = weft_device_alloc(device, 64);
+    int64_t begin;
+
+    (void)state;
+    assert_non_null(memory);
+    assert_int_equal(weft_device_sync(device), WEFT_OK);
+    config.hang_operation = 1;
+    emulator.configure(&config);
+    weft_device_add(device, memory, memory, NULL, 1, 1);
+    begin = now_ms();
+    assert_int_equal(weft_device_sync(device), WEFT_ERR_TIMEOUT);
+    assert_non_null(strstr(last_line, "GPU 0: not done after 200 ms; given up"));
+    assert_int_equal(weft_device_read(device, &config, memory, 4), WEFT_ERR_TIMEOUT);
+    weft_device_free(device, memory);
+    weft_device_close(&device);
+    assert_true(now_ms() - begin < 5000);
+    assert_int_equal(error_count, 1);
+    config.hang_operation = 0;
+    emulator.configure(&config);
+}
+
+static void test_a_fault_is_kept_and_told_once(void **state)
+{
+    struct weft_emulated_config config = fresh_config();
+    struct weft_device *device = open_gpu("cuda");
+    float *memory = weft_device_alloc(device, 64);
+    float back;
+
+    (void)state;
+    assert_non_null(memory);
+    assert_int_equal(weft_device_sync(device), WEFT_OK);
+    config.fault_launch = 1;
+    emulator.configure(&config);
+    weft_device_add(device, memory, memory, NULL, 1, 1);
+    weft_device_add(device, memory, memory, NULL, 1, 1);
+    assert_int_equal(weft_device_sync(device), WEFT_ERR_IO);
+    assert_int_equal(weft_device_read(device, &back, memory, sizeof(back)), WEFT_ERR_IO);
+    assert_int_equal(weft_device_write(device, memory, &back, sizeof(back)), WEFT_ERR_IO);
+    weft_device_free(device, memory);
+    weft_device_close(&device);
+    assert_int_equal(error_count, 1);
+}
+
+/* Whatever call of the runtime fails while a device is opened, used and closed: one line, a status, nothing lost. */
+static void test_any_call_may_fail(void **state)
+{
+    struct weft_emulated_config config = fresh_config();
+    uint32_t before = emulator.live_count();
+    uint32_t failed = 0;
+
+    (void)state;
+    for (uint32_t k = 1; k < 1000; k++) {
+        struct weft_device *device = NULL;
+        enum weft_status status;
+        unsigned char *host = calloc(1, 9 * MIB);
+        config.fail_call = k;
+        emulator.configure(&config);
+        error_count = 0;
+        status = try_open("cuda", &device);
+        if (status == WEFT_OK) {
+            unsigned char *memory = weft_device_alloc(device, 9 * MIB);
+            status = memory == NULL ? WEFT_ERR_MEMORY : weft_device_write(device, memory, host, 9 * MIB);
+            if (status == WEFT_OK) {
+                weft_device_add(device, (float *)memory, (float *)memory, NULL, 1, 4);
+                status = weft_device_read(device, host, memory, 9 * MIB);
+            }
+            weft_device_free(device, memory);
+            weft_device_close(&device);
+        }
+        free(host);
+        uint32_t calls = emulator.call_count();
+        if (status != WEFT_OK && error_count != 1) {
+            fail_msg("call %u: %d lines, the last: %s", k, error_count, last_line);
+        }
+        failed += status != WEFT_OK;
+        if (k > calls) {
+            assert_true(failed > 10);
+            assert_int_equal(status, WEFT_OK);
+            break;
+        }
+    }
+    config.fail_call = 0;
+    emulator.configure(&config);
+    /* Giving back may fail too, once for each of the calls that do. */
+    assert_true(emulator.live_count() - before < 40);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(test_list_says_what_there_is_or_why_not, set_up),
+        cmocka_unit_test_setup(test_open_says_why_not, set_up),
+        cmocka_unit_test_setup(test_bulk_copies, set_up),
+        cmocka_unit_test_setup(test_uploads_live_until_they_are_used, set_up),
+        cmocka_unit_test_setup(test_two_gpus_in_one_thread, set_up),
+        cmocka_unit_test_setup(test_memory_that_is_not_there, set_up),
+        cmocka_unit_test_setup(test_a_hang_has_a_deadline, set_up),
+        cmocka_unit_test_setup(test_a_fault_is_kept_and_told_once, set_up),
+        cmocka_unit_test_setup(test_any_call_may_fail, set_up),
+    };
+
+    return cmocka_run_group_tests(tests, load_emulator, NULL);
+}
