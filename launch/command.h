@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 
+#include "hosts.h"
 #include "local_ranks.h"
 #include "options.h"
 #include "placement.h"
@@ -27,6 +28,9 @@ struct weft_setup {
     struct weft_engine_options options;
     struct weft_placement placement;
     struct weft_local_ranks local_ranks;
+    struct weft_host_list host_list; /* of --hosts; count 0: none */
+    struct weft_hosts ssh;
+    uint32_t leader_port; /* with --hosts */
     const char *hosts[WEFT_SETUP_HOST_COUNT];
     char host_names[WEFT_SETUP_HOST_COUNT][WEFT_SETUP_HOST_SIZE];
     char model[4096];
@@ -46,8 +50,20 @@ bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings 
 /* For a look at a model: no group, so nothing of this process's place in one is asked. False after one line on stderr.
  */
 bool weft_setup_inspect_init(struct weft_setup *setup, const struct weft_settings *settings, const char *command);
+/* All ranks are there: trouble is now the group's to notice. */
+void weft_setup_formed(struct weft_setup *setup);
 /* After the engine has closed: ends the ranks that this process started. */
 void weft_setup_close(struct weft_setup *setup);
+
+/*
+ * --hosts (ssh_setup.c): reads the list and changes *request so that this process is rank 0 of it, listening on
+ * `leader` [size]. False after one line on stderr.
+ */
+bool weft_setup_hosts_read(struct weft_setup *setup, const struct weft_settings *settings,
+                           struct weft_placement_request *request, char *leader, size_t size);
+/* Starts the ranks on the other hosts, with a secret of its own where none was given. False after one line on stderr.
+ */
+bool weft_setup_hosts_start(struct weft_setup *setup, const struct weft_settings *settings);
 
 /* True when this process will not be the leader. */
 bool weft_setup_is_worker(const struct weft_setup *setup);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "command.h"
+#include "hosts.h"
 
 /*
  * UCX, ours or Open MPI's, prints its log to standard output, where answers go, and calls a peer that leaves first at
@@ -33,26 +34,57 @@ static int command_unknown(const char *word)
     return WEFT_EXIT_USAGE;
 }
 
+static bool settings_read(const struct weft_command_text *command, int argument_count, char **arguments,
+                          struct weft_settings *settings)
+{
+    weft_settings_init(settings);
+    settings->command = command->name;
+    settings->arguments = arguments;
+    settings->argument_count = argument_count;
+    return weft_options_parse(command, argument_count, arguments, settings);
+}
+
+static int dispatch(const struct weft_command_text *command, struct weft_settings *settings)
+{
+    switch (command->command) {
+    case WEFT_COMMAND_RUN: return weft_command_run(settings);
+    case WEFT_COMMAND_SERVE: return weft_command_serve(settings);
+    case WEFT_COMMAND_INFO: return weft_command_info(settings);
+    case WEFT_COMMAND_DOCTOR: return weft_command_doctor(settings);
+    case WEFT_COMMAND_ALL: break;
+    }
+    return WEFT_EXIT_USAGE;
+}
+
 static int command_run(const struct weft_command_text *command, int argument_count, char **arguments)
 {
     struct weft_settings settings;
 
-    weft_settings_init(&settings);
-    if (!weft_options_parse(command, argument_count, arguments, &settings)) {
+    if (!settings_read(command, argument_count, arguments, &settings)) {
         return WEFT_EXIT_USAGE;
     }
     if (settings.is_help) {
         weft_help_command_print(command, stdout);
         return WEFT_EXIT_OK;
     }
-    switch (command->command) {
-    case WEFT_COMMAND_RUN: return weft_command_run(&settings);
-    case WEFT_COMMAND_SERVE: return weft_command_serve(&settings);
-    case WEFT_COMMAND_INFO: return weft_command_info(&settings);
-    case WEFT_COMMAND_DOCTOR: return weft_command_doctor(&settings);
-    case WEFT_COMMAND_ALL: break;
+    return dispatch(command, &settings);
+}
+
+/* A rank of somebody else's --hosts: the same command and options, without those that are the leader's alone. */
+static int joined_run(const char *name, int argument_count, char **arguments)
+{
+    const struct weft_command_text *command = weft_command_find(name);
+    struct weft_settings settings;
+
+    if (command == NULL || !settings_read(command, argument_count, arguments, &settings)) {
+        return WEFT_EXIT_USAGE;
     }
-    return WEFT_EXIT_USAGE;
+    settings.is_joined = true;
+    settings.hosts = NULL;
+    settings.secret_file = NULL;
+    settings.leader_port = 0;
+    settings.pid_file = NULL;
+    return dispatch(command, &settings);
 }
 
 int main(int argument_count, char **arguments)
@@ -78,6 +110,9 @@ int main(int argument_count, char **arguments)
             weft_help_print(stdout);
         }
         return WEFT_EXIT_OK;
+    }
+    if (strcmp(word, "join") == 0) {
+        return weft_join(joined_run);
     }
     command = weft_command_find(word);
     if (command == NULL) {

@@ -362,4 +362,5 @@ void weft_settings_init(struct weft_settings *settings)
     settings->heartbeat_ms = UINT32_MAX;
     settings->grpc = "127.0.0.1:50051";
     settings->output = "text";
+    settings->ssh = "ssh";
 }

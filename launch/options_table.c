@@ -21,6 +21,7 @@ static const char sampling_group[] = "Sampling";
 static const char server_group[] = "Server";
 static const char model_group[] = "Model and memory";
 static const char rank_group[] = "Ranks and speed";
+static const char ssh_group[] = "Ranks over ssh (without MPI)";
 static const char hand_group[] = "Ranks started by hand or by a scheduler";
 static const char output_group[] = "Output";
 
@@ -129,6 +130,14 @@ const struct weft_option weft_options[] = {
      "a rank that is silent for this long is given up, whatever it was doing; 0: never (to stop one in a debugger)",
      "900ms", "WEFT_HEARTBEAT", AT(heartbeat_ms), .min = 0, .max = 3600},
 
+    {"hosts", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, ssh_group, "A,B:2,...",
+     "start the ranks over ssh, one or so many on each host; the first is this one. Model and weft at the same paths", NULL,
+     "WEFT_HOSTS", AT(hosts)},
+    {"ssh", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, ssh_group, "COMMAND", "ssh and its options: \"ssh -p 2222 -i key\"",
+     "ssh", "WEFT_SSH", AT(ssh)},
+    {"remote-path", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, ssh_group, "FILE", "weft on the other hosts",
+     "the path of this one", "WEFT_REMOTE_PATH", AT(remote_path)},
+
     {"leader", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, hand_group, "HOST:PORT",
      "where rank 0 listens and the others connect; needs --rank and --ranks, or a launcher that gives them", NULL, "WEFT_LEADER", AT(leader)},
     {"rank", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "R", "number of this process, from 0", "0", "WEFT_RANK",
@@ -169,6 +178,7 @@ const struct weft_command_text weft_commands[] = {
      NULL,
      "  weft serve                                              the demo model on 127.0.0.1:50051\n"
      "  weft serve --model DIR --ranks 2 --grpc 0.0.0.0:50051   two processes, every interface\n"
+     "  weft serve --hosts here,b,c:2 --model DIR               and over ssh on b and, two of them, on c\n"
      "  mpirun -n 4 weft serve --model DIR                      rank 0 listens\n"},
     {WEFT_COMMAND_INFO, "info", "show what a model folder is and what each rank would hold", "[MODEL] [OPTION...]",
      "Reads the configuration only, no weights, and starts nothing.", "model",

@@ -21,10 +21,10 @@ struct resolver {
 const char *weft_launcher_name(enum weft_launcher launcher)
 {
     static const char *const names[] = {
-        [WEFT_LAUNCHER_NONE] = "none",           [WEFT_LAUNCHER_OPTIONS] = "options",
-        [WEFT_LAUNCHER_MPI] = "mpirun",          [WEFT_LAUNCHER_SLURM] = "Slurm",
-        [WEFT_LAUNCHER_LWS] = "LeaderWorkerSet", [WEFT_LAUNCHER_TORCHRUN] = "torchrun",
-        [WEFT_LAUNCHER_KSERVE] = "KServe",
+        [WEFT_LAUNCHER_NONE] = "none",         [WEFT_LAUNCHER_OPTIONS] = "options",
+        [WEFT_LAUNCHER_SSH] = "ssh",           [WEFT_LAUNCHER_MPI] = "mpirun",
+        [WEFT_LAUNCHER_SLURM] = "Slurm",       [WEFT_LAUNCHER_LWS] = "LeaderWorkerSet",
+        [WEFT_LAUNCHER_TORCHRUN] = "torchrun", [WEFT_LAUNCHER_KSERVE] = "KServe",
     };
 
     return names[launcher];

@@ -30,6 +30,7 @@ enum {
 enum weft_launcher {
     WEFT_LAUNCHER_NONE,
     WEFT_LAUNCHER_OPTIONS,
+    WEFT_LAUNCHER_SSH, /* --hosts; the caller's to set */
     WEFT_LAUNCHER_MPI,
     WEFT_LAUNCHER_SLURM,
     WEFT_LAUNCHER_LWS,

@@ -338,10 +338,12 @@ int weft_command_run(struct weft_settings *settings)
     }
     if (!weft_signals_open(STOP_LIMIT_MS, weft_setup_is_worker(&setup)) ||
         weft_engine_open(&setup.options, &engine) != WEFT_OK) {
+        weft_setup_close(&setup);
         free(prompt.data);
         return WEFT_EXIT_FAILURE; /* logged */
     }
     weft_terminal_clear(&terminal);
+    weft_setup_formed(&setup);
     weft_signals_running(weft_engine_is_leader(engine));
     if (!weft_engine_is_leader(engine)) {
         weft_terminal_mute(&terminal);

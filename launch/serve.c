@@ -117,9 +117,11 @@ int weft_command_serve(struct weft_settings *settings)
     setup.options.callback_context = &terminal;
     if (!weft_signals_open(STOP_LIMIT_MS + settings->drain_ms, weft_setup_is_worker(&setup)) ||
         weft_engine_open(&setup.options, &engine) != WEFT_OK) {
+        weft_setup_close(&setup);
         return WEFT_EXIT_FAILURE;
     }
     weft_terminal_clear(&terminal);
+    weft_setup_formed(&setup);
     weft_signals_running(weft_engine_is_leader(engine));
     if (!weft_engine_is_leader(engine)) {
         weft_terminal_mute(&terminal);

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { WEFT_OPTION_MAX = 64, WEFT_SETTINGS_STOP_MAX = 16, WEFT_SETTINGS_SHARE_MAX = 64 };
+enum { WEFT_OPTION_MAX = 80, WEFT_SETTINGS_STOP_MAX = 16, WEFT_SETTINGS_SHARE_MAX = 64 };
 
 struct weft_text_list {
     const char *items[WEFT_SETTINGS_STOP_MAX];
@@ -50,6 +50,10 @@ struct weft_settings {
     uint32_t rank;
     uint32_t local_ranks;
     const char *secret_file;
+    /* ranks over ssh */
+    const char *hosts;
+    const char *ssh;
+    const char *remote_path;
     /* prompt and sampling */
     const char *prompt;
     const char *prompt_file;
@@ -74,6 +78,11 @@ struct weft_settings {
     bool is_quiet;
     bool is_verbose;
     bool is_help;
+    bool is_joined; /* started by another host's --hosts */
+    /* as called: the command and the words after it */
+    const char *command;
+    char **arguments;
+    int argument_count;
     /* by position in weft_options[]: what set it: "argument", or the variable's name; NULL when nothing did */
     const char *origins[WEFT_OPTION_MAX];
 };

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -93,7 +94,8 @@ static bool placement_find(struct weft_setup *setup, const struct weft_settings 
     char host_name[WEFT_PLACEMENT_HOST_SIZE] = "localhost";
     char error[WEFT_PLACEMENT_ERROR_SIZE];
     const char *ranks = origin_of(settings, "ranks", "--ranks");
-    const struct weft_placement_request request = {
+    char leader[WEFT_PLACEMENT_HOST_SIZE + 16];
+    struct weft_placement_request request = {
         .variable = environment_variable,
         .host_name = host_name,
         .leader = settings->leader,
@@ -110,9 +112,18 @@ static bool placement_find(struct weft_setup *setup, const struct weft_settings 
     };
 
     (void)gethostname(host_name, sizeof(host_name) - 1);
+    if (settings->is_joined) {
+        request.leader_origin = request.rank_origin = request.rank_count_origin = "--hosts";
+    }
+    if (settings->hosts != NULL && !weft_setup_hosts_read(setup, settings, &request, leader, sizeof(leader))) {
+        return false;
+    }
     if (!weft_placement_resolve(&request, &setup->placement, error)) {
         fprintf(stderr, "weft %s: %s\n", command, error);
         return false;
+    }
+    if (settings->hosts != NULL || settings->is_joined) {
+        setup->placement.launcher = WEFT_LAUNCHER_SSH;
     }
     if (setup->placement.note != NULL && !settings->is_quiet) {
         fprintf(stderr, "weft %s: %s\n", command, setup->placement.note);
@@ -126,7 +137,10 @@ static void hosts_find(struct weft_setup *setup)
     const struct weft_placement *placement = &setup->placement;
 
     for (uint32_t r = 0; r < placement->rank_count && r < WEFT_SETUP_HOST_COUNT; r++) {
-        if (!weft_placement_host(placement, r, setup->host_names[r], sizeof(setup->host_names[r]))) {
+        if (setup->host_list.count > 0) {
+            (void)snprintf(setup->host_names[r], sizeof(setup->host_names[r]), "%.*s", WEFT_SETUP_HOST_SIZE - 1,
+                           weft_host_list_of(&setup->host_list, r));
+        } else if (!weft_placement_host(placement, r, setup->host_names[r], sizeof(setup->host_names[r]))) {
             return;
         }
         setup->hosts[r] = setup->host_names[r];
@@ -154,6 +168,22 @@ static bool secret_is_one(const struct weft_settings *settings, const char *comm
     return true;
 }
 
+/* A one-time secret, for ranks that this process starts itself. */
+static bool secret_make(struct weft_setup *setup, const char *command)
+{
+    uint8_t bytes[32];
+
+    if (getrandom(bytes, sizeof(bytes), 0) != (ssize_t)sizeof(bytes)) {
+        fprintf(stderr, "weft %s: getrandom: %s\n", command, strerror(errno));
+        return false;
+    }
+    for (size_t i = 0; i < sizeof(bytes); i++) {
+        (void)snprintf(setup->secret + 2 * i, 3, "%02x", bytes[i]);
+    }
+    setup->options.secret = setup->secret;
+    return true;
+}
+
 /* A secret in a file or in the variable; never on the command line, where everybody on the host can read it. */
 static bool secret_find(struct weft_setup *setup, const struct weft_settings *settings, const char *command)
 {
@@ -169,6 +199,9 @@ static bool secret_find(struct weft_setup *setup, const struct weft_settings *se
             return false;
         }
         (void)snprintf(setup->secret, sizeof(setup->secret), "%s", text);
+    }
+    if (setup->secret[0] == 0 && settings->hosts != NULL) {
+        return secret_make(setup, command);
     }
     setup->options.secret = setup->secret[0] != 0 ? setup->secret : NULL;
     return true;
@@ -266,6 +299,9 @@ bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings 
         return false;
     }
     launch_fill(setup, settings);
+    if (setup->host_list.count > 0 && setup->placement.rank == 0 && !weft_setup_hosts_start(setup, settings)) {
+        return false;
+    }
     secret_warn(setup, settings, command);
     options_fill(&setup->options, settings);
     return true;
@@ -301,7 +337,13 @@ bool weft_setup_init(struct weft_setup *setup, const struct weft_settings *setti
     return true;
 }
 
+void weft_setup_formed(struct weft_setup *setup)
+{
+    weft_hosts_formed(&setup->ssh);
+}
+
 void weft_setup_close(struct weft_setup *setup)
 {
+    weft_hosts_end(&setup->ssh);
     weft_local_ranks_end(&setup->local_ranks);
 }
