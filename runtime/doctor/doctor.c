@@ -196,8 +196,6 @@ static void add_failure(struct weft_doctor_report *report, const char *where, co
 static void fill_needs(const struct weft_doctor_options *options, struct weft_doctor_report *report)
 {
     struct weft_engine_options engine = *options->engine;
-    struct weft_rank_summary ranks[WEFT_LEAF_COUNT_MAX];
-    struct weft_model_summary summary;
     enum weft_status status;
     bool was_quiet;
 
@@ -207,16 +205,53 @@ static void fill_needs(const struct weft_doctor_options *options, struct weft_do
     engine.rank_count = report->rank_count;
     engine.device = report->gpus[0] == WEFT_NO_GPU ? "cpu" : engine.device; /* refused GPUs are a finding already */
     was_quiet = weft_log_set_quiet(true);
-    status = weft_engine_inspect(&engine, &summary, ranks, WEFT_LEAF_COUNT_MAX);
+    status = weft_engine_inspect(&engine, &report->model, report->ranks, WEFT_LEAF_COUNT_MAX);
     (void)weft_log_set_quiet(was_quiet);
     if (status != WEFT_OK) {
         add_failure(report, "model", "a run would be refused", "see weft info");
         return;
     }
+    report->has_model_summary = true;
     report->memory_needs = calloc(report->rank_count, sizeof(*report->memory_needs));
     for (uint32_t r = 0; report->memory_needs != NULL && r < report->rank_count; r++) {
-        report->memory_needs[r] = ranks[r].weight_size + ranks[r].activation_size;
+        report->memory_needs[r] = report->ranks[r].weight_size + report->ranks[r].activation_size;
     }
+}
+
+/* Rank 0's: what is to be dealt to whom. */
+static void deal(struct weft_doctor_report *report)
+{
+    const struct weft_doctor_group group = {.facts = report->facts, .rank_count = report->rank_count};
+
+    weft_doctor_gpus_deal(&group, report->gpus, &report->findings);
+    fill_needs(report->options, report);
+}
+
+/* Of a model that rank 0 can read and that would fit where large packets arrive. */
+static enum weft_status predict(struct weft_bootstrap *bootstrap, struct weft_doctor_report *report)
+{
+    bool is_wanted = report->has_model_summary && report->memory_needs != NULL;
+
+    for (uint32_t i = 0; i < report->link_count; i++) {
+        is_wanted = is_wanted && !weft_doctor_link_has_black_hole(&report->links[i]);
+    }
+    const struct weft_doctor_rates_args args = {
+        .bootstrap = bootstrap,
+        .engine = report->options->engine,
+        .facts = report->facts,
+        .rank_count = report->rank_count,
+        .timeout_ms = timeout_of(report->options),
+        .summary = is_wanted ? &report->model : NULL,
+        .ranks = report->ranks,
+    };
+    bool was_quiet = weft_log_set_quiet(true); /* the communicator's choice has been told */
+    enum weft_status status = weft_doctor_rates_measure(&args, &report->rates);
+
+    (void)weft_log_set_quiet(was_quiet);
+    if (status == WEFT_OK && is_wanted) {
+        weft_doctor_predict(&report->model, report->ranks, &report->rates, &report->prediction);
+    }
+    return status;
 }
 
 static void judge(struct weft_bootstrap *bootstrap, struct weft_doctor_report *report, enum weft_status links_status)
@@ -234,9 +269,7 @@ static void judge(struct weft_bootstrap *bootstrap, struct weft_doctor_report *r
         add_failure(report, where, "the ranks cannot talk to each other as a run would",
                     "see the ranks' own messages; try another --comm or --interface");
     }
-    weft_doctor_gpus_deal(&group, report->gpus, &report->findings);
     group.gpus = report->gpus;
-    fill_needs(report->options, report);
     group.link_count = report->link_count;
     group.memory_needs = report->memory_needs;
     weft_doctor_judge(&group, &report->findings);
@@ -291,7 +324,12 @@ static enum weft_status examine(struct weft_bootstrap *bootstrap, const struct w
     status = gather_facts(bootstrap, options, report);
     if (status == WEFT_OK) {
         status = look_at_links(bootstrap, options, report);
-        (void)(status == WEFT_OK ? look_at_other_links(bootstrap, options, report) : status);
+        if (rank == 0) {
+            deal(report);
+        }
+        if (status == WEFT_OK && predict(bootstrap, report) == WEFT_OK) {
+            (void)look_at_other_links(bootstrap, options, report);
+        }
         if (rank == 0) {
             judge(bootstrap, report, status);
         }

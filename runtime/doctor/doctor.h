@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "doctor/findings.h"
+#include "doctor/predict.h"
 #include "weft/weft.h"
 
 struct weft_doctor_report;
@@ -38,6 +39,11 @@ struct weft_doctor_report {
     char kind[16];      /* how the ranks came about: "local", "mpi", "tcp", "self" */
     char transport[16]; /* "shm+tcp"; "" when none could be opened */
     char reason[128];
+    bool has_model_summary; /* the next three */
+    struct weft_model_summary model;
+    struct weft_rank_summary ranks[WEFT_LEAF_COUNT_MAX];
+    struct weft_doctor_rates rates;
+    struct weft_doctor_prediction prediction; /* is_known false when there is none */
     struct weft_doctor_findings findings;
 };
 

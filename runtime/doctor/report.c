@@ -160,6 +160,31 @@ static void print_links(const struct weft_doctor_report *report, FILE *file)
     fputc('\n', file);
 }
 
+static void print_prediction(const struct weft_doctor_report *report, FILE *file)
+{
+    const struct weft_doctor_prediction *prediction = &report->prediction;
+    const struct weft_doctor_rates *rates = &report->rates;
+    uint32_t slowest = prediction->slowest_rank;
+
+    if (!prediction->is_known) {
+        return;
+    }
+    fprintf(file,
+            "expected   %.1f tokens/s for one request on %s alone (%u threads): %.2f GB of weights per token at %.1f "
+            "GB/s\n",
+            prediction->alone_tokens_per_s, report->facts[0].machine.host_name, rates->alone_thread_count,
+            prediction->weight_size / 1e9, rates->alone_speed / 1e9);
+    if (report->rank_count > 1) {
+        fprintf(
+            file,
+            "expected   %.1f tokens/s with these %u ranks: %.1f ms reading (rank %u, %u threads, %.1f GB/s) + %.1f ms "
+            "for %u exchanges of %.0f us\n",
+            prediction->tokens_per_s, report->rank_count, prediction->read_ms, slowest, rates->thread_counts[slowest],
+            rates->speeds[slowest] / 1e9, prediction->exchange_ms, prediction->exchange_count, rates->sum_us);
+    }
+    fputc('\n', file);
+}
+
 static void print_findings(const struct weft_doctor_report *report, bool is_quiet, FILE *file)
 {
     for (uint32_t i = 0; i < report->findings.count; i++) {
@@ -210,6 +235,7 @@ void weft_doctor_report_print(const struct weft_doctor_report *report, bool is_q
         print_hosts(report, file);
         print_gpus(report, file);
         print_links(report, file);
+        print_prediction(report, file);
     }
     print_findings(report, is_quiet, file);
 }

@@ -99,6 +99,21 @@ static json_t *link_json(const struct weft_doctor_report *report, const struct w
     return object;
 }
 
+static json_t *prediction_json(const struct weft_doctor_report *report)
+{
+    const struct weft_doctor_prediction *prediction = &report->prediction;
+
+    if (!prediction->is_known) {
+        return json_null();
+    }
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:i, s:f, s:i, s:f}", "tokens_per_s", prediction->tokens_per_s,
+                     "alone_tokens_per_s", prediction->alone_tokens_per_s, "weight_bytes_per_token",
+                     prediction->weight_size, "alone_weight_bytes_per_s", report->rates.alone_speed, "read_ms",
+                     prediction->read_ms, "slowest_rank", (int)prediction->slowest_rank, "exchange_ms",
+                     prediction->exchange_ms, "exchanges_per_token", (int)prediction->exchange_count, "exchange_us",
+                     report->rates.sum_us);
+}
+
 static json_t *finding_json(const struct weft_doctor_finding *finding)
 {
     return json_pack("{s:s, s:s, s:s, s:s, s:s}", "severity", weft_doctor_severity_name(finding->severity), "where",
@@ -124,12 +139,12 @@ bool weft_doctor_report_print_json(const struct weft_doctor_report *report, FILE
     for (uint32_t i = 0; i < report->findings.count; i++) {
         is_whole = json_array_append_new(findings, finding_json(&report->findings.items[i])) == 0 && is_whole;
     }
-    object = json_pack("{s:b, s:s, s:s, s:s, s:s, s:s?, s:{s:s, s:s, s:s}, s:o, s:o, s:o}", "well",
+    object = json_pack("{s:b, s:s, s:s, s:s, s:s, s:s?, s:{s:s, s:s, s:s}, s:o, s:o, s:o, s:o}", "well",
                        (int)!weft_doctor_is_trouble(&report->findings), "launcher", options->launcher, "started_by",
                        report->kind, "transport", report->transport, "transport_reason", report->reason, "leader",
                        options->engine->leader, "origins", "rank", options->rank_origin, "rank_count",
                        options->rank_count_origin, "leader", options->leader_origin, "ranks", ranks, "links", links,
-                       "findings", findings);
+                       "findings", findings, "prediction", prediction_json(report));
     line = object != NULL && is_whole ? json_dumps(object, JSON_REAL_PRECISION(9)) : NULL;
     json_decref(object);
     if (line == NULL) {

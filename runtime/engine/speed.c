@@ -15,14 +15,14 @@ enum {
     ROUND_COUNT = 3,
 };
 
-struct probe {
+struct weft_speed_probe {
     struct weft_device *device;
     struct weft_matrix *matrices[MATRIX_COUNT];
     float *x; /* [COL_COUNT] */
     float *y; /* [ROW_COUNT] */
 };
 
-static enum weft_status open_probe(struct probe *probe)
+static enum weft_status fill_probe(struct weft_speed_probe *probe)
 {
     const struct weft_matrix_desc desc = {.dtype = WEFT_BF16, .row_count = ROW_COUNT, .col_count = COL_COUNT};
     uint16_t *rows = calloc((size_t)ROW_STRIP * COL_COUNT, sizeof(*rows));
@@ -45,19 +45,42 @@ static enum weft_status open_probe(struct probe *probe)
     return status;
 }
 
-static void close_probe(struct probe *probe)
+enum weft_status weft_speed_probe_open(struct weft_device *device, struct weft_speed_probe **out)
 {
-    for (int i = 0; i < MATRIX_COUNT; i++) {
-        if (probe->matrices[i] != NULL) {
-            weft_matrix_close(probe->device, &probe->matrices[i]);
-        }
+    struct weft_speed_probe *probe = calloc(1, sizeof(*probe));
+    enum weft_status status;
+
+    if (probe == NULL) {
+        weft_log(WEFT_LOG_ERROR, "engine/speed", "out of memory for measuring");
+        return WEFT_ERR_MEMORY;
     }
-    weft_device_free(probe->device, probe->x);
-    weft_device_free(probe->device, probe->y);
+    probe->device = device;
+    status = fill_probe(probe);
+    if (status != WEFT_OK) {
+        weft_speed_probe_close(&probe);
+        return status;
+    }
+    *out = probe;
+    return WEFT_OK;
 }
 
-/* Seconds of one pass over all matrices. */
-static enum weft_status run_round(struct probe *probe, double *seconds_out)
+void weft_speed_probe_close(struct weft_speed_probe **probe)
+{
+    if (*probe == NULL) {
+        return;
+    }
+    for (int i = 0; i < MATRIX_COUNT; i++) {
+        if ((*probe)->matrices[i] != NULL) {
+            weft_matrix_close((*probe)->device, &(*probe)->matrices[i]);
+        }
+    }
+    weft_device_free((*probe)->device, (*probe)->x);
+    weft_device_free((*probe)->device, (*probe)->y);
+    free(*probe);
+    *probe = NULL;
+}
+
+enum weft_status weft_speed_probe_run(struct weft_speed_probe *probe, double *seconds_out)
 {
     int64_t begin = weft_clock_ns();
 
@@ -69,22 +92,26 @@ static enum weft_status run_round(struct probe *probe, double *seconds_out)
     return WEFT_OK;
 }
 
+double weft_speed_probe_size(void)
+{
+    return (double)MATRIX_COUNT * ROW_COUNT * COL_COUNT * sizeof(uint16_t);
+}
+
 enum weft_status weft_speed_measure(struct weft_device *device, double *bytes_per_second_out)
 {
-    struct probe probe = {.device = device};
+    struct weft_speed_probe *probe = NULL;
     double best = 0;
-    enum weft_status status = open_probe(&probe);
+    enum weft_status status = weft_speed_probe_open(device, &probe);
 
     for (int round = 0; round < ROUND_COUNT && status == WEFT_OK; round++) {
         double seconds = 0;
 
-        status = run_round(&probe, &seconds);
+        status = weft_speed_probe_run(probe, &seconds);
         best = round == 0 || seconds < best ? seconds : best;
     }
-    close_probe(&probe);
+    weft_speed_probe_close(&probe);
     if (status == WEFT_OK) {
-        double size = (double)MATRIX_COUNT * ROW_COUNT * COL_COUNT * sizeof(uint16_t);
-        *bytes_per_second_out = size / (best > 1e-9 ? best : 1e-9);
+        *bytes_per_second_out = weft_speed_probe_size() / (best > 1e-9 ? best : 1e-9);
     }
     return status;
 }

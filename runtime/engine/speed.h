@@ -19,6 +19,15 @@
  */
 WEFT_MUST_CHECK enum weft_status weft_speed_measure(struct weft_device *device, double *bytes_per_second_out);
 
+/* The same in parts, for who wants to choose when: open, passes (about 10 ms each), close. */
+struct weft_speed_probe;
+WEFT_MUST_CHECK enum weft_status weft_speed_probe_open(struct weft_device *device, struct weft_speed_probe **out);
+/* One pass over all matrices. */
+WEFT_MUST_CHECK enum weft_status weft_speed_probe_run(struct weft_speed_probe *probe, double *seconds_out);
+/* Bytes of weights in a pass. */
+double weft_speed_probe_size(void);
+void weft_speed_probe_close(struct weft_speed_probe **probe);
+
 /*
  * The leader's side: all ranks measure at the same time, since those of one host share its memory, and the leader with
  * them. speeds_out[rank_count]. ERR_IO, logged, naming the rank that could not.

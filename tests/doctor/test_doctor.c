@@ -262,6 +262,45 @@ static void test_gpus(void **state)
     assert_non_null(strstr(f.findings.items[0].what, "no NVIDIA driver"));
 }
 
+/* Two ranks, the second with a third of the leaves on a slow host. */
+static void test_prediction(void **state)
+{
+    const struct weft_model_summary model = {.layer_count = 10,
+                                             .width = 1000,
+                                             .head_count = 10,
+                                             .kv_head_count = 5,
+                                             .head_size = 100,
+                                             .ffn_width = 3000,
+                                             .vocab_size = 8000,
+                                             .leaf_count = 12,
+                                             .rank_count = 2,
+                                             .weight_dtype = "bf16"};
+    const struct weft_rank_summary ranks[] = {{.leaf_begin = 0, .leaf_end = 8}, {.leaf_begin = 8, .leaf_end = 12}};
+    struct weft_doctor_rates rates = {.is_measured = 1, .speeds = {10e9, 4e9}, .alone_speed = 20e9, .sum_us = 500};
+    struct weft_doctor_prediction prediction;
+    struct weft_model_summary alone = model;
+
+    (void)state;
+    /* Per layer 2 x 1000 x 1000 (q, o), 2 x 1000 x 500 (k, v), 3 x 1000 x 3000; the head 1000 x 8000; 2 bytes each. */
+    assert_float_equal(weft_doctor_token_size(&model), 2.0 * (10 * 12e6 + 8e6), 1);
+    weft_doctor_predict(&model, ranks, &rates, &prediction);
+    assert_true(prediction.is_known);
+    assert_float_equal(prediction.alone_ms, 12.8, 1e-6);
+    assert_int_equal(prediction.slowest_rank, 1);
+    assert_float_equal(prediction.read_ms, 256e6 / 3 / 4e9 * 1e3, 1e-6);
+    assert_int_equal(prediction.exchange_count, 22);
+    assert_float_equal(prediction.exchange_ms, 11, 1e-6);
+    assert_float_equal(prediction.tokens_per_s, 1e3 / (prediction.read_ms + 11), 1e-6);
+    alone.rank_count = 1;
+    rates.speeds[0] = rates.alone_speed;
+    weft_doctor_predict(&alone, &(struct weft_rank_summary){.leaf_end = 12}, &rates, &prediction);
+    assert_int_equal(prediction.exchange_count, 0);
+    assert_float_equal(prediction.tokens_per_s, prediction.alone_tokens_per_s, 1e-6);
+    rates.is_measured = 0;
+    weft_doctor_predict(&model, ranks, &rates, &prediction);
+    assert_false(prediction.is_known);
+}
+
 static void test_cores_text(void **state)
 {
     struct weft_machine machine = {.cpu_quota = 0};
@@ -297,10 +336,10 @@ static void test_full_list(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpus),      cmocka_unit_test(test_all_well), cmocka_unit_test(test_pairs),
-        cmocka_unit_test(test_sameness),  cmocka_unit_test(test_cores),    cmocka_unit_test(test_memory_and_limits),
-        cmocka_unit_test(test_links),     cmocka_unit_test(test_packets),  cmocka_unit_test(test_cores_text),
-        cmocka_unit_test(test_full_list),
+        cmocka_unit_test(test_gpus),       cmocka_unit_test(test_all_well),   cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_sameness),   cmocka_unit_test(test_cores),      cmocka_unit_test(test_memory_and_limits),
+        cmocka_unit_test(test_links),      cmocka_unit_test(test_prediction), cmocka_unit_test(test_packets),
+        cmocka_unit_test(test_cores_text), cmocka_unit_test(test_full_list),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

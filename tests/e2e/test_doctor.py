@@ -45,6 +45,7 @@ def test_local(count):
     assert found["transport"] == ("self" if count == 1 else "shm")
     assert {link["transport"] for link in found["links"]} <= {"shm"}
     assert all(r["memory_needed_bytes"] > 0 for r in found["ranks"])
+    assert found["prediction"] is None  # its weights stay in caches
 
 
 def test_forced_transport_and_variable():
