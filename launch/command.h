@@ -16,6 +16,7 @@ int weft_command_run(struct weft_settings *settings);
 int weft_command_serve(struct weft_settings *settings);
 int weft_command_info(struct weft_settings *settings);
 int weft_command_doctor(struct weft_settings *settings);
+int weft_command_bench(struct weft_settings *settings);
 
 struct weft_setup;
 /* The cheap part of it, at every start: once per host where that is known. */

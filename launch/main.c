@@ -51,6 +51,7 @@ static int dispatch(const struct weft_command_text *command, struct weft_setting
     case WEFT_COMMAND_SERVE: return weft_command_serve(settings);
     case WEFT_COMMAND_INFO: return weft_command_info(settings);
     case WEFT_COMMAND_DOCTOR: return weft_command_doctor(settings);
+    case WEFT_COMMAND_BENCH: return weft_command_bench(settings);
     case WEFT_COMMAND_ALL: break;
     }
     return WEFT_EXIT_USAGE;

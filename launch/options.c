@@ -357,6 +357,10 @@ void weft_settings_init(struct weft_settings *settings)
 {
     memset(settings, 0, sizeof(*settings));
     settings->max_tokens = 256;
+    settings->batch = (struct weft_number_list){.items = {1}, .count = 1};
+    settings->prompt_tokens = 128;
+    settings->bench_tokens = 64;
+    settings->rounds = 5;
     settings->top_p = 1;
     settings->repetition_penalty = 1;
     settings->heartbeat_ms = UINT32_MAX;

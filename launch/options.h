@@ -18,7 +18,8 @@ enum weft_command {
     WEFT_COMMAND_SERVE = 2,
     WEFT_COMMAND_INFO = 4,
     WEFT_COMMAND_DOCTOR = 8,
-    WEFT_COMMAND_ALL = 15,
+    WEFT_COMMAND_BENCH = 16,
+    WEFT_COMMAND_ALL = 31,
 };
 
 enum weft_option_kind {

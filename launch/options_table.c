@@ -5,6 +5,8 @@
 #define SERVE  WEFT_COMMAND_SERVE
 #define INFO   WEFT_COMMAND_INFO
 #define DOCTOR WEFT_COMMAND_DOCTOR
+#define BENCH  WEFT_COMMAND_BENCH
+#define ENGINE (RUN | SERVE | BENCH)
 #define ALL    WEFT_COMMAND_ALL
 #define AT(m)  .offset = offsetof(struct weft_settings, m)
 #define U32MAX 4294967295.0
@@ -19,6 +21,7 @@ static const char *const outputs[] = {"text", "json", NULL};
 static const char prompt_group[] = "Prompt";
 static const char sampling_group[] = "Sampling";
 static const char server_group[] = "Server";
+static const char bench_group[] = "Measuring";
 static const char model_group[] = "Model and memory";
 static const char rank_group[] = "Ranks and speed";
 static const char ssh_group[] = "Ranks over ssh (without MPI)";
@@ -74,14 +77,23 @@ const struct weft_option weft_options[] = {
     {"queue", 0, WEFT_OPTION_U32, SERVE, server_group, "N", "requests that may wait; more are refused", "1024",
      "WEFT_QUEUE", AT(queue), .min = 1, .max = 1048576},
 
-    {"model", 'm', WEFT_OPTION_TEXT, RUN | SERVE | INFO, model_group, "DIR", "model folder in Hugging Face form", "the demo model",
+    {"batch", 'b', WEFT_OPTION_NUMBER_LIST, BENCH, bench_group, "N,...", "requests at once, one row of figures for each",
+     "1", NULL, AT(batch), .min = 1, .max = 4096},
+    {"prompt-tokens", 0, WEFT_OPTION_U32, BENCH, bench_group, "N", "length of every prompt", "128", NULL,
+     AT(prompt_tokens), .min = 1, .max = 1048576},
+    {"max-tokens", 'n', WEFT_OPTION_U32, BENCH, bench_group, "N", "tokens that every request makes", "64", NULL,
+     AT(bench_tokens), .min = 2, .max = 1048576},
+    {"rounds", 0, WEFT_OPTION_U32, BENCH, bench_group, "N", "rounds that the medians are of; one more warms up", "5",
+     NULL, AT(rounds), .min = 1, .max = 1000},
+
+    {"model", 'm', WEFT_OPTION_TEXT, ENGINE | INFO, model_group, "DIR", "model folder in Hugging Face form", "the demo model",
      "WEFT_MODEL", AT(model)},
     {"model", 'm', WEFT_OPTION_TEXT, DOCTOR, model_group, "DIR", "would it fit, is it the same on every host", "none",
      "WEFT_MODEL", AT(model)},
-    {"weights", 0, WEFT_OPTION_CHOICE, RUN | SERVE, model_group, "local|stream",
+    {"weights", 0, WEFT_OPTION_CHOICE, ENGINE, model_group, "local|stream",
      "local: every rank reads its part of the model folder; stream: rank 0 reads it once and sends the others theirs, "
      "which need no folder", "local", "WEFT_WEIGHTS", AT(weights), .choices = weights},
-    {"context", 'c', WEFT_OPTION_U32, ALL, model_group, "N", "positions per request, prompt and answer together",
+    {"context", 'c', WEFT_OPTION_U32, RUN | SERVE | INFO | DOCTOR, model_group, "N", "positions per request, prompt and answer together",
      "the model's", "WEFT_CONTEXT", AT(context), .min = 1, .max = U32MAX},
     {"memory", 0, WEFT_OPTION_SIZE, ALL, model_group, "SIZE",
      "per rank, for weights, KV cache and activations: 4GiB, 512MiB", "90 % of what is free", "WEFT_MEMORY",
@@ -94,7 +106,7 @@ const struct weft_option weft_options[] = {
     {"ranks", 'r', WEFT_OPTION_U32, ALL, rank_group, "N",
      "processes that share the model on this host; under mpirun its ranks are used", "1", "WEFT_RANKS", AT(ranks),
      .min = 1, .max = 1024},
-    {"threads", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, rank_group, "N", "CPU threads per rank", "cores / ranks",
+    {"threads", 0, WEFT_OPTION_U32, ENGINE | DOCTOR, rank_group, "N", "CPU threads per rank", "cores / ranks",
      "WEFT_THREADS", AT(threads), .min = 1, .max = 1024},
     {"shares", 0, WEFT_OPTION_NUMBER_LIST, ALL, rank_group, "auto|A,B,...",
      "how much of the model each rank takes, in proportion: 3,1; auto: by how fast each reads weights, measured at "
@@ -103,57 +115,57 @@ const struct weft_option weft_options[] = {
     {"leaves", 0, WEFT_OPTION_U32, ALL, rank_group, "V",
      "parts the model can be split into, the most ranks it can have; changes the numbers", "8", "WEFT_LEAVES",
      AT(leaves), .min = 1, .max = 64},
-    {"prefill-chunk", 0, WEFT_OPTION_U32, RUN | SERVE, rank_group, "N",
+    {"prefill-chunk", 0, WEFT_OPTION_U32, ENGINE, rank_group, "N",
      "prompt tokens per step; does not change the answer", "256", "WEFT_PREFILL_CHUNK", AT(prefill_chunk), .min = 1,
      .max = 1048576},
     {"device", 'd', WEFT_OPTION_TEXT, ALL, rank_group, "auto|cpu|cuda[:N]",
      "what ranks run on: a GPU each when every rank has one, else CPUs; cuda: a GPU each; cuda:N: all on GPU N", "auto",
      "WEFT_DEVICE", AT(device)},
-    {"numerics", 0, WEFT_OPTION_CHOICE, RUN | SERVE, rank_group, "exact|reference|fast",
+    {"numerics", 0, WEFT_OPTION_CHOICE, ENGINE, rank_group, "exact|reference|fast",
      "on GPUs: exact gives the same bits for any ranks, batch and chunk; reference the bits of CPUs, slowly; fast may "
      "vary with the batch. On CPUs always exact", "exact", "WEFT_NUMERICS", AT(numerics), .choices = numerics},
     {"cuda-module", 0, WEFT_OPTION_TEXT, ALL, rank_group, "FILE",
      "the library that drives GPUs; for tests", "weft_cuda.so beside weft", "WEFT_CUDA_MODULE", AT(cuda_module)},
-    {"cpu-level", 0, WEFT_OPTION_CHOICE, RUN | SERVE, rank_group, "ref|avx2|avx512",
+    {"cpu-level", 0, WEFT_OPTION_CHOICE, ENGINE, rank_group, "ref|avx2|avx512",
      "instruction set; does not change the answer", "best of this machine", "WEFT_CPU_LEVEL", AT(cpu_level),
      .choices = cpu_levels},
-    {"comm", 0, WEFT_OPTION_CHOICE, RUN | SERVE | DOCTOR, rank_group, "auto|self|shm|tcp|ucx|mpi|nccl",
+    {"comm", 0, WEFT_OPTION_CHOICE, ENGINE | DOCTOR, rank_group, "auto|self|shm|tcp|ucx|mpi|nccl",
      "how ranks talk (nccl: between GPUs); does not change the answer", "auto", "WEFT_COMM", AT(comm), .choices = comms},
-    {"interface", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, rank_group, "NAME|CIDR,...", "networks between hosts, by preference: eth0,10.0.0.0/8,fd00::/64",
+    {"interface", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, rank_group, "NAME|CIDR,...", "networks between hosts, by preference: eth0,10.0.0.0/8,fd00::/64",
      "by route", "WEFT_INTERFACE", AT(interface)},
-    {"timeout", 0, WEFT_OPTION_TIME, RUN | SERVE | DOCTOR, rank_group, "TIME", "longest wait between ranks before giving up",
+    {"timeout", 0, WEFT_OPTION_TIME, ENGINE | DOCTOR, rank_group, "TIME", "longest wait between ranks before giving up",
      "30s", "WEFT_TIMEOUT", AT(timeout_ms), .min = 0.1, .max = 86400},
-    {"rendezvous-timeout", 0, WEFT_OPTION_TIME, RUN | SERVE | DOCTOR, rank_group, "TIME",
+    {"rendezvous-timeout", 0, WEFT_OPTION_TIME, ENGINE | DOCTOR, rank_group, "TIME",
      "how long ranks wait for each other to start, and for a sign of life while loading", "60s",
      "WEFT_RENDEZVOUS_TIMEOUT", AT(rendezvous_timeout_ms), .min = 0.1, .max = 86400},
-    {"heartbeat", 0, WEFT_OPTION_TIME, RUN | SERVE | DOCTOR, rank_group, "TIME",
+    {"heartbeat", 0, WEFT_OPTION_TIME, ENGINE | DOCTOR, rank_group, "TIME",
      "a rank that is silent for this long is given up, whatever it was doing; 0: never (to stop one in a debugger)",
      "900ms", "WEFT_HEARTBEAT", AT(heartbeat_ms), .min = 0, .max = 3600},
 
-    {"hosts", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, ssh_group, "A,B:2,...",
+    {"hosts", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, ssh_group, "A,B:2,...",
      "start the ranks over ssh, one or so many on each host; the first is this one. Model and weft at the same paths", NULL,
      "WEFT_HOSTS", AT(hosts)},
-    {"ssh", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, ssh_group, "COMMAND", "ssh and its options: \"ssh -p 2222 -i key\"",
+    {"ssh", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, ssh_group, "COMMAND", "ssh and its options: \"ssh -p 2222 -i key\"",
      "ssh", "WEFT_SSH", AT(ssh)},
-    {"remote-path", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, ssh_group, "FILE", "weft on the other hosts",
+    {"remote-path", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, ssh_group, "FILE", "weft on the other hosts",
      "the path of this one", "WEFT_REMOTE_PATH", AT(remote_path)},
 
-    {"leader", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, hand_group, "HOST:PORT",
+    {"leader", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, hand_group, "HOST:PORT",
      "where rank 0 listens and the others connect; needs --rank and --ranks, or a launcher that gives them", NULL, "WEFT_LEADER", AT(leader)},
-    {"rank", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "R", "number of this process, from 0", "0", "WEFT_RANK",
+    {"rank", 0, WEFT_OPTION_U32, ENGINE | DOCTOR, hand_group, "R", "number of this process, from 0", "0", "WEFT_RANK",
      AT(rank), .min = 0, .max = 1023},
-    {"local-ranks", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "K",
+    {"local-ranks", 0, WEFT_OPTION_U32, ENGINE | DOCTOR, hand_group, "K",
      "this process starts K ranks on its host, from its own number on; for launchers that start one process a host", "1",
      "WEFT_LOCAL_RANKS", AT(local_ranks), .min = 1, .max = 64},
-    {"leader-port", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "PORT",
+    {"leader-port", 0, WEFT_OPTION_U32, ENGINE | DOCTOR, hand_group, "PORT",
      "where rank 0 listens, when the launcher names the host only", "20000; by job under Slurm", "WEFT_LEADER_PORT",
      AT(leader_port), .min = 1, .max = 65535},
-    {"rank-count", 0, WEFT_OPTION_U32, RUN | SERVE | DOCTOR, hand_group, "N", "the same as --ranks", NULL, "WEFT_RANK_COUNT",
+    {"rank-count", 0, WEFT_OPTION_U32, ENGINE | DOCTOR, hand_group, "N", "the same as --ranks", NULL, "WEFT_RANK_COUNT",
      AT(ranks), .min = 1, .max = 1024},
-    {"secret-file", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, hand_group, "FILE",
+    {"secret-file", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, hand_group, "FILE",
      "file with a secret that every rank must show; or the variable WEFT_SECRET", "none", "WEFT_SECRET_FILE", AT(secret_file)},
 
-    {"output", 'o', WEFT_OPTION_CHOICE, RUN | INFO | DOCTOR, output_group, "text|json",
+    {"output", 'o', WEFT_OPTION_CHOICE, RUN | INFO | DOCTOR | BENCH, output_group, "text|json",
      "json prints one object on standard output and nothing else", "text", NULL, AT(output), .choices = outputs},
     {"quiet", 'q', WEFT_OPTION_FLAG, ALL, output_group, NULL, "errors only: no progress, tables or timings", NULL,
      NULL, AT(is_quiet)},
@@ -194,5 +206,12 @@ const struct weft_command_text weft_commands[] = {
      "  weft doctor --ranks 2 --model DIR           this host\n"
      "  mpirun -n 4 weft doctor --model DIR         the ranks and hosts of mpirun's\n"
      "  weft doctor --ranks 2 --output json         for programs\n"},
+    {WEFT_COMMAND_BENCH, "bench", "measure how fast prompts are read and tokens made", "[OPTION...]",
+     "Starts the ranks as run and serve would, sends requests of pseudo-random tokens and prints tokens per second, "
+     "medians over rounds, for each batch size. Weights may be random: what the tokens are does not matter.",
+     "model",
+     "  weft bench DIR                              one request at a time\n"
+     "  weft bench DIR --ranks 2 --batch 1,8,32     two processes, three batch sizes\n"
+     "  mpirun -n 4 weft bench DIR --output json    over every host of mpirun's, for programs\n"},
 };
 const size_t weft_command_count = sizeof(weft_commands) / sizeof(weft_commands[0]);

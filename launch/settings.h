@@ -69,6 +69,11 @@ struct weft_settings {
     uint64_t seed;
     struct weft_text_list stop;
     bool is_eos_ignored;
+    /* bench */
+    struct weft_number_list batch;
+    uint32_t prompt_tokens;
+    uint32_t bench_tokens;
+    uint32_t rounds;
     /* server */
     const char *grpc;
     uint32_t drain_ms;

@@ -17,7 +17,7 @@ def model(tmp_path_factory):
 def test_help_names_every_command():
     done = weft("--help")
     assert done.returncode == 0
-    for name in ("run", "serve", "info"):
+    for name in ("run", "serve", "info", "doctor", "bench"):
         assert re.search(rf"^  {name}\b", done.stdout, re.M)
         assert weft("help", name).stdout == weft(name, "--help").stdout
 
@@ -28,6 +28,7 @@ def test_help_names_every_command():
             "kv-dtype memory context timeout rank leader secret-file output quiet"),
     ("serve", "model grpc drain sequences queue ranks threads shares memory context"),
     ("info", "model ranks shares leaves memory output"),
+    ("bench", "model batch prompt-tokens max-tokens rounds ranks threads shares weights memory device output"),
 ])
 def test_help_of_a_command(command, options):
     text = weft(command, "--help").stdout
@@ -61,6 +62,9 @@ def test_version():
     (["run", "--temperature", "nan"], 'weft run: --temperature: expected a number from 0 to 100, found "nan"'),
     (["run", "--top-p", "2"], 'weft run: --top-p: expected a number from 1e-06 to 1, found "2"'),
     (["run", "--shares", "3,,1"], 'weft run: --shares: expected auto, or whole numbers from 1 such as 3,1, found "3,,1"'),
+    (["bench", "--batch", "auto"],
+     'weft bench: --batch: expected whole numbers from 1 such as 1,8,32, found "auto"'),
+    (["bench", "--rounds", "0"], 'weft bench: --rounds: expected an integer from 1 to 1000, found "0"'),
     (["info", "--shares", "auto"],
      "weft info: --shares auto: measured when ranks meet, and info starts none; give numbers"),
     (["run", "--weights", "nfs"], 'weft run: --weights: expected local|stream, found "nfs"'),
@@ -234,3 +238,21 @@ def test_closed_stdout_ends_the_run(model):
                           shell=True, capture_output=True, timeout=60)
     assert len(done.stdout) == 1
     assert done.stderr in (b"", b"weft run: standard output was closed\n")
+
+
+def test_bench():
+    done = weft("bench", "--ranks", 2, "--threads", 1, "--batch", "1,3", "--prompt-tokens", 20, "--max-tokens", 8,
+                "--rounds", 2, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["ranks"] == 2 and report["rounds"] == 2
+    assert [(r["batch"], r["prompt_tokens"], r["made_tokens"]) for r in report["results"]] == [(1, 20, 8), (3, 20, 8)]
+    assert all(r["prefill_tokens_per_s"] > 0 and r["decode_tokens_per_s"] > 0 for r in report["results"])
+    table = weft("bench", "--batch", "2", "--prompt-tokens", 5, "--max-tokens", 4, "--rounds", 1)
+    assert table.returncode == 0, table.stderr
+    assert re.search(r"^ +2 +5 +[0-9.]+ +[0-9.]+ % +4 +[0-9.]+ ", table.stdout, re.M), table.stdout
+
+
+def test_bench_of_more_than_the_model_can():
+    line = one_error_line(weft("bench", "--prompt-tokens", 100000, "--quiet"), 1)
+    assert "context" in line and "100064" in line
