@@ -10,6 +10,7 @@ import dockerfile
 import grpc
 import pytest
 from cluster import Cluster
+from crd import pod_templates
 from kustomize import render
 from weft_server import ROOT, WEFT, weft_pb2, weft_pb2_grpc
 
@@ -35,11 +36,20 @@ def cluster(tmp_path):
     image = dockerfile.build_with(WEFT.parent, WEFT.parent / "image")
     made = Cluster(image)
     claim = tmp_path / "models"
-    shutil.copytree(MODEL, claim / "Llama-3.1-8B")
+    for name in ("Llama-3.1-8B", "Llama-3.3-70B"):
+        shutil.copytree(MODEL, claim / name)
     tmp_path.chmod(0o755)
     made.claims["models"] = claim
     yield made
     print(made.report())
+
+
+@pytest.fixture
+def secret(cluster):
+    """kubectl create secret generic weft-rendezvous, as the README has it."""
+    def create():
+        cluster.add_object("secret", "weft-rendezvous", {"secret": "warp and weft\n"})
+    return create
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +138,43 @@ def test_mpijob(cluster, wanted):
     assert all("grace" not in p.log() for p in workers), cluster.report()
 
 
-def test_leader_worker_set(cluster, wanted):
+def with_cpus(documents):
+    """The same with two CPU ranks in place of the eight GPUs of a pod, so few that the model's own leaves do."""
+    other = {"WEFT_DEVICE": "cpu", "WEFT_LEAVES": "8", "WEFT_LOCAL_RANKS": "2"}
+    for document in documents:
+        if "slotsPerWorker" in document.get("spec", {}):
+            document["spec"]["slotsPerWorker"] = 2
+        for _, template, _ in pod_templates(document):
+            for entry in template["spec"]["containers"][0].get("env", []):
+                entry["value"] = other.get(entry["name"], entry["value"])
+    return documents
+
+
+def check_two_ranks_in_each_of_two_pods(cluster, wanted, overlay):
+    cluster.apply(with_cpus(render(K8S / "overlays" / overlay)))
+    leader = leader_of(cluster)
+    assert ask(leader) == wanted
+    assert "for 4 ranks on 2 hosts" in leader.log()
+
+
+def test_mpijob_with_gpus(cluster, wanted):
+    """As far as that goes without any."""
+    check_two_ranks_in_each_of_two_pods(cluster, wanted, "mpijob-gpu")
+
+
+def test_leader_worker_set_with_gpus(cluster, wanted, secret):
+    """As far as that goes without any."""
+    secret()
+    check_two_ranks_in_each_of_two_pods(cluster, wanted, "lws-gpu")
+
+
+def test_leader_worker_set(cluster, wanted, secret):
     """Four pods over TCP: a Secret that comes late, a rank that dies and the group made anew, a deleted pod, the end."""
     cluster.apply(render(K8S / "overlays" / "lws-model"))
     leader = until(lambda: cluster.pods.get("weft-0"), "the leader")
     time.sleep(0.5)
     assert leader.phase == "Pending"  # ContainerCreating
-    cluster.add_object("secret", "weft-rendezvous", {"secret": "warp and weft\n"})
+    secret()
     check_serves(cluster, wanted)
     first = set(cluster.pods.values())
     assert {p.name for p in first} == {"weft-0", "weft-0-1", "weft-0-2", "weft-0-3"}
@@ -156,9 +196,9 @@ def test_leader_worker_set(cluster, wanted):
     assert all("grace" not in p.log() for p in cluster.made), cluster.report()
 
 
-def test_stateful_set(cluster, wanted):
+def test_stateful_set(cluster, wanted, secret):
     """Two pods over TCP; whoever ends takes the other along, both start again in place and meet anew."""
-    cluster.add_object("secret", "weft-rendezvous", {"secret": "warp and weft\n"})
+    secret()
     cluster.apply(render(K8S / "statefulset"))
     check_serves(cluster, wanted)
     leader, worker = cluster.pods["weft-leader-0"], cluster.pods["weft-worker-0"]

@@ -51,8 +51,24 @@ def crd_validator(kind, api_version):
     return jsonschema.Draft4Validator(schema)
 
 
-def text(fields, required=()):
+def only(required=(), **fields):
     return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
+
+
+TEXT, NUMBER = {"type": "string"}, {"type": "integer"}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+METADATA = only(["name"], name=TEXT, namespace=TEXT, labels=TEXTS)
+# No CRD at hand: the fields in use, by the documentation of the Prometheus operator and of KEDA, and no others.
+BY_HAND = {
+    ("monitoring.coreos.com/v1", "PodMonitor"): only(
+        ["selector", "podMetricsEndpoints"], selector=only(["matchLabels"], matchLabels=TEXTS),
+        podMetricsEndpoints={"type": "array", "items": only(["port"], port=TEXT, path=TEXT, interval=TEXT)}),
+    ("keda.sh/v1alpha1", "ScaledObject"): only(
+        ["scaleTargetRef", "triggers"], scaleTargetRef=only(["name"], apiVersion=TEXT, kind=TEXT, name=TEXT),
+        minReplicaCount=NUMBER, maxReplicaCount=NUMBER, pollingInterval=NUMBER, cooldownPeriod=NUMBER,
+        triggers={"type": "array", "items": only(["type", "metadata"], type={"enum": ["prometheus"]}, metadata=only(
+            ["serverAddress", "query", "threshold"], serverAddress=TEXT, query=TEXT, threshold=TEXT))}),
+}
 
 
 def needs_crd(document):
@@ -68,7 +84,11 @@ def findings(document):
         return ["/".join(map(str, e.absolute_path)) + ": " + e.message[:200] for e in errors]
     if core_types.class_of(document) is not None:
         return core_types.findings(document)
-    return [f"kind {kind}: no schema for it"]
+    schema = BY_HAND.get((document["apiVersion"], kind))
+    if schema is None:
+        return [f"kind {kind}: no schema for it"]
+    whole = only(["metadata", "spec"], apiVersion=TEXT, kind=TEXT, metadata=METADATA, spec=schema)
+    return ["/".join(map(str, e.absolute_path)) + ": " + e.message for e in jsonschema.Draft4Validator(whole).iter_errors(document)]
 
 
 def pod_templates(document):

@@ -26,8 +26,10 @@ def apply(document, operation):
     node = document
     for word in words[:-1]:
         node = step_into(node, word)
-    value, last = copy.deepcopy(operation["value"]), words[-1]
-    if operation["op"] == "add" and isinstance(node, list):
+    value, last = copy.deepcopy(operation.get("value")), words[-1]
+    if operation["op"] == "remove":
+        node.pop(int(last) if isinstance(node, list) else last)
+    elif operation["op"] == "add" and isinstance(node, list):
         node.insert(len(node) if last == "-" else int(last), value)
     elif operation["op"] == "add":
         node[last] = value

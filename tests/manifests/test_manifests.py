@@ -12,8 +12,8 @@ from kustomize import read_kustomization, render
 
 WEFT = (ROOT / os.environ.get("WEFT_BUILD", "build")).resolve() / "weft"
 FOLDERS = sorted(p.parent for p in LAUNCH.rglob("kustomization.yaml"))
-# base alone has no pods; what stands in launch/k8s/base is seen through the others.
-WHOLE = [f for f in FOLDERS if f.name != "base"]
+# No pods of their own; what stands there is seen through the others.
+WHOLE = [f for f in FOLDERS if f.name not in ("base", "monitor")]
 GROUPS = [f for f in WHOLE if f.name != "kserve"]
 HAS_CRDS = CRDS.is_dir()
 with_crds = pytest.mark.skipif(not HAS_CRDS, reason=f"no CRDs: {CRDS} is absent")
@@ -65,6 +65,9 @@ def test_every_document_fits_its_schema(whole):
     ("k8s/statefulset", "StatefulSet", ["spec", "template", "spec"], "hostnetwork"),
     ("k8s/statefulset", "NetworkPolicy", ["spec"], "podSelektor"),
     ("k8s/statefulset", "PodDisruptionBudget", ["spec"], "minAvailible"),
+    ("k8s/overlays/lws-hpa", "HorizontalPodAutoscaler", ["spec", "metrics", 0, "pods"], "metrik"),
+    ("k8s/overlays/lws-hpa", "PodMonitor", ["spec"], "podMetricEndpoints"),
+    ("k8s/overlays/lws-keda", "ScaledObject", ["spec", "triggers", 0, "metadata"], "treshold"),
     ("kserve", "ClusterServingRuntime", ["spec", "containers", 0], "agrs"),
     ("kserve", "InferenceService", ["spec", "predictor", "model"], "storageURI"),
 ])
@@ -137,7 +140,16 @@ def test_selectors_match_the_pods_they_are_for(group):
         assert hit(document["spec"]["podSelector"]["matchLabels"]) == set(pods)
     for document in of_kind(group, "PodDisruptionBudget"):
         assert hit(document["spec"]["selector"]["matchLabels"]) == set(pods)
-        assert document["spec"]["minAvailable"] == sum(n for _, _, n in templates(group))
+        if of_kind(group, "HorizontalPodAutoscaler") + of_kind(group, "ScaledObject"):
+            assert document["spec"]["maxUnavailable"] == 0 and "minAvailable" not in document["spec"]
+        else:
+            assert document["spec"]["minAvailable"] == sum(n for _, _, n in templates(group))
+    for document in of_kind(group, "PodMonitor"):
+        assert hit(document["spec"]["selector"]["matchLabels"]) == {"leader"}
+    for document in of_kind(group, "HorizontalPodAutoscaler") + of_kind(group, "ScaledObject"):
+        target = document["spec"]["scaleTargetRef"]
+        assert [d["apiVersion"] for d in of_kind(group, target["kind"])] == [target["apiVersion"]]
+        assert of_kind(group, target["kind"])[0]["metadata"]["name"] == target["name"]
     for document in of_kind(group, "StatefulSet"):
         role = document["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]
         assert hit(document["spec"]["selector"]["matchLabels"]) == {role}
@@ -227,14 +239,26 @@ def test_pods_are_locked_down_and_complete(whole):
                 assert drain < pod.get("terminationGracePeriodSeconds", 30)
 
 
-@pytest.mark.parametrize("folder", GROUPS, ids=name_of)
-def test_rank_count_is_the_number_of_pods(folder):
-    documents = render(folder)
-    pods = sum(n for _, _, n in templates(documents))
-    for job in of_kind(documents, "MPIJob"):
-        assert job["spec"]["runLauncherAsWorker"] and job["spec"]["slotsPerWorker"] == 1
-    for container in containers(of_kind(documents, "StatefulSet")):
-        assert {"name": "WEFT_RANK_COUNT", "value": str(pods)} in container["env"]
+def settings_of(container):
+    return {e["name"]: e.get("value") for e in container.get("env", [])}
+
+
+def test_rank_count_fits_pods_gpus_and_leaves(group):
+    pods = sum(n for _, _, n in templates(group))
+    ranks_per_pod = 1
+    for job in of_kind(group, "MPIJob"):
+        assert job["spec"]["runLauncherAsWorker"]
+        ranks_per_pod = job["spec"]["slotsPerWorker"]
+    for container in containers(of_kind(group, "StatefulSet")):
+        assert settings_of(container)["WEFT_RANK_COUNT"] == str(pods)
+    for container in containers(of_kind(group, "LeaderWorkerSet")):
+        ranks_per_pod = int(settings_of(container).get("WEFT_LOCAL_RANKS", "1"))
+    for container in containers(group):
+        gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", "0"))
+        assert gpus in (0, ranks_per_pod)
+        if container["command"] != ["/usr/sbin/sshd", "-De"]:
+            assert (settings_of(container).get("WEFT_DEVICE") == "cuda") == (gpus > 0)
+            assert int(settings_of(container).get("WEFT_LEAVES", "8")) >= pods * ranks_per_pod
 
 
 def test_variables_in_arguments_are_set(whole):
