@@ -84,7 +84,7 @@ WEFT_CPU_KERNEL_LIST(CHECK_DECLARE)
 #undef CHECK_DECLARE
 
 /* check_numeric.c: weft/numeric.h. check_pool.c: the thread pool. check_device.c, check_matmul.c,
- * check_attention.c, check_candidates.c: the device table. */
+ * check_attention.c, check_candidates.c, check_ordered.c: the device table. */
 void check_numeric(struct check *check);
 void check_pool(struct check *check);
 void check_device_options(struct check *check);
@@ -96,6 +96,8 @@ void check_device_rows(struct check *check);
 void check_device_rope(struct check *check);
 void check_device_attention(struct check *check);
 void check_device_candidates(struct check *check);
+void check_device_tree_add(struct check *check);
+void check_device_ordered(struct check *check);
 
 /* An open device of the level under test, or the GPU; aborts the program when that fails. */
 struct weft_device *check_device(const struct check *check, uint32_t thread_count);
