@@ -20,7 +20,7 @@ describe()
         ctest) echo "C tests and style checks (CTest)" ;;
         pytest) echo "tokenizer, gRPC and command line tests (pytest)" ;;
         clang) echo "build-clang/: everything compiles with clang too, warnings are errors" ;;
-        cuda) echo "the CUDA module for one architecture (build/, else build-cuda/): exports, what it needs" ;;
+        cuda) echo "the CUDA module for one architecture (build/, else build-cuda/): exports, what it needs; nccl" ;;
         asan) echo "build-asan/: C, gRPC and command line tests under AddressSanitizer and UBSan" ;;
         tsan) echo "build-tsan/: threaded C tests under ThreadSanitizer" ;;
         fuzz) echo "fuzzers, some seconds each" ;;
@@ -96,18 +96,45 @@ find_nvcc()
     find "$PWD/$environment"/lib -path '*/nvidia/cu13/bin/nvcc'
 }
 
+# Folder of NCCL's header: of this machine, else from PyPI in a folder of its own. Prints it.
+find_nccl() # NVCC
+{
+    local folder target=build-cuda/nccl list=tests/gpu/nccl.txt
+    for folder in "$(dirname "$1")/../include" /usr/local/include /usr/include; do
+        if [ -f "$folder/nccl.h" ]; then
+            echo "$folder"
+            return
+        fi
+    done
+    if ! cmp -s "$list" "$target/nccl.txt"; then
+        rm -rf "$target"
+        /usr/bin/python3 -m venv "$target" >&2 &&
+            "$target/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$list" >&2 &&
+            cp "$list" "$target/nccl.txt" || return 1
+    fi
+    dirname "$(find "$PWD/$target"/lib -path '*/nvidia/nccl/include/nccl.h')"
+}
+
+# Whether the step build found what the nccl backend is made with; its tests are then among those of the step ctest.
+build_has_nccl()
+{
+    grep -q '^WEFT_NCCL_INCLUDE:PATH=/' build/CMakeCache.txt && grep -q '^WEFT_CUDA_INCLUDE:PATH=/' build/CMakeCache.txt
+}
+
 step_cuda()
 {
-    local nvcc
+    local nvcc nccl
     if [ -n "$(find build -maxdepth 1 -name weft_cuda.so)" ]; then # the step build found a compiler
-        tests/gpu/check_module.sh build/weft_cuda.so
-        return
+        tests/gpu/check_module.sh build/weft_cuda.so || return 1
+        build_has_nccl && return
     fi
-    nvcc=$(find_nvcc) && [ -n "$nvcc" ] && "$nvcc" --version | tail -n 2 &&
-        cmake -S . -B build-cuda -G Ninja -DWEFT_WITH_CUDA=ON -DWEFT_BUILD_TESTS=OFF -DWEFT_BUILD_SERVE=OFF \
-            -DWEFT_NVCC="$nvcc" -DWEFT_CUDA_ARCHITECTURES="${WEFT_CUDA_ARCHITECTURES:-90a}" &&
-        cmake --build build-cuda -j "$jobs" --target weft_cuda &&
-        tests/gpu/check_module.sh build-cuda/weft_cuda.so
+    nvcc=$(find_nvcc) && [ -n "$nvcc" ] && "$nvcc" --version | tail -n 2 && nccl=$(find_nccl "$nvcc") &&
+        cmake -S . -B build-cuda -G Ninja -DWEFT_WITH_CUDA=ON -DWEFT_WITH_NCCL=ON -DWEFT_BUILD_SERVE=OFF \
+            -DWEFT_NVCC="$nvcc" -DWEFT_CUDA_ARCHITECTURES="${WEFT_CUDA_ARCHITECTURES:-90a}" \
+            -DWEFT_NCCL_INCLUDE="$nccl" -DWEFT_CUDA_INCLUDE="$(dirname "$nvcc")/../include" &&
+        cmake --build build-cuda -j "$jobs" --target weft_cuda nccl_stub test_comm test_comm_faults test_comm_nccl &&
+        tests/gpu/check_module.sh build-cuda/weft_cuda.so &&
+        run_ctest build-cuda -R '^comm_.*nccl_'
 }
 
 step_asan()
