@@ -82,6 +82,9 @@ class Pod:
         sh("ip", "link", "set", port, "master", "bridge", "up")
         for words in (f"addr add {self.address}/16 dev eth0", "link set eth0 up"):
             sh("nsenter", "--target", self.sandbox.pid, "--net", "ip", *words.split())
+        # The kernel takes its time to notice that both ends are up; a lost DNS question costs a pod 5 s.
+        while '"state":"forwarding"' not in sh("ip", "-j", "-d", "link", "show", "dev", port).replace(" ", ""):
+            time.sleep(0.01)
 
     @property
     def hostname(self):

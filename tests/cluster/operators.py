@@ -94,7 +94,8 @@ class MpiJob:
 
 
 class LeaderWorkerSet:
-    """leaderworkerset.x-k8s.io/v1: one group; when a container of it restarts or a pod goes, all its pods are made anew."""
+    """leaderworkerset.x-k8s.io/v1: one group; when a container of it restarts or a pod goes, all its pods are made anew: the
+    leader is deleted and takes its workers along, and a new leader comes when all of them are gone."""
 
     def __init__(self, cluster, document):
         self.cluster, self.document = cluster, document
@@ -103,6 +104,7 @@ class LeaderWorkerSet:
         self.group = self.spec["leaderWorkerTemplate"]
         assert self.spec["replicas"] == 1 and self.group["restartPolicy"] == "RecreateGroupOnPodRestart"
         assert self.spec["startupPolicy"] == "LeaderCreated"
+        self.is_going = False
         cluster.add_service(self.name, {"leaderworkerset.sigs.k8s.io/name": self.name}, True)
 
     def pod(self, index):
@@ -120,6 +122,8 @@ class LeaderWorkerSet:
 
     def wanted(self):
         """The leader first; its workers once it is there."""
+        if self.is_going:
+            return {}
         found = {f"{self.name}-0": self.pod(0)}
         if self.cluster.exists(f"{self.name}-0"):
             found.update({f"{self.name}-0-{i}": self.pod(i) for i in range(1, self.group["size"])})
@@ -128,7 +132,8 @@ class LeaderWorkerSet:
     def group_to_remake(self, pods):
         """All of the group's pods once one of them has started again or is going."""
         mine = [p for p in pods if p.name == f"{self.name}-0" or p.name.startswith(f"{self.name}-0-")]
-        return mine if any(p.restart_count > 0 or p.is_deleting for p in mine) else []
+        self.is_going = any(p.restart_count > 0 or p.is_deleting for p in mine)
+        return mine if self.is_going else []
 
 
 class StatefulSet:

@@ -130,10 +130,10 @@ def test_mpijob(cluster, wanted):
     until(lambda: launcher.restart_count == 1, "the launcher's container again")
     check_serves(cluster, wanted)
 
-    stream = Stream(launcher, 600)
+    stream = Stream(launcher, 400)
     workers = [p for p in cluster.pods.values() if p is not launcher]
     cluster.delete("MPIJob")
-    assert stream.finish() == 600
+    assert stream.finish() == 400
     assert launcher.exits[0] != 0 and launcher.exits[1:] == [0] and "stopping: the leader drains" in launcher.log()
     assert all("grace" not in p.log() for p in workers), cluster.report()
 
@@ -188,10 +188,10 @@ def test_leader_worker_set(cluster, wanted, secret):
         check_serves(cluster, wanted)
 
     leader = leader_of(cluster)
-    stream = Stream(leader, 600)
+    stream = Stream(leader, 400)
     pods = list(cluster.pods.values())
     cluster.delete("LeaderWorkerSet")
-    assert stream.finish() == 600
+    assert stream.finish() == 400
     assert [p.exits for p in pods] == [[0]] * 4
     assert all("grace" not in p.log() for p in cluster.made), cluster.report()
 
@@ -212,8 +212,8 @@ def test_stateful_set(cluster, wanted, secret):
     check_serves(cluster, wanted)
     leader = leader_of(cluster)
 
-    stream = Stream(leader, 600)
+    stream = Stream(leader, 400)
     cluster.delete("StatefulSet")
-    assert stream.finish() == 600
+    assert stream.finish() == 400
     assert leader.exits[-1] == 0 and worker.exits[-1] == 0
     assert all("grace" not in p.log() for p in cluster.made), cluster.report()
