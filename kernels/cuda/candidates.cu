@@ -224,7 +224,7 @@ static __global__ void __launch_bounds__(BLOCK) keep_best(const struct round_arg
 
 /* Entries that one block sorts: 4096 (32 KiB) or, when more are wanted than halve that, twice as many as wanted. */
 static const uint32_t PART = 4096;
-static const uint32_t PART_MAX = 16384;
+static const uint32_t PART_MAX = 8192; /* 64 KiB: enough for 4096 entries, and what every GPU since sm_80 has */
 
 static uint32_t part_for(uint32_t kept)
 {

@@ -3,7 +3,7 @@
 
 usage: speed.py BIN-FOLDER MODELS-FOLDER [--device cuda:0] [--budget SECONDS] [--torch PYTHON]
 
-BIN-FOLDER has engine_bench and gpu_probe. MODELS-FOLDER gets the random models (16 GB and 2.5 GB) when it has none yet; a
+BIN-FOLDER has weft and gpu_probe. MODELS-FOLDER gets the random models (16 GB and 2.5 GB) when it has none yet; a
 folder in memory (/dev/shm) makes loading a matter of the link. Every row prints its prediction before it is measured. A
 row that fails or finds no time left says so and the next one goes on.
 """
@@ -49,9 +49,11 @@ class Table:
         return folder
 
     def bench(self, shape, *options, seconds=60):
-        command = [self.arguments.bin / "engine_bench", self.model(shape), "--device", self.arguments.device,
-                   "--kv-dtype", "bf16", *options]
-        return json.loads(self.run(command, seconds))
+        """What `weft bench` finds for one batch size."""
+        command = [self.arguments.bin / "weft", "bench", "--output", "json", "--quiet", "--model", self.model(shape),
+                   "--device", self.arguments.device, "--kv-dtype", "bf16", *options]
+        found = json.loads(self.run(command, seconds))
+        return {**found["results"][0], "load_s": found["load_s"]}
 
     def row(self, name, predicted, measure):
         """predicted and the result of measure: text."""
@@ -73,8 +75,8 @@ def decode_row(table, shape, batch, context, share):
     predicted = batch / floor * share
 
     def measure():
-        rate = table.bench(shape, "--batch", batch, "--prompt", context, "--tokens", 48, "--rounds", 3, "--chunk",
-                           4096, seconds=90)["decode_tokens_per_s"]
+        rate = table.bench(shape, "--batch", batch, "--prompt-tokens", context, "--max-tokens", 48, "--rounds", 3,
+                           "--prefill-chunk", 4096, seconds=90)["decode_tokens_per_s"]
         return f"{rate:.0f} tok/s, {rate * floor / batch:.0%} of the floor"
 
     table.row(f"decode, {shape} bf16, batch {batch}, context {context}",
@@ -83,7 +85,8 @@ def decode_row(table, shape, batch, context, share):
 
 def prefill_row(table):
     def measure():
-        rate = table.bench("8b", "--prompt", 4096, "--tokens", 2, "--rounds", 3, "--chunk", 4096)["prefill_tokens_per_s"]
+        rate = table.bench("8b", "--prompt-tokens", 4096, "--max-tokens", 2, "--rounds", 3, "--prefill-chunk",
+                           4096)["prefill_tokens_per_s"]
         return f"{rate:.0f} tok/s, {rate * 2 * PARAMETERS['8b'] * 1e-12:.0f} TFLOP/s"
 
     table.row("prefill of 4096 tokens, 8b bf16", "not a prediction: the exact path's first measurement", measure)
@@ -94,9 +97,9 @@ def long_context_row(table):
     floor = positions * KV_POSITION["8b"] / table.copy
 
     def measure():
-        options = ["--tokens", 33, "--rounds", 1, "--chunk", 4096]
-        near = table.bench("8b", "--prompt", 16, *options)["decode_tokens_per_s"]
-        far = table.bench("8b", "--prompt", positions, *options, seconds=120)["decode_tokens_per_s"]
+        options = ["--max-tokens", 33, "--rounds", 1, "--prefill-chunk", 4096]
+        near = table.bench("8b", "--prompt-tokens", 16, *options)["decode_tokens_per_s"]
+        far = table.bench("8b", "--prompt-tokens", positions, *options, seconds=120)["decode_tokens_per_s"]
         extra = 1 / far - 1 / near
         return f"{extra * 1e3:.2f} ms more per token, {floor / extra:.0%} of copy bandwidth"
 
@@ -105,7 +108,7 @@ def long_context_row(table):
 
 def load_row(table):
     def measure():
-        seconds = table.bench("8b", "--tokens", 2, "--rounds", 1)["load_s"]
+        seconds = table.bench("8b", "--max-tokens", 2, "--rounds", 1)["load_s"]
         return f"{seconds:.1f} s, {16.06 / seconds:.1f} GB/s"
 
     table.row("load 16 GB from the page cache", f"10 GB/s, or {table.probe['to_gpu_gb_s']} GB/s of the link", measure)
