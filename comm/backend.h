@@ -188,6 +188,7 @@ struct weft_wait {
     uint64_t spin_end_ns; /* 0: starts at the next look */
     uint32_t pause_count;
     uint32_t timeout_ms;
+    uint32_t extension_ms; /* by which the deadline was put off because the group works */
 };
 
 static inline void weft_wait_begin(struct weft_wait *wait, struct weft_channel *channel, uint32_t timeout_ms)
@@ -208,7 +209,8 @@ static inline void weft_wait_progress(struct weft_wait *wait)
 bool weft_wait_spin(struct weft_wait *wait);
 
 /*
- * Slow path: ERR_TIMEOUT past the deadline (logged; missing_rank is named and reported to the other ranks), ERR_PEER
+ * Slow path: ERR_TIMEOUT past the deadline (logged; missing_rank is named and reported to the other ranks) unless the
+ * heartbeats say that somebody is at work (then it is put off, by 20 timeouts at most); ERR_PEER
  * when the bootstrap knows of a dead rank, else WEFT_OK.
  */
 enum weft_status weft_wait_check(struct weft_wait *wait, uint32_t missing_rank);

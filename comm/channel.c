@@ -18,6 +18,11 @@
 #define CLOCK_PAUSES 64u
 /* How long the bootstrap may take to name the rank whose death we only saw as an echo. */
 #define VERDICT_MS 100
+/* Heartbeats look at a process's work once a second and bring it here within two beats. */
+#define BUSY_MS 2500
+#define LOOK_MS 100u
+/* Times the deadline. Busy or not: a rank that computes for ever ends, too. */
+#define EXTENSION_MAX 20u
 
 static inline void pause_core(void)
 {
@@ -133,16 +138,40 @@ bool weft_wait_spin(struct weft_wait *wait)
     return read_clock(wait) < wait->spin_end_ns;
 }
 
+/*
+ * Late, but not stuck: somebody in the group computes, or reads from a disk, and the one we wait for may wait for it.
+ * Who is given more time from the beginning, because it waits for somebody in between, is more patient here, too.
+ */
+static bool is_group_busy(const struct weft_wait *wait, uint32_t missing_rank)
+{
+    const struct weft_channel_options *options = &wait->channel->options;
+    uint32_t more_ms = wait->timeout_ms > options->timeout_ms ? wait->timeout_ms - options->timeout_ms : 0;
+
+    return missing_rank != options->rank && wait->extension_ms / EXTENSION_MAX < wait->timeout_ms &&
+           weft_bootstrap_quiet_ms(options->bootstrap, options->rank) < BUSY_MS + 3 * more_ms;
+}
+
 enum weft_status weft_wait_check(struct weft_wait *wait, uint32_t missing_rank)
 {
     struct weft_channel *channel = wait->channel;
-    char reason[64];
+    char reason[80];
 
     WEFT_TRY(ask_bootstrap(channel));
+    if (missing_rank != channel->options.rank) {
+        weft_bootstrap_waiting(channel->options.bootstrap, missing_rank);
+    }
     if (read_clock(wait) < wait->deadline_ns) {
         return WEFT_OK;
     }
-    snprintf(reason, sizeof(reason), "nothing from it for %u ms", wait->timeout_ms);
+    if (is_group_busy(wait, missing_rank)) {
+        wait->deadline_ns += (uint64_t)LOOK_MS * 1000000u;
+        wait->extension_ms += LOOK_MS;
+        return WEFT_OK;
+    }
+    snprintf(reason, sizeof(reason), "nothing from it for %u ms%s", wait->timeout_ms,
+             weft_bootstrap_quiet_ms(channel->options.bootstrap, channel->options.rank) != UINT32_MAX
+                 ? ": it is there but does no work"
+                 : "");
     blame(channel, missing_rank, reason);
     return WEFT_ERR_TIMEOUT;
 }

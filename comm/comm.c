@@ -55,6 +55,9 @@ static enum weft_status end_op(struct weft_comm *comm, enum weft_comm_op op, str
             comm->stats.ops[op].time_max_ns = time_ns;
         }
     }
+    if (status == WEFT_OK) {
+        weft_bootstrap_progress(comm->bootstrap);
+    }
     return settle(comm, status);
 }
 

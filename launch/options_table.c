@@ -133,7 +133,7 @@ const struct weft_option weft_options[] = {
      "how ranks talk (nccl: between GPUs); does not change the answer", "auto", "WEFT_COMM", AT(comm), .choices = comms},
     {"interface", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, rank_group, "NAME|CIDR,...", "networks between hosts, by preference: eth0,10.0.0.0/8,fd00::/64",
      "by route", "WEFT_INTERFACE", AT(interface)},
-    {"timeout", 0, WEFT_OPTION_TIME, ENGINE | DOCTOR, rank_group, "TIME", "longest wait between ranks before giving up",
+    {"timeout", 0, WEFT_OPTION_TIME, ENGINE | DOCTOR, rank_group, "TIME", "longest wait between ranks while none does any work",
      "30s", "WEFT_TIMEOUT", AT(timeout_ms), .min = 0.1, .max = 86400},
     {"rendezvous-timeout", 0, WEFT_OPTION_TIME, ENGINE | DOCTOR, rank_group, "TIME",
      "how long ranks wait for each other to start, and for a sign of life while loading", "60s",

@@ -145,8 +145,8 @@ void weft_bootstrap_progress(struct weft_bootstrap *bootstrap);
 void weft_bootstrap_waiting(struct weft_bootstrap *bootstrap, uint32_t rank);
 
 /*
- * Milliseconds since `rank` last did any work: progress, CPU time, bytes from a disk; waiting for others is none. On a
- * worker: since any rank did. UINT32_MAX when that is not known. Tells busy from stuck.
+ * Milliseconds since `rank` last did any work: progress, CPU time, bytes from a disk; waiting for others is none. For
+ * the own rank, and always on a worker: since any rank did. UINT32_MAX when that is not known. Tells busy from stuck.
  */
 uint32_t weft_bootstrap_quiet_ms(struct weft_bootstrap *bootstrap, uint32_t rank);
 

@@ -98,7 +98,10 @@ static enum weft_status hear_workers(struct opening *opening, struct weft_member
 
     for (uint32_t r = 1; r < group->rank_count; r++) {
         struct weft_hello hello;
-        enum weft_status status = weft_hello_recv(group->bootstrap, r, opening->timeout_ms, &hello);
+        enum weft_status status;
+        do { /* who reads or computes is late, not stuck */
+            status = weft_hello_recv(group->bootstrap, r, opening->timeout_ms, &hello);
+        } while (status == WEFT_ERR_TIMEOUT && weft_bootstrap_quiet_ms(group->bootstrap, r) < opening->timeout_ms);
         if (status == WEFT_ERR_TIMEOUT) {
             weft_bootstrap_abort(group->bootstrap, r, "said nothing in time");
         }

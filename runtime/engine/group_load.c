@@ -97,6 +97,7 @@ static enum weft_status load_progress(void *context, uint64_t byte_count, uint64
     own->byte_count = byte_count;
     own->byte_total = byte_total;
     own->generation = group->generation;
+    weft_bootstrap_phase(group->bootstrap, WEFT_PHASE_LOAD, byte_count);
     bool is_due = now - loading->progress_time >= PROGRESS_INTERVAL_NS;
     if (is_due) {
         loading->progress_time = now;
@@ -147,7 +148,9 @@ static enum weft_status watch_rank(struct loading *loading, uint32_t rank, uint3
         weft_bootstrap_abort(group->bootstrap, rank, ready->reason);
         return ready->status;
     }
-    if (!ready->is_final && weft_clock_ns() - loading->sign_ns[rank] > (int64_t)loading->args->timeout_ms * 1000000) {
+    /* The heartbeats know of CPU time and of bytes from a disk, however slow, between two messages. */
+    if (!ready->is_final && weft_clock_ns() - loading->sign_ns[rank] > (int64_t)loading->args->timeout_ms * 1000000 &&
+        weft_bootstrap_quiet_ms(group->bootstrap, rank) >= loading->args->timeout_ms) {
         weft_bootstrap_abort(group->bootstrap, rank, "no sign of life while loading the model");
         return WEFT_ERR_TIMEOUT;
     }

@@ -256,6 +256,7 @@ enum weft_status weft_worker_execute(struct weft_worker *worker, const void *dat
     const struct weft_step *step;
 
     WEFT_TRY(weft_plan_parse(worker->plan, data, size, &expected, &step));
+    weft_bootstrap_phase(worker->group->bootstrap, WEFT_PHASE_STEP, worker->step);
     worker->digest = weft_digest_mix(worker->digest, data, size);
     if (step->kind == WEFT_STEP_FORWARD) {
         WEFT_TRY(run_forward(worker, step));
@@ -264,6 +265,7 @@ enum weft_status weft_worker_execute(struct weft_worker *worker, const void *dat
             WEFT_TRY(gather_row(worker, step->gather_rows[i], row_room(worker, step->gather_rows[i])));
         }
     }
+    weft_bootstrap_phase(worker->group->bootstrap, WEFT_PHASE_IDLE, worker->step);
     worker->step++;
     *is_end_out = step->kind == WEFT_STEP_END;
     return WEFT_OK;
