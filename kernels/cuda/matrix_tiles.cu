@@ -34,7 +34,8 @@ static __global__ void round_activations(struct weft_cuda_product product, unsig
 
 static const uint32_t TILES_THREADS = 256;
 static const uint32_t STAGE_TILES = 4; /* 64 columns */
-static const int STAGES = 4;
+/* 3 x 32 KiB, the most of any shape, fit where a block gets 99 KiB: every GPU since sm_80. */
+static const int STAGES = 3;
 static const uint32_t BLOCK_ROW_TILES = 8; /* 128 rows */
 static const int WARP_GROUPS = 4;          /* token groups of one warp: 32 tokens */
 
@@ -360,16 +361,19 @@ static uint32_t divide_up(uint32_t a, uint32_t b)
     return a / b + (a % b != 0);
 }
 
-/* How many blocks can work at a time decides: enough blocks, and nothing is split. */
-static void plan_split(const struct weft_matrix *matrix, uint32_t slots, struct plan *plan)
+/*
+ * A block on every multiprocessor is enough: those of a product bound by memory share it evenly, and for one bound by
+ * arithmetic it is all there is. `slots` is how many blocks can work at a time.
+ */
+static void plan_split(const struct weft_matrix *matrix, uint32_t enough, uint32_t slots, struct plan *plan)
 {
     struct tiles_args *tiles = &plan->tiles;
     uint32_t blocks = tiles->row_blocks * tiles->token_blocks;
 
-    if (blocks >= slots || matrix->chunk_count == 1) {
+    if (blocks >= enough || matrix->chunk_count == 1) {
         tiles->split = SPLIT_NONE;
         tiles->part_count = 1;
-    } else if (matrix->leaf_count == matrix->chunk_count || blocks * matrix->leaf_count >= slots) {
+    } else if (matrix->leaf_count == matrix->chunk_count || blocks * matrix->leaf_count >= enough) {
         tiles->split = SPLIT_LEAVES;
         tiles->part_count = matrix->leaf_count;
     } else {
@@ -398,7 +402,7 @@ static struct plan make_plan(const struct weft_cuda_device *device, const struct
     plan.tiles.stack_depth = matrix->stack_depth;
     plan.rounded_size = (size_t)plan.tiles.token_blocks * plan.block_tokens / WEFT_CUDA_GROUP * matrix->tile_count *
                         WEFT_CUDA_GROUP_SIZE;
-    plan_split(matrix, device->sm_count * (plan.warp_rows == 4 ? 1 : 2), &plan);
+    plan_split(matrix, device->sm_count, device->sm_count * (plan.warp_rows == 4 ? 1 : 2), &plan);
     return plan;
 }
 

@@ -353,11 +353,14 @@ static void check_batches(struct check *check, struct weft_device *device, const
 
 void check_device_matmul_exact(struct check *check)
 {
-    static const uint32_t shapes[][2] = {{1, 1}, {16, 16}, {17, 33}, {70, 140}, {130, 64}, {64, 200}};
+    /* 520 rows: as many blocks as an emulated GPU wants before it splits columns. More than 512 columns: several chunks
+     * in a leaf. */
+    static const uint32_t shapes[][2] = {{1, 1},    {16, 16},  {17, 33},   {70, 140},
+                                         {130, 64}, {64, 200}, {520, 530}, {140, 1100}};
     static const uint32_t token_counts[] = {1, 3, 8, 33};
     struct weft_device *device = check_device(check, 1);
 
-    for (uint32_t i = 0; i < 6 * 4 * 2; i++) {
+    for (uint32_t i = 0; i < 8 * 4 * 2; i++) {
         struct model_matrix model = {
             .dtype = i % 2 == 0 ? WEFT_BF16 : WEFT_F16, .row_count = shapes[i / 8][0], .col_count = shapes[i / 8][1]};
         uint32_t token_count = token_counts[i / 2 % 4];
