@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "cuda/numeric_cuda.h"
+#include "cuda/ptx.h"
 
 static const uint32_t MERGE_THREADS = 128; /* pieces looked at together, and elements of the head */
 static const int MERGE_ELEMENTS = WEFT_CUDA_HEAD_SIZE_MAX / MERGE_THREADS; /* per thread, at most */
@@ -65,6 +66,7 @@ static __global__ void __launch_bounds__(MERGE_THREADS) merge_pieces(struct weft
     uint32_t piece_end;
     size_t index;
 
+    weft_ptx_let_next_start();
     if (blockIdx.z >= tile.count) {
         return;
     }

@@ -489,6 +489,7 @@ template <bool IS_BF16, int Q> static __global__ void __launch_bounds__(THREADS)
 
     state.kv_head = blockIdx.y;
     state.tile = weft_cuda_tile_of(&args, &item, blockIdx.y, Q);
+    weft_ptx_let_next_start();
     if (state.tile.count == 0) {
         return;
     }

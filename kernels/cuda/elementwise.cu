@@ -6,6 +6,7 @@
  */
 #include "cuda/device_cuda.h"
 #include "cuda/numeric_cuda.h"
+#include "cuda/ptx.h"
 
 /* Four elements as one access, or one. */
 struct __align__(16) four
@@ -57,6 +58,7 @@ static __global__ void __launch_bounds__(BLOCK)
     V *row_out = reinterpret_cast<V *>(out + static_cast<size_t>(blockIdx.x) * width);
     float sum = 0;
 
+    weft_ptx_let_next_start(); /* a matmul, which has weights to read */
     for (uint32_t begin = 0; begin < width; begin += CHUNK) {
         const uint32_t count = width - begin < CHUNK ? width - begin : CHUNK;
 
@@ -117,6 +119,7 @@ static __global__ void __launch_bounds__(BLOCK) silu_mul(const V *gate_up, size_
 {
     const size_t i = blockIdx.x * static_cast<size_t>(BLOCK) + threadIdx.x;
 
+    weft_ptx_let_next_start();
     if (i >= count) {
         return;
     }

@@ -308,6 +308,7 @@ static void pack(struct weft_cuda_device *device, const struct weft_matrix *matr
                          args);
     }
     weft_cuda_launched(device, "packing a matrix");
+    device->has_fresh_weights = true;
 }
 
 /* to[row_count][row_size], without gaps. */

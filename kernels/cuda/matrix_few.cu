@@ -3,7 +3,8 @@
  *
  * A block has one or two row tiles and all their chunks, dealt to its warps. Weights go straight to registers, several
  * loads in flight per lane; activations are read as f32 and rounded on the way. Chunk sums meet in shared memory, where
- * the program runs: one launch per product, nothing in scratch.
+ * the program runs: one launch per product, nothing in scratch. Weights are read before the kernel that makes the
+ * activations has ended. Its predecessors in decode say early that it may start.
  */
 #include "cuda/matrix_tensor.h"
 
@@ -53,6 +54,12 @@ static __device__ __forceinline__ void few_chunk(const struct few_source *source
                 weights[i][r] = weft_ptx_load_stream(source->weights + r * source->row_tile_stride +
                                                      (size_t)i * WEFT_CUDA_TILE_SIZE);
             }
+        }
+    }
+    weft_ptx_wait_for_previous(); /* from here on activations can be read */
+#pragma unroll
+    for (int i = 0; i < depth; i++) {
+        if ((uint32_t)i < tile_count) {
             x[i] = few_x(source, (uint32_t)i);
         }
     }
@@ -189,7 +196,8 @@ void weft_cuda_multiply_few(struct weft_cuda_device *device, const struct weft_m
     uint32_t blocks = divide_up(product->row_count, row_tiles * WEFT_CUDA_TILE);
     uint32_t warps = matrix->chunk_count < FEW_WARPS ? matrix->chunk_count : FEW_WARPS;
 
-    WEFT_CUDA_LAUNCH(kernel, dim3(blocks), dim3(warps * WEFT_CUDA_WARP), few_shared_size(matrix, row_tiles),
-                     device->stream, *product);
+    WEFT_CUDA_LAUNCH_EARLY(device->can_start_early && !device->has_fresh_weights, kernel, dim3(blocks),
+                           dim3(warps * WEFT_CUDA_WARP), few_shared_size(matrix, row_tiles), device->stream, *product);
+    device->has_fresh_weights = false;
     weft_cuda_launched(device, "matmul of a few tokens");
 }

@@ -27,6 +27,33 @@
 #define WEFT_CUDA_LAUNCH(kernel, grid, block, shared_size, stream, ...)                                                \
     kernel<<<(grid), (block), (shared_size), (stream)>>>(__VA_ARGS__)
 
+/*
+ * The same for a kernel that may begin before what precedes it in the stream has ended (programmatic dependent launch;
+ * with is_early false like WEFT_CUDA_LAUNCH, which is all that GPUs before sm_90 can). Until
+ * weft_ptx_wait_for_previous() it reads only what no operation of a step writes, weights for example, and writes
+ * nothing.
+ */
+template <typename... P, typename... A>
+static inline void weft_cuda_launch_early(bool is_early, void (*kernel)(P...), dim3 grid, dim3 block,
+                                          size_t shared_size, cudaStream_t stream, A... arguments)
+{
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
+
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_size;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = is_early ? 1 : 0;
+    (void)cudaLaunchKernelEx(&config, kernel, arguments...); /* the error stays for cudaPeekAtLastError() */
+}
+
+#define WEFT_CUDA_LAUNCH_EARLY(is_early, kernel, grid, block, shared_size, stream, ...)                                \
+    weft_cuda_launch_early(is_early, kernel, grid, block, shared_size, stream, __VA_ARGS__)
+
 #endif
 
 #endif

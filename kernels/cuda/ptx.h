@@ -5,7 +5,7 @@
  * cannot promise is the order in which the tensor core adds the 16 products of one instruction: no code here may depend
  * on that order, only on its being the same for every row, token and call.
  *
- * All of it is in sm_80 and later.
+ * All of it is in sm_80 and later, but for the early start of a kernel, which does nothing before sm_90.
  */
 #ifndef WEFT_CUDA_PTX_H
 #define WEFT_CUDA_PTX_H
@@ -97,6 +97,26 @@ static __device__ __forceinline__ void weft_ptx_copy_async_commit(void)
 template <int N> static __device__ __forceinline__ void weft_ptx_copy_async_wait(void)
 {
     asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
+}
+
+/*
+ * Early start (programmatic dependent launch). A kernel started with WEFT_CUDA_LAUNCH_EARLY may run while its
+ * predecessor still does; wait_for_previous returns when the predecessor has ended and its writes can be read. Every
+ * thread calls it, so that a kernel cannot end before its predecessor. let_next_start, once per block, says that the
+ * successor may begin as soon as all blocks have said so or ended; it promises nothing about memory.
+ */
+static __device__ __forceinline__ void weft_ptx_wait_for_previous(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
+
+static __device__ __forceinline__ void weft_ptx_let_next_start(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
 }
 
 #endif

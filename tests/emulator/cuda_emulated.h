@@ -73,6 +73,9 @@ static inline void weft_emulated_launch(const char *name, void (*kernel)(P...), 
 
 #define WEFT_CUDA_SHARED(type, name) type *name = static_cast<type *>(weft_emulated_self->shared)
 
+#define WEFT_CUDA_LAUNCH_EARLY(is_early, kernel, grid, block, shared_size, stream, ...)                                \
+    ((void)(is_early), WEFT_CUDA_LAUNCH(kernel, grid, block, shared_size, stream, __VA_ARGS__))
+
 #define WEFT_CUDA_LAUNCH(kernel, grid, block, shared_size, stream, ...)                                                \
     weft_emulated_launch(#kernel, kernel, grid, block, shared_size, stream, ##__VA_ARGS__)
 

@@ -103,4 +103,14 @@ template <int N> static inline void weft_ptx_copy_async_wait()
     weft_emulated_copy_async_wait(N);
 }
 
+/* ---- early start: emulated kernels run one after another ---- */
+
+static inline void weft_ptx_wait_for_previous(void)
+{
+}
+
+static inline void weft_ptx_let_next_start(void)
+{
+}
+
 #endif
