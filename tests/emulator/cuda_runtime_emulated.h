@@ -62,6 +62,9 @@ typedef struct cudaUUID_t {
     char bytes[16];
 } cudaUUID_t;
 
+/* Shared memory of a block, at most: what sm_86, sm_89 and sm_120 have, the least of all GPUs since sm_80. */
+static const size_t WEFT_EMULATED_SHARED_MAX = 227 << 10;
+
 struct cudaDeviceProp {
     char name[256];
     cudaUUID_t uuid;

@@ -35,6 +35,7 @@ struct weft_emulated_device {
 struct weft_emulated_world {
     std::mutex lock;
     bool is_configured = false;
+    int owner = 0; /* process that began to use the driver; 0: nobody */
     weft_emulated_config config;
     weft_emulated_device devices[WEFT_EMULATED_DEVICES_MAX];
     std::vector<cudaStream_t> streams;

@@ -1,6 +1,7 @@
 /* Devices, errors and settings of the emulated runtime. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "emulator/machine.h"
 
@@ -147,6 +148,16 @@ void weft_emulated_tell(const std::string &line)
 
 /* ---- the beginning and the end of every call ---- */
 
+/* The driver does not survive a fork: a child of a process that has used it can do nothing with it. */
+static cudaError_t check_owner(weft_emulated_world &world, const char *name)
+{
+    if (strstr(name, "Version") != nullptr) {
+        return cudaSuccess; /* asked without starting the driver */
+    }
+    world.owner = world.owner == 0 ? getpid() : world.owner;
+    return world.owner == getpid() ? cudaSuccess : cudaErrorInitializationError;
+}
+
 cudaError_t weft_emulated_enter(const char *name)
 {
     weft_emulated_world &world = weft_emulated_the_world();
@@ -164,7 +175,7 @@ cudaError_t weft_emulated_enter(const char *name)
     if (config.driver_version < CUDART_VERSION / 1000 * 1000) { /* minor versions are compatible */
         return cudaErrorInsufficientDriver;
     }
-    return config.device_count == 0 ? cudaErrorNoDevice : cudaSuccess;
+    return config.device_count == 0 ? cudaErrorNoDevice : check_owner(world, name);
 }
 
 cudaError_t weft_emulated_leave(cudaError_t error)
@@ -220,6 +231,7 @@ static const error_text error_texts[] = {
     {cudaSuccess, "cudaSuccess", "no error"},
     {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
     {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
+    {cudaErrorInitializationError, "cudaErrorInitializationError", "initialization error"},
     {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
     {cudaErrorInvalidDevicePointer, "cudaErrorInvalidDevicePointer", "invalid device pointer"},
     {cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver",
@@ -320,7 +332,8 @@ cudaError_t cudaSetDeviceFlags(unsigned int)
     return cudaSuccess;
 }
 
-/* An invented GPU with the limits of an H100, few multiprocessors (grids stay small) and its own uuid. */
+/* An invented GPU like an H100, but with the shared memory of the smallest GPUs since sm_80 (sm_86, sm_89, sm_120), few
+ * multiprocessors (grids stay small) and its own uuid. */
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device)
 {
     ENTER("cudaGetDeviceProperties");
@@ -333,8 +346,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device)
     properties->uuid.bytes[14] = (char)('0' + device);
     properties->totalGlobalMem = weft_emulated_the_world().config.memory_size;
     properties->sharedMemPerBlock = 48 << 10;
-    properties->sharedMemPerBlockOptin = 227 << 10;
-    properties->sharedMemPerMultiprocessor = 228 << 10;
+    properties->sharedMemPerBlockOptin = WEFT_EMULATED_SHARED_MAX;
+    properties->sharedMemPerMultiprocessor = 100 << 10;
     properties->regsPerBlock = 65536;
     properties->warpSize = 32;
     properties->maxThreadsPerBlock = 1024;

@@ -506,7 +506,8 @@ static std::map<const void *, size_t> &shared_limits()
 cudaError_t weft_emulated_func_set_attribute(const void *function, cudaFuncAttribute attribute, int value)
 {
     ENTER("cudaFuncSetAttribute");
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > 227 << 10) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
+        value > (int)WEFT_EMULATED_SHARED_MAX) {
         return weft_emulated_leave(cudaErrorInvalidValue);
     }
     std::lock_guard<std::mutex> guard(weft_emulated_the_world().lock);

@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -340,6 +342,27 @@ static void test_a_fault_is_kept_and_told_once(void **state)
     assert_int_equal(error_count, 1);
 }
 
+/* Ranks are forked before the driver is used: afterwards it would be of no use to them. Both sides say so. */
+static void test_a_child_of_a_user_is_told(void **state)
+{
+    struct weft_device *device = open_gpu("cuda");
+    pid_t child = fork();
+    int code = -1;
+
+    (void)state;
+    if (child == 0) {
+        struct weft_gpu gpus[WEFT_GPU_COUNT_MAX];
+        char reason[256] = "";
+        bool is_told = weft_gpu_list(WEFT_EMULATED_MODULE, gpus, reason, sizeof(reason)) == 0 &&
+                       strstr(reason, "initialization error") != NULL;
+        _exit(is_told ? 0 : 1);
+    }
+    assert_true(child > 0);
+    assert_int_equal(waitpid(child, &code, 0), child);
+    assert_int_equal(code, 0);
+    weft_device_close(&device);
+}
+
 /* Whatever call of the runtime fails while a device is opened, used and closed: one line, a status, nothing lost. */
 static void test_any_call_may_fail(void **state)
 {
@@ -395,6 +418,7 @@ int main(void)
         cmocka_unit_test_setup(test_memory_that_is_not_there, set_up),
         cmocka_unit_test_setup(test_a_hang_has_a_deadline, set_up),
         cmocka_unit_test_setup(test_a_fault_is_kept_and_told_once, set_up),
+        cmocka_unit_test_setup(test_a_child_of_a_user_is_told, set_up),
         cmocka_unit_test_setup(test_any_call_may_fail, set_up),
     };
 
