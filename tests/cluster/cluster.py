@@ -22,7 +22,7 @@ class Cluster:
 
     def __init__(self, image):
         self.image = image
-        self.objects, self.services, self.claims = {}, {}, {}
+        self.objects, self.services, self.claims, self.runtimes = {}, {}, {}, {}
         self.pods, self.controllers = {}, {}
         self.held = set()
         self.made = []  # every pod there ever was
@@ -54,6 +54,8 @@ class Cluster:
         for document in documents:
             spec = document.get("spec", {})
             document["metadata"].setdefault("namespace", "default")
+            if document["kind"] == "ClusterServingRuntime":
+                self.runtimes[document["metadata"]["name"]] = document
             if document["kind"] == "Service":
                 self.add_service(document["metadata"]["name"], spec["selector"],
                                  spec.get("publishNotReadyAddresses", False), spec.get("clusterIP") == "None")

@@ -168,7 +168,7 @@ class Pod:
         assert uid != 0 or not rights.get("runAsNonRoot")
         environment = self.environment()
         command = self.container.get("command") or ([] if "args" in self.container else self.cluster.image.command)
-        mounts = [(str(self.volumes[m["name"]]), m["mountPath"], m.get("readOnly", False))
+        mounts = [(str(self.volumes[m["name"]] / m.get("subPath", "")), m["mountPath"], m.get("readOnly", False))
                   for m in self.container.get("volumeMounts", [])]
         # Secrets and configuration are read-only whatever the mount says.
         fixed = {v["name"] for v in self.spec.get("volumes", []) if "secret" in v or "configMap" in v}

@@ -1,4 +1,4 @@
-"""What makes pods out of the objects of launch/k8s: the MPI operator, LeaderWorkerSet's, and Kubernetes' StatefulSet.
+"""What makes pods out of the objects of launch/: the MPI operator, LeaderWorkerSet's, KServe, Kubernetes' StatefulSet.
 
 Each knows which pods should be there (wanted), and is asked again whenever one is gone: Cluster.reconcile().
 """
@@ -155,4 +155,62 @@ class StatefulSet:
         return []
 
 
-KINDS = {"MPIJob": MpiJob, "LeaderWorkerSet": LeaderWorkerSet, "StatefulSet": StatefulSet}
+class InferenceService:
+    """serving.kserve.io/v1beta1 on several nodes: a Deployment of one head, one of workers, which have no number and no name
+    that lasts; GPUs of a worker and tensorParallelSize make the number of pods."""
+
+    def __init__(self, cluster, document):
+        self.cluster, self.document = cluster, document
+        self.name, self.namespace = document["metadata"]["name"], document["metadata"]["namespace"]
+        self.predictor = document["spec"]["predictor"]
+        self.model = self.predictor["model"]
+        self.runtime = cluster.runtimes[self.model["runtime"]]["spec"]
+        worker = self.merged(self.runtime["workerSpec"]["containers"][0], self.predictor["workerSpec"]["containers"][0])
+        head = self.merged(self.runtime["containers"][0], self.model)
+        sizes = self.predictor["workerSpec"]
+        gpus = int(worker["resources"]["limits"]["nvidia.com/gpu"])
+        self.count = -(-sizes["tensorParallelSize"] * sizes["pipelineParallelSize"] // gpus)
+        both = {"RAY_NODE_COUNT": str(self.count), "REQUEST_GPU_COUNT": str(gpus)}
+        self.head = self.spec_of(self.runtime, head, {
+            "TENSOR_PARALLEL_SIZE": str(sizes["tensorParallelSize"]),
+            "PIPELINE_PARALLEL_SIZE": str(sizes["pipelineParallelSize"]), **both, "MODEL_NAME": self.name,
+            "MODEL_DIR": "/mnt/models"})
+        self.worker = self.spec_of(self.runtime["workerSpec"], worker, {
+            **both, "ISVC_NAME": self.name, "HEAD_SVC": f"{self.name}-head-1"})
+        labels = {"app": f"isvc.{self.name}-predictor"}
+        cluster.add_service(f"{self.name}-head-1", {**labels, "multinode/role": "head"}, True)
+        cluster.add_service(f"{self.name}-predictor", {**labels, "multinode/role": "head"}, False, False)
+        self.names, self.made = [None] * self.count, 0
+
+    @staticmethod
+    def merged(container, more):
+        """A container of the runtime with what the InferenceService says of it."""
+        return {**container, "env": container.get("env", []) + more.get("env", []),
+                "resources": {"limits": {**container["resources"]["limits"], **more.get("resources", {}).get("limits", {})}}}
+
+    def spec_of(self, runtime, container, environment):
+        claim, folder = self.model["storageUri"].removeprefix("pvc://").split("/", 1)
+        container = copy.deepcopy(container)
+        container["args"] = [word.replace("{{.Name}}", self.name) for word in container["args"]]
+        container["env"] += [{"name": k, "value": v} for k, v in environment.items()]
+        container["volumeMounts"].append({"name": "models", "mountPath": "/mnt/models", "subPath": folder, "readOnly": True})
+        return {"containers": [container], "volumes": copy.deepcopy(runtime["volumes"]) + [
+            {"name": "models", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}]}
+
+    def wanted(self):
+        """A pod that is gone comes back under another name."""
+        for i, name in enumerate(self.names):
+            if name is None or not self.cluster.exists(name):
+                self.made += 1
+                self.names[i] = f"{self.name}-predictor-{'worker-' if i else ''}{self.made:05x}"
+        found = {}
+        for i, name in enumerate(self.names):
+            labels = {"app": f"isvc.{self.name}-predictor", "multinode/role": "worker" if i else "head"}
+            found[name] = pod_of({"spec": self.worker if i else self.head}, name, self.namespace, labels)
+        return found
+
+    def group_to_remake(self, _pods):
+        return []
+
+
+KINDS = {"InferenceService": InferenceService, "MPIJob": MpiJob, "LeaderWorkerSet": LeaderWorkerSet, "StatefulSet": StatefulSet}

@@ -14,7 +14,7 @@ from crd import pod_templates
 from kustomize import render
 from weft_server import ROOT, WEFT, weft_pb2, weft_pb2_grpc
 
-K8S = ROOT / "launch" / "k8s"
+K8S, KSERVE = ROOT / "launch" / "k8s", ROOT / "launch" / "kserve"
 MODEL = ROOT / "launch" / "demo-model"
 PROMPT = "Sort: 7 3 9 1"
 # Generous: the machine may be busy.
@@ -62,12 +62,12 @@ def wanted():
     return answer["token_ids"], answer["logits_sha256"]
 
 
-def leader_of(cluster):
+def leader_of(cluster, service="weft-grpc"):
     """The one pod that the clients' Service leads to."""
     def only():
-        found = cluster.endpoints("weft-grpc")
+        found = cluster.endpoints(service)
         return found[0] if len(found) == 1 else None
-    return until(only, "an endpoint of Service weft-grpc")
+    return until(only, f"an endpoint of Service {service}")
 
 
 def stub_of(pod):
@@ -81,8 +81,8 @@ def ask(pod):
     return [t for m in messages for t in m.token_ids], messages[-1].logits_sha256
 
 
-def check_serves(cluster, wanted):
-    assert ask(leader_of(cluster)) == wanted
+def check_serves(cluster, wanted, service="weft-grpc"):
+    assert ask(leader_of(cluster, service)) == wanted
 
 
 class Stream:
@@ -216,4 +216,35 @@ def test_stateful_set(cluster, wanted, secret):
     cluster.delete("StatefulSet")
     assert stream.finish() == 400
     assert leader.exits[-1] == 0 and worker.exits[-1] == 0
+    assert all("grace" not in p.log() for p in cluster.made), cluster.report()
+
+
+def test_kserve_on_several_nodes(cluster, wanted, secret):
+    """A head and two workers that nobody numbered, two CPU ranks each; one is lost in every way, the end."""
+    secret()
+    documents = [d for d in with_cpus(render(KSERVE)) if d["metadata"]["name"] in ("weft-multinode", "llama-70b")]
+    sizes = documents[1]["spec"]["predictor"]["workerSpec"]
+    sizes["tensorParallelSize"] = 6
+    sizes["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "2"
+    for container in (documents[1]["spec"]["predictor"]["model"], sizes["containers"][0]):
+        container["env"] = []
+    cluster.apply(documents)
+    service = "llama-70b-predictor"
+    check_serves(cluster, wanted, service)
+    head = leader_of(cluster, service)
+    assert len(cluster.pods) == 3 and "for 6 ranks on 3 hosts" in head.log()
+
+    lost = next(p for p in cluster.pods.values() if "worker" in p.name)
+    lost.signal(signal.SIGKILL)
+    until(lambda: all(p.restart_count == 1 for p in cluster.pods.values()), "every container again")
+    check_serves(cluster, wanted, service)
+    cluster.delete_pods([lost], is_forced=True)
+    until(lambda: head.restart_count == 2, "the head's container again")
+    check_serves(cluster, wanted, service)
+    cluster.delete_pods([head], is_forced=True)
+    check_serves(cluster, wanted, service)
+
+    stream = Stream(leader_of(cluster, service), 400)
+    cluster.delete("InferenceService")
+    assert stream.finish() == 400
     assert all("grace" not in p.log() for p in cluster.made), cluster.report()

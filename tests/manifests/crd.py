@@ -103,7 +103,8 @@ def pod_templates(document):
     elif document["kind"] == "StatefulSet":
         found = [(spec["template"], spec["replicas"])]
     elif document["kind"] == "ClusterServingRuntime":
-        found = [({"metadata": {"labels": {}}, "spec": spec}, 1)]
+        specs = [spec] + ([spec["workerSpec"]] if "workerSpec" in spec else [])
+        found = [({"metadata": {"labels": {}}, "spec": one}, 1) for one in specs]
     else:
         found = []
     return [(t["metadata"]["labels"].get("app.kubernetes.io/component"), t, pods) for t, pods in found]

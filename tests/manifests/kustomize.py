@@ -45,7 +45,7 @@ def set_images(node, images):
             set_images(item, images)
     elif isinstance(node, dict):
         for container in node.get("containers", []):
-            name = container["image"].rsplit(":", 1)[0]
+            name = container.get("image", "").rsplit(":", 1)[0]
             if name in images:
                 container["image"] = f"{images[name]['newName']}:{images[name]['newTag']}"
         for value in node.values():

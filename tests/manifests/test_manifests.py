@@ -187,7 +187,7 @@ def test_probes_name_services_that_the_server_knows(whole):
     known = set(re.findall(r'\{"([\w.]*)", PROBE_\w+\}', source))
     assert {"startup", "readiness", "liveness"} <= known
     serving = [c for c in containers(whole) if "--grpc" in c.get("args", [])]
-    assert len(serving) == (1 if containers(whole) else 0)
+    assert len(serving) == (len(of_kind(whole, "ClusterServingRuntime")) or 1)
     for container in serving:
         for kind in ("startup", "readiness", "liveness"):
             probe = container[kind + "Probe"]["grpc"]
@@ -266,6 +266,8 @@ def test_variables_in_arguments_are_set(whole):
     for document in whole:
         is_lws = document["kind"] == "LeaderWorkerSet"
         given = {"LWS_LEADER_ADDRESS", "LWS_GROUP_SIZE", "LWS_WORKER_INDEX"} if is_lws else set()
+        if "workerSpec" in document.get("spec", {}):  # KServe on several nodes
+            given = {"REQUEST_GPU_COUNT", "RAY_NODE_COUNT"}
         for container in containers([document]):
             words = " ".join([*container["command"], *container.get("args", [])])
             used = set(re.findall(r"\$\((.*?)\)", words))
