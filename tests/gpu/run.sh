@@ -105,7 +105,8 @@ stage_sanitizer()
 stage_speed()
 {
     has gpu_probe || return 77
-    "$python" tests/gpu/speed.py "$bin" "$models" --budget "$1" ${torch_python:+--torch "$torch_python"}
+    timeout 60 "$bin/kernels_check" --device cuda --module "$module" --bench || return 1
+    "$python" tests/gpu/speed.py "$bin" "$models" --budget "$(($1 - 60))" ${torch_python:+--torch "$torch_python"}
 }
 
 usage()

@@ -104,5 +104,7 @@ struct weft_device *check_device(const struct check *check, uint32_t thread_coun
 
 /* bench.c: times every kernel of every level, and the device's matmul. */
 void bench_run(enum weft_cpu_level best);
+/* bench_gpu.c: times the large operations of the device table on a GPU. */
+void bench_gpu_run(const char *module);
 
 #endif

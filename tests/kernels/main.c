@@ -149,22 +149,32 @@ static bool find_emulated(char *path_out, size_t size)
     return access(path_out, R_OK) == 0;
 }
 
+/* The module to use, emulated[size] when none is given; NULL: there is none. */
+static const char *module_of(const struct options *options, char *emulated, size_t size)
+{
+    if (options->module != NULL) {
+        return options->module;
+    }
+    if (!find_emulated(emulated, size)) {
+        printf("SKIPPED cuda: there is no weft_cuda_emulated.so beside this program\n");
+        return NULL;
+    }
+    return emulated;
+}
+
 static uint32_t check_gpu(const struct options *options)
 {
     static const char *const numerics[] = {"reference", "exact"};
     char emulated[4096];
+    const char *module = module_of(options, emulated, sizeof(emulated));
     uint32_t failure_count = 0;
 
-    if (options->module == NULL && !find_emulated(emulated, sizeof(emulated))) {
-        printf("SKIPPED cuda: there is no weft_cuda_emulated.so beside this program\n");
-        return 0;
-    }
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2 && module != NULL; i++) {
         struct weft_cpu_kernels ref;
         struct check check = {.ref = &ref,
                               .kernels = &ref,
                               .level = "cuda",
-                              .module = options->module != NULL ? options->module : emulated,
+                              .module = module,
                               .numerics = numerics[i],
                               .random = options->seed};
 
@@ -178,6 +188,21 @@ static uint32_t check_gpu(const struct options *options)
 static bool is_wanted(const struct options *options, const char *device)
 {
     return options->device == NULL || strcmp(options->device, device) == 0;
+}
+
+static void bench(const struct options *options, enum weft_cpu_level best)
+{
+    char emulated[4096];
+    const char *module;
+
+    if (options->device == NULL || strcmp(options->device, "cuda") != 0) {
+        bench_run(best);
+        return;
+    }
+    module = module_of(options, emulated, sizeof(emulated));
+    if (module != NULL) {
+        bench_gpu_run(module);
+    }
 }
 
 int main(int argument_count, char **arguments)
@@ -194,7 +219,7 @@ int main(int argument_count, char **arguments)
         printf("SKIPPED levels above %s: %s\n", weft_cpu_level_name(best), reason);
     }
     if (options.is_bench) {
-        bench_run(best);
+        bench(&options, best);
         return 0;
     }
     printf("seed %llu\n", (unsigned long long)options.seed);

@@ -1,0 +1,228 @@
+/*
+ * Times the device table's large operations on a GPU, in the shapes of Llama-3-8B: what kernels/cuda/README.md
+ * predicts. Operations are issued one after another and waited for at the end, so a figure is what each adds to a step.
+ * On the emulated GPU shapes are small and times mean nothing: it shows that this program works.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "check.h"
+
+enum {
+    COPIES_MAX = 16,
+    EMULATED_DIVISOR = 32, /* of every size */
+    EMULATED_TOKENS_MAX = 32,
+    TOKENS_MAX = 2048,
+    LEAVES = 8,
+};
+/* Matrices and caches are walked in turns over this much, so that they come from memory: an L2 has 50 MB. */
+static const double walked_bytes = 400e6;
+static const double least_seconds = 0.05;
+
+struct bench {
+    struct weft_device *device;
+    uint32_t divisor;
+};
+
+static double now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
+}
+
+static void expect_ok(enum weft_status status, const char *what)
+{
+    if (status != WEFT_OK) {
+        fprintf(stderr, "kernels_check: %s: %s\n", what, weft_status_name(status));
+        exit(1);
+    }
+}
+
+static void *allocate(const struct bench *bench, size_t size)
+{
+    void *memory = weft_device_alloc(bench->device, size);
+
+    expect_ok(memory == NULL ? WEFT_ERR_MEMORY : WEFT_OK, "device memory");
+    return memory;
+}
+
+/* Seconds per call of run(context, i), i = 0, 1, ...: after one warm round, as many as take long enough. */
+static double time_of(const struct bench *bench, void (*run)(void *context, uint32_t index), void *context)
+{
+    uint32_t count = COPIES_MAX;
+    double seconds = 0;
+
+    while (true) {
+        double begin = now();
+
+        for (uint32_t i = 0; i < count; i++) {
+            run(context, i);
+        }
+        expect_ok(weft_device_sync(bench->device), "waiting");
+        seconds = now() - begin;
+        if (bench->divisor > 1 || (count > COPIES_MAX && seconds >= least_seconds)) {
+            return seconds / count;
+        }
+        count = seconds < least_seconds ? (uint32_t)(count * least_seconds / seconds * 1.2) + 1 : count + 1;
+    }
+}
+
+/* ---- products ---- */
+
+struct product {
+    const struct bench *bench;
+    struct weft_matrix *copies[COPIES_MAX];
+    uint32_t copy_count;
+    uint32_t token_count;
+    const float *x;
+    float *out;
+};
+
+static void run_product(void *context, uint32_t index)
+{
+    const struct product *product = context;
+
+    weft_device_matmul(product->bench->device, product->copies[index % product->copy_count], product->x,
+                       product->token_count, NULL, product->out);
+}
+
+/* Row-parallel: eight equal leaves that are added up to one node. */
+static void open_copies(struct product *product, uint32_t rows, uint32_t columns, bool is_row_parallel)
+{
+    static const struct weft_tree_add adds[LEAVES - 1] = {{0, 1}, {2, 3}, {4, 5}, {6, 7}, {0, 2}, {4, 6}, {0, 4}};
+    struct weft_range leaves[LEAVES];
+    struct weft_matrix_desc desc = {.dtype = WEFT_BF16, .row_count = rows, .col_count = columns};
+    double size = 2.0 * rows * columns;
+    void *row = calloc(columns, 2);
+
+    for (uint32_t i = 0; i < LEAVES; i++) {
+        leaves[i] = (struct weft_range){columns / LEAVES * i, columns / LEAVES * (i + 1)};
+    }
+    if (is_row_parallel) {
+        desc.leaves = leaves;
+        desc.leaf_count = LEAVES;
+        desc.adds = adds;
+        desc.add_count = LEAVES - 1;
+    }
+    product->copy_count = 1 + (uint32_t)(walked_bytes / size);
+    product->copy_count = product->copy_count < COPIES_MAX ? product->copy_count : COPIES_MAX;
+    for (uint32_t i = 0; i < product->copy_count; i++) {
+        expect_ok(weft_matrix_open(product->bench->device, &desc, &product->copies[i]), "a matrix");
+        /* stride 0: every row is the same; what counts is that the memory is real */
+        expect_ok(weft_matrix_write_rows(product->bench->device, product->copies[i], 0, rows, row, 0), "rows");
+    }
+    free(row);
+}
+
+static void bench_product(const struct bench *bench, const char *name, uint32_t rows, uint32_t columns,
+                          bool is_row_parallel, uint32_t token_max)
+{
+    static const uint32_t token_counts[] = {1, 4, 8, 16, 32, 64, 128, 512, TOKENS_MAX};
+    struct product product = {.bench = bench};
+
+    token_max = bench->divisor > 1 && token_max > EMULATED_TOKENS_MAX ? EMULATED_TOKENS_MAX : token_max;
+    rows /= bench->divisor;
+    columns /= bench->divisor;
+    product.x = allocate(bench, sizeof(float) * token_max * columns);
+    product.out = allocate(bench, sizeof(float) * token_max * rows);
+    open_copies(&product, rows, columns, is_row_parallel);
+    for (uint32_t i = 0; i < sizeof(token_counts) / sizeof(token_counts[0]) && token_counts[i] <= token_max; i++) {
+        double seconds;
+
+        product.token_count = token_counts[i];
+        seconds = time_of(bench, run_product, &product);
+        printf("| %s [%u, %u], %u tokens | %.1f us | %.0f GB/s | %.1f TFLOP/s |\n", name, rows, columns,
+               product.token_count, seconds * 1e6, 2.0 * rows * columns / seconds * 1e-9,
+               2.0 * rows * columns * product.token_count / seconds * 1e-12);
+    }
+    for (uint32_t i = 0; i < product.copy_count; i++) {
+        weft_matrix_close(bench->device, &product.copies[i]);
+    }
+    weft_device_free(bench->device, (void *)product.x);
+    weft_device_free(bench->device, product.out);
+}
+
+/* ---- attention ---- */
+
+struct attention {
+    const struct bench *bench;
+    struct weft_kv_cache *cache;
+    struct weft_batch batch;
+    struct weft_attention_args args;
+    uint32_t layer_count;
+};
+
+static void run_attention(void *context, uint32_t index)
+{
+    struct attention *attention = context;
+
+    attention->args.layer = index % attention->layer_count;
+    weft_device_attention(attention->bench->device, attention->cache, &attention->batch, &attention->args);
+}
+
+/* sequence_count sequences of token_count tokens after position: 32 query heads of 128 on 8 KV heads. */
+static void bench_attention(const struct bench *bench, uint32_t sequence_count, uint32_t token_count, uint32_t position)
+{
+    enum { HEADS = 32, KV_HEADS = 8, HEAD_SIZE = 128 };
+    uint32_t page_count = (position + token_count) / WEFT_PAGE_POSITIONS + 1;
+    double read = 2.0 * 2 * KV_HEADS * HEAD_SIZE * sequence_count * (position + token_count);
+    double products = 2.0 * HEADS * HEAD_SIZE * sequence_count * token_count * (position + (token_count + 1) / 2.0);
+    struct attention attention = {.bench = bench, .layer_count = 1 + (uint32_t)(walked_bytes / read)};
+    struct weft_kv_desc desc = {.dtype = WEFT_BF16, .kv_head_count = KV_HEADS, .head_size = HEAD_SIZE};
+    struct weft_batch_sequence *sequences = calloc(sequence_count, sizeof(*sequences));
+    uint32_t *pages = malloc((size_t)sequence_count * page_count * sizeof(*pages));
+    size_t tokens = (size_t)sequence_count * token_count;
+    double seconds;
+
+    attention.layer_count = bench->divisor > 1                   ? 1
+                            : attention.layer_count < COPIES_MAX ? attention.layer_count
+                                                                 : COPIES_MAX;
+    desc.layer_count = attention.layer_count;
+    desc.page_count = sequence_count * page_count;
+    for (uint32_t i = 0; i < desc.page_count; i++) {
+        pages[i] = (uint32_t)((uint64_t)i * 7919 % desc.page_count); /* anywhere, like a cache in use */
+    }
+    for (uint32_t i = 0; i < sequence_count; i++) {
+        sequences[i] = (struct weft_batch_sequence){i * token_count, token_count, position, page_count,
+                                                    pages + (size_t)i * page_count};
+    }
+    expect_ok(weft_kv_cache_open(bench->device, &desc, &attention.cache), "a KV cache");
+    attention.batch = (struct weft_batch){(uint32_t)tokens, sequence_count, sequences};
+    attention.args =
+        (struct weft_attention_args){.heads = {HEADS, KV_HEADS, HEAD_SIZE, 0, HEADS / KV_HEADS}, .scale = 0.1f};
+    attention.args.qkv = allocate(bench, tokens * (HEADS + 2 * KV_HEADS) * HEAD_SIZE * sizeof(float));
+    attention.args.out = allocate(bench, tokens * HEADS * HEAD_SIZE * sizeof(float));
+    seconds = time_of(bench, run_attention, &attention);
+    printf("| attention, %u x %u tokens after %u | %.1f us | %.0f GB/s | %.1f T fmaf/s |\n", sequence_count,
+           token_count, position, seconds * 1e6, read / seconds * 1e-9, products / seconds * 1e-12);
+    weft_kv_cache_close(bench->device, &attention.cache);
+    weft_device_free(bench->device, (void *)attention.args.qkv);
+    weft_device_free(bench->device, attention.args.out);
+    free(sequences);
+    free(pages);
+}
+
+void bench_gpu_run(const char *module)
+{
+    struct weft_device_options options = {.kind = "cuda", .module = module, .thread_count = 1};
+    struct bench bench = {.divisor = 1};
+
+    expect_ok(weft_device_open(&options, &bench.device), "the GPU");
+    bench.divisor = strstr(weft_device_name(bench.device), "emulated") != NULL ? EMULATED_DIVISOR : 1;
+    printf("%s\n| operation | time | weights or cache | arithmetic |\n|---|---|---|---|\n",
+           weft_device_name(bench.device));
+    bench_product(&bench, "QKV", 6144, 4096, false, TOKENS_MAX);
+    bench_product(&bench, "attention output", 4096, 4096, true, TOKENS_MAX);
+    bench_product(&bench, "gate and up", 28672, 4096, false, TOKENS_MAX);
+    bench_product(&bench, "down", 4096, 14336, true, TOKENS_MAX);
+    bench_product(&bench, "head", 128256, 4096, false, 128);
+    bench_attention(&bench, 1, 1, 1024 / bench.divisor - 1);
+    bench_attention(&bench, 32 / bench.divisor, 1, 1024 / bench.divisor - 1);
+    bench_attention(&bench, 1, 1, 32768 / bench.divisor - 1);
+    bench_attention(&bench, 1, 2048 / bench.divisor, 2048 / bench.divisor);
+    weft_device_close(&bench.device);
+}
