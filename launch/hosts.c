@@ -2,6 +2,7 @@
 #include "hosts.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,6 +76,51 @@ bool weft_host_list_parse(const char *text, struct weft_host_list *out, char *er
         }
         text += size + 1;
     }
+}
+
+/* "HOST slots=N" as "HOST:N" behind what is in text; lines without a host add nothing. False when it does not fit. */
+static bool add_line(const char *line, char *text, size_t size)
+{
+    char name[WEFT_HOST_NAME_SIZE] = "", slots[8] = "1";
+    const char *more = strstr(line, "slots=");
+    size_t used = strlen(text);
+    bool is_v6, has_count;
+
+    if (sscanf(line, " %127[^ \t\r\n#]", name) != 1) {
+        return true;
+    }
+    while (more != NULL && (more == line || !isspace((unsigned char)more[-1]))) { /* max_slots= */
+        more = strstr(more + 1, "slots=");
+    }
+    if (more != NULL) {
+        (void)snprintf(slots, sizeof(slots), "%.*s", (int)strcspn(more + 6, " \t\r\n#"), more + 6);
+    }
+    is_v6 = name[0] != '[' && strchr(name, ':') != strrchr(name, ':');
+    has_count = !is_v6 && more == NULL && (name[0] == '[' ? strstr(name, "]:") : strchr(name, ':')) != NULL;
+    return (size_t)snprintf(text + used, size - used, "%s%s%s%s%s%s", used > 0 ? "," : "", is_v6 ? "[" : "", name,
+                            is_v6 ? "]" : "", has_count ? "" : ":", has_count ? "" : slots) < size - used;
+}
+
+bool weft_hostfile_read(const char *path, char *text, size_t size, char *error)
+{
+    FILE *file = fopen(path, "re");
+    char line[1024];
+    bool is_whole = true;
+
+    text[0] = 0;
+    if (file == NULL) {
+        (void)snprintf(error, WEFT_HOSTS_ERROR_SIZE, "%s: %s", path, strerror(errno));
+        return false;
+    }
+    while (is_whole && fgets(line, sizeof(line), file) != NULL) {
+        is_whole = add_line(line, text, size);
+    }
+    fclose(file);
+    if (!is_whole || text[0] == 0) {
+        (void)snprintf(error, WEFT_HOSTS_ERROR_SIZE, "%s: %s", path, is_whole ? "no host in it" : "too many hosts");
+        return false;
+    }
+    return true;
 }
 
 const char *weft_host_list_of(const struct weft_host_list *list, uint32_t rank)

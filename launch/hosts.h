@@ -21,6 +21,7 @@ enum {
     WEFT_HOSTS_MAX = 64,
     WEFT_HOST_NAME_SIZE = 128,
     WEFT_HOSTS_ERROR_SIZE = 256,
+    WEFT_HOSTS_TEXT_SIZE = 10240,
     WEFT_JOIN_SIZE = 60000, /* of what a host is told: what a pipe takes without a reader */
 };
 
@@ -33,6 +34,8 @@ struct weft_host_list {
 
 /* "a,user@b:2,[fd00::1]:4". False with one line in error[WEFT_HOSTS_ERROR_SIZE]. */
 bool weft_host_list_parse(const char *text, struct weft_host_list *out, char *error);
+/* A hostfile of mpirun's ("HOST slots=N" a line, # comments, HOST:N too) as such a text. False likewise. */
+bool weft_hostfile_read(const char *path, char *text, size_t size, char *error);
 /* The host of `rank`; the list has that many. */
 const char *weft_host_list_of(const struct weft_host_list *list, uint32_t rank);
 

@@ -57,9 +57,26 @@ static int dispatch(const struct weft_command_text *command, struct weft_setting
     return WEFT_EXIT_USAGE;
 }
 
+/* --hostfile says what --hosts would. `text` [WEFT_HOSTS_TEXT_SIZE] holds it. False after one line on stderr. */
+static bool hostfile_read(struct weft_settings *settings, char *text)
+{
+    char error[WEFT_HOSTS_ERROR_SIZE] = "not together with --hosts";
+
+    if (settings->hostfile == NULL) {
+        return true;
+    }
+    if (settings->hosts != NULL || !weft_hostfile_read(settings->hostfile, text, WEFT_HOSTS_TEXT_SIZE, error)) {
+        fprintf(stderr, "weft %s: --hostfile: %s\n", settings->command, error);
+        return false;
+    }
+    settings->hosts = text;
+    return true;
+}
+
 static int command_run(const struct weft_command_text *command, int argument_count, char **arguments)
 {
     struct weft_settings settings;
+    char hosts[WEFT_HOSTS_TEXT_SIZE];
 
     if (!settings_read(command, argument_count, arguments, &settings)) {
         return WEFT_EXIT_USAGE;
@@ -67,6 +84,9 @@ static int command_run(const struct weft_command_text *command, int argument_cou
     if (settings.is_help) {
         weft_help_command_print(command, stdout);
         return WEFT_EXIT_OK;
+    }
+    if (!hostfile_read(&settings, hosts)) {
+        return WEFT_EXIT_USAGE;
     }
     return dispatch(command, &settings);
 }

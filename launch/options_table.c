@@ -145,6 +145,8 @@ const struct weft_option weft_options[] = {
     {"hosts", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, ssh_group, "A,B:2,...",
      "start the ranks over ssh, one or so many on each host; the first is this one. Model and weft at the same paths", NULL,
      "WEFT_HOSTS", AT(hosts)},
+    {"hostfile", 0, WEFT_OPTION_TEXT, RUN | SERVE | DOCTOR, ssh_group, "FILE",
+     "the same from a file as mpirun takes it: \"HOST slots=N\" a line", NULL, NULL, AT(hostfile)},
     {"ssh", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, ssh_group, "COMMAND", "ssh and its options: \"ssh -p 2222 -i key\"",
      "ssh", "WEFT_SSH", AT(ssh)},
     {"remote-path", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, ssh_group, "FILE", "weft on the other hosts",

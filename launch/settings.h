@@ -52,6 +52,7 @@ struct weft_settings {
     const char *secret_file;
     /* ranks over ssh */
     const char *hosts;
+    const char *hostfile; /* becomes hosts, see weft_hostfile_read() */
     const char *ssh;
     const char *remote_path;
     /* prompt and sampling */

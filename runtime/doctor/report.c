@@ -185,14 +185,38 @@ static void print_prediction(const struct weft_doctor_report *report, FILE *file
     fputc('\n', file);
 }
 
+static bool is_same(const struct weft_doctor_finding *a, const struct weft_doctor_finding *b)
+{
+    return a->severity == b->severity && strcmp(a->what, b->what) == 0 && strcmp(a->change, b->change) == 0;
+}
+
+/* One line for all that have the same fault; the first of them is named. */
+static void print_finding(const struct weft_doctor_findings *findings, uint32_t index, FILE *file)
+{
+    const struct weft_doctor_finding *finding = &findings->items[index];
+    uint32_t more = 0;
+    char others[24] = "";
+
+    for (uint32_t i = 0; i < findings->count; i++) {
+        if (is_same(&findings->items[i], finding)) {
+            if (i < index) {
+                return;
+            }
+            more += i > index;
+        }
+    }
+    if (more > 0) {
+        snprintf(others, sizeof(others), " and %u more", more);
+    }
+    fprintf(file, "%s: %s%s: %s; %s; change: %s\n", weft_doctor_severity_name(finding->severity), finding->where,
+            others, finding->what, finding->why, finding->change);
+}
+
 static void print_findings(const struct weft_doctor_report *report, bool is_quiet, FILE *file)
 {
     for (uint32_t i = 0; i < report->findings.count; i++) {
-        const struct weft_doctor_finding *finding = &report->findings.items[i];
-
-        if (!is_quiet || finding->severity != WEFT_DOCTOR_NOTE) {
-            fprintf(file, "%s: %s: %s; %s; change: %s\n", weft_doctor_severity_name(finding->severity), finding->where,
-                    finding->what, finding->why, finding->change);
+        if (!is_quiet || report->findings.items[i].severity != WEFT_DOCTOR_NOTE) {
+            print_finding(&report->findings, i, file);
         }
     }
     if (report->findings.dropped > 0) {

@@ -45,6 +45,8 @@ struct weft_engine {
     struct rank_thread *threads;        /* [thread_count], owned */
     uint32_t thread_count;
     double load_ms;
+    int64_t met_ns;      /* when all ranks had come */
+    int64_t examined_ns; /* when configuration, tokenizer and fingerprint were read */
 };
 
 /* ---- launching ---- */
@@ -188,6 +190,7 @@ static enum weft_status form_group(struct weft_engine *engine, struct weft_boots
     if (args.status == WEFT_OK && is_leader) {
         args.status = open_tokenizer(engine);
     }
+    engine->examined_ns = weft_clock_ns();
     enum weft_status status = weft_group_open(&args, bootstrap, &engine->group);
     weft_log_set_quiet(false);
     if (status != WEFT_OK && !is_leader) {
@@ -227,8 +230,22 @@ static enum weft_status open_all(struct weft_engine *engine, const struct weft_e
     } else {
         WEFT_TRY(weft_rendezvous_open(&engine->options, &bootstrap));
     }
+    engine->met_ns = weft_clock_ns();
     WEFT_TRY(form_group(engine, bootstrap));
     return start_rank(engine);
+}
+
+/* What the time until here was made of; the first step is the caller's to time. */
+static void log_start(const struct weft_engine *engine, int64_t begin_ns)
+{
+    if (engine->group.rank == 0) {
+        double met_ms = (double)(engine->met_ns - begin_ns) / NS_PER_MS;
+        double examined_ms = (double)(engine->examined_ns - engine->met_ns) / NS_PER_MS;
+
+        weft_log(WEFT_LOG_DEBUG, "engine",
+                 "start: ranks met after %.0f ms, model examined in %.0f ms, weights and the rest in %.0f ms", met_ms,
+                 examined_ms, engine->load_ms - met_ms - examined_ms);
+    }
 }
 
 /* ---- the API ---- */
@@ -248,6 +265,7 @@ enum weft_status weft_engine_open(const struct weft_engine_options *options, str
         return status;
     }
     engine->load_ms = (double)(weft_clock_ns() - begin) / NS_PER_MS;
+    log_start(engine, begin);
     *out = engine;
     return WEFT_OK;
 }

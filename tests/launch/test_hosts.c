@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 /* after those four */
 #include <cmocka.h>
 
@@ -75,6 +76,36 @@ static void test_too_many(void **state)
     assert_false(weft_host_list_parse(text, &list, error));
 }
 
+static void test_hostfile(void **state)
+{
+    char path[] = "/tmp/weft-hostfile-XXXXXX";
+    char text[WEFT_HOSTS_TEXT_SIZE], error[WEFT_HOSTS_ERROR_SIZE];
+    struct weft_host_list list;
+    int fd = mkstemp(path);
+    FILE *file;
+
+    (void)state;
+    assert_true(fd >= 0);
+    file = fdopen(fd, "w");
+    fputs("# two racks\n\nnode0 slots=2 max_slots=8\n  root@node1\tmax_slots=3 slots=4 # here\nfd00::7\nnode2:3\n"
+          "[fd00::8]:5\nnode3 slots=x",
+          file);
+    fclose(file);
+    assert_true(weft_hostfile_read(path, text, sizeof(text), error));
+    assert_string_equal(text, "node0:2,root@node1:4,[fd00::7]:1,node2:3,[fd00::8]:5,node3:x");
+    assert_false(weft_host_list_parse(text, &list, error)); /* and says which */
+    assert_false(weft_hostfile_read(path, text, 20, error));
+    assert_non_null(strstr(error, "too many hosts"));
+    file = fopen(path, "w");
+    fputs("# nobody\n", file);
+    fclose(file);
+    assert_false(weft_hostfile_read(path, text, sizeof(text), error));
+    assert_non_null(strstr(error, "no host in it"));
+    unlink(path);
+    assert_false(weft_hostfile_read(path, text, sizeof(text), error));
+    assert_non_null(strstr(error, "No such file"));
+}
+
 static void test_who_runs_where(void **state)
 {
     struct weft_host_list list;
@@ -140,10 +171,8 @@ static void test_invitation(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lists),
-        cmocka_unit_test(test_too_many),
-        cmocka_unit_test(test_who_runs_where),
-        cmocka_unit_test(test_invitation),
+        cmocka_unit_test(test_lists),          cmocka_unit_test(test_too_many),   cmocka_unit_test(test_hostfile),
+        cmocka_unit_test(test_who_runs_where), cmocka_unit_test(test_invitation),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -192,6 +192,16 @@ def test_doctor_over_ssh(lab):
     assert {r["rank_from"] for r in report["ranks"]} == {"--hosts"}
 
 
+def test_doctor_with_a_hostfile(lab):
+    """The file that mpirun takes, without mpirun."""
+    command = [WEFT, "doctor", "--output", "json", "--ssh", RSH, "--hostfile", "/run/lab/hostfile"]
+    code, out, errors = finish(lab.start(0, *command))
+    assert out, errors
+    assert [r["host"] for r in json.loads(out)["ranks"]] == ["node0", "node1", "node2", "node3"]
+    code, out, errors = finish(lab.start(0, *command, "--hosts", "node0,node1"))
+    assert (code, out) == (2, "") and "not together with --hosts" in errors
+
+
 @pytest.fixture(scope="module")
 def other_version(tmp_path_factory):
     """The same binary under another version's name."""
