@@ -154,7 +154,7 @@ const struct weft_option weft_options[] = {
 
     {"leader", 0, WEFT_OPTION_TEXT, ENGINE | DOCTOR, hand_group, "HOST:PORT",
      "where rank 0 listens and the others connect; needs --rank and --ranks, or a launcher that gives them", NULL, "WEFT_LEADER", AT(leader)},
-    {"rank", 0, WEFT_OPTION_U32, ENGINE | DOCTOR, hand_group, "R", "number of this process, from 0", "0", "WEFT_RANK",
+    {"rank", 0, WEFT_OPTION_U32, ENGINE | DOCTOR, hand_group, "R", "number of this process, from 0", NULL, "WEFT_RANK",
      AT(rank), .min = 0, .max = 1023},
     {"local-ranks", 0, WEFT_OPTION_U32, ENGINE | DOCTOR, hand_group, "K",
      "this process starts K ranks on its host, from its own number on; for launchers that start one process a host", "1",

@@ -60,6 +60,24 @@ static uint32_t free_port(void)
     return is_bound ? ntohs(address.sin_port) : 0;
 }
 
+/* Somebody else has started this process as one of several: each of them would start a group of its own. */
+static bool is_alone(const struct weft_settings *settings, const struct weft_placement_request *request)
+{
+    struct weft_placement_request bare = *request;
+    struct weft_placement placement;
+    char error[WEFT_PLACEMENT_ERROR_SIZE];
+    char text[WEFT_HOSTS_ERROR_SIZE];
+
+    bare.leader = bare.rank_origin = bare.rank_count_origin = NULL;
+    bare.local_count = bare.leader_port = 0;
+    if (!weft_placement_resolve(&bare, &placement, error) || placement.launcher == WEFT_LAUNCHER_NONE) {
+        return true;
+    }
+    (void)snprintf(text, sizeof(text), "starts the ranks itself, but %s has already started this one (%s)",
+                   weft_launcher_name(placement.launcher), placement.rank_origin);
+    return refuse(settings, text);
+}
+
 static bool request_check(const struct weft_setup *setup, const struct weft_settings *settings,
                           const struct weft_placement_request *request)
 {
@@ -95,7 +113,7 @@ bool weft_setup_hosts_read(struct weft_setup *setup, const struct weft_settings 
     if (!weft_host_list_parse(settings->hosts, &setup->host_list, error)) {
         return refuse(settings, error);
     }
-    if (!request_check(setup, settings, request)) {
+    if (!is_alone(settings, request) || !request_check(setup, settings, request)) {
         return false;
     }
     setup->leader_port = settings->leader_port > 0 ? settings->leader_port : free_port();

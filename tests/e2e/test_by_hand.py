@@ -2,11 +2,12 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 
 import pytest
-from weft_cli import PROMPT, ROOT, WEFT, answer, model_folder, one_error_line, weft
+from weft_cli import PROMPT, ROOT, WEFT, answer, group_of, is_alive, model_folder, one_error_line, until, weft
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -58,6 +59,10 @@ def test_same_bits(model, tmp_path, is_by_environment):
      "LWS_WORKER_INDEX: expected a rank below LWS_GROUP_SIZE, which is 2, found 5"),
     ({"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "x", "WEFT_RANKS": "3"}, [],
      "WEFT_RANKS is 3, but LeaderWorkerSet has 2 ranks by LWS_GROUP_SIZE: leave the one or unset the other"),
+    ({"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "x"}, ["--hosts", "localhost,b"],
+     "--hosts: starts the ranks itself, but LeaderWorkerSet has already started this one (LWS_WORKER_INDEX)"),
+    ({}, ["--hosts", "localhost,b", "--leader", "localhost:1"],
+     "--hosts: ranks are numbered along the list: leave out --leader"),
     ({"WEFT_SECRET": "x"}, ["--secret-file", "/y"], "--secret-file and WEFT_SECRET are both set: expected only one of them"),
 ])
 def test_half_set_environments(environment, arguments, line):
@@ -86,6 +91,29 @@ def test_two_ranks_of_each_process(model, by):
     got = json.loads(out)
     assert (got["token_ids"], got["logits_sha256"]) == (wanted["token_ids"], wanted["logits_sha256"])
     assert processes[1].communicate(timeout=60) == ("", "") and processes[1].returncode == 0
+
+
+@pytest.mark.parametrize("victim", ["leader's process", "leader's child", "worker's process", "worker's child"])
+def test_a_killed_rank_of_several_in_a_process(model, victim):
+    port = free_port()
+    processes = []
+    for index in range(2):
+        command = [str(WEFT), "serve", "--model", str(model), "--threads", "1", "--grpc", "127.0.0.1:0", "--local-ranks", "2",
+                   "--leader-port", str(port)]
+        variables = {"LWS_LEADER_ADDRESS": "localhost", "LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": str(index),
+                     "WEFT_SECRET": "warp"}
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **variables}))
+    for line in processes[0].stderr:
+        if "gRPC on" in line:
+            break
+    everybody = [group_of(process.pid) for process in processes]
+    assert [len(group) for group in everybody] == [2, 2]
+    at = 0 if victim.startswith("leader") else 1
+    os.kill(processes[at].pid if victim.endswith("process") else max(everybody[at] - {processes[at].pid}), signal.SIGKILL)
+    for process in processes:
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+    assert until(lambda: not any(map(is_alive, everybody[0] | everybody[1])), 10)
 
 
 def test_a_stranger_is_refused(model, tmp_path):
