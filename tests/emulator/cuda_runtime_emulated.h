@@ -63,7 +63,7 @@ typedef struct cudaUUID_t {
 } cudaUUID_t;
 
 /* Shared memory of a block, at most: what sm_86, sm_89 and sm_120 have, the least of all GPUs since sm_80. */
-static const size_t WEFT_EMULATED_SHARED_MAX = 227 << 10;
+static const size_t WEFT_EMULATED_SHARED_MAX = 99 << 10;
 
 struct cudaDeviceProp {
     char name[256];

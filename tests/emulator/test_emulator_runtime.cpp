@@ -175,10 +175,10 @@ static void test_launch_errors(void **)
     assert_cuda(cudaPeekAtLastError());
     WEFT_CUDA_LAUNCH(add_one, dim3(0), 1, 0, 0, device, 1);
     assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
-    WEFT_CUDA_LAUNCH(add_one, 1, 1, 100 << 10, 0, device, 1);
+    WEFT_CUDA_LAUNCH(add_one, 1, 1, 90 << 10, 0, device, 1);
     assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
-    assert_cuda(cudaFuncSetAttribute(add_one, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 << 10));
-    WEFT_CUDA_LAUNCH(add_one, 1, 1, 100 << 10, 0, device, 1);
+    assert_cuda(cudaFuncSetAttribute(add_one, cudaFuncAttributeMaxDynamicSharedMemorySize, 90 << 10));
+    WEFT_CUDA_LAUNCH(add_one, 1, 1, 90 << 10, 0, device, 1);
     assert_cuda(cudaGetLastError());
     WEFT_CUDA_LAUNCH(add_one, 1, 1, 0, 0, host, 1);
     assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
