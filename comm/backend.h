@@ -215,6 +215,9 @@ bool weft_wait_spin(struct weft_wait *wait);
  */
 enum weft_status weft_wait_check(struct weft_wait *wait, uint32_t missing_rank);
 
+/* As missing_rank, where nobody can tell: then ERR_TIMEOUT is not logged and names nobody. */
+#define WEFT_WAIT_ANYBODY UINT32_MAX
+
 /* CLOCK_MONOTONIC. */
 uint64_t weft_comm_clock_ns(void);
 

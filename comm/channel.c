@@ -158,7 +158,7 @@ enum weft_status weft_wait_check(struct weft_wait *wait, uint32_t missing_rank)
 
     WEFT_TRY(ask_bootstrap(channel));
     if (missing_rank != channel->options.rank) {
-        weft_bootstrap_waiting(channel->options.bootstrap, missing_rank);
+        weft_bootstrap_waiting(channel->options.bootstrap, missing_rank == WEFT_WAIT_ANYBODY ? 0 : missing_rank);
     }
     if (read_clock(wait) < wait->deadline_ns) {
         return WEFT_OK;
@@ -167,6 +167,9 @@ enum weft_status weft_wait_check(struct weft_wait *wait, uint32_t missing_rank)
         wait->deadline_ns += (uint64_t)LOOK_MS * 1000000u;
         wait->extension_ms += LOOK_MS;
         return WEFT_OK;
+    }
+    if (missing_rank == WEFT_WAIT_ANYBODY) {
+        return WEFT_ERR_TIMEOUT;
     }
     snprintf(reason, sizeof(reason), "nothing from it for %u ms%s", wait->timeout_ms,
              weft_bootstrap_quiet_ms(channel->options.bootstrap, channel->options.rank) != UINT32_MAX

@@ -50,12 +50,13 @@ enum weft_status weft_comm_open_exchange(struct weft_comm *comm)
         slice = weft_range_count(slice_of_rank(comm, comm->sum_count_max, 0)); /* the largest */
     }
     for (uint32_t r = 0; r < comm->rank_count; r++) {
+        exchange->members[r] = r;
         exchange->first_nodes[r] = exchange->node_count;
         exchange->node_count +=
             (uint32_t)weft_tree_nodes(comm->leaf_count, comm->leaves[r], nodes + exchange->node_count);
     }
     (void)weft_tree_adds(comm->leaf_count, nodes, exchange->node_count, exchange->adds);
-    exchange->room_count = larger(small, slice);
+    exchange->room_count = (larger(small, slice) + 15) / 16 * 16; /* rooms begin on cache lines */
     size = (exchange->node_count - comm->node_counts[comm->rank]) * exchange->room_count * sizeof(float);
     exchange->received = comm->device.alloc(comm->device.context, larger(64, size));
     return exchange->received == NULL ? WEFT_ERR_MEMORY : WEFT_OK; /* logged by the device */

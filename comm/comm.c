@@ -7,6 +7,7 @@
 #include "collective_device.h"
 #include "comm_internal.h"
 #include "staging.h"
+#include "weft/log.h"
 
 /* Poisons. A failure that no peer caused is told to the others as our own, so that they do not wait for us in vain. */
 static enum weft_status settle(struct weft_comm *comm, enum weft_status status)
@@ -23,9 +24,11 @@ static enum weft_status settle(struct weft_comm *comm, enum weft_status status)
         comm->failed_rank = comm->exchange.channel->failed_rank;
     }
     if (comm->failed_rank < 0) {
-        char reason[64];
+        const char *cause = weft_log_last_error(); /* whoever found it has logged it */
+        char reason[160];
 
-        snprintf(reason, sizeof(reason), "its communicator failed: %s", weft_status_name(status));
+        snprintf(reason, sizeof(reason), "its communicator failed: %s",
+                 cause[0] != '\0' ? cause : weft_status_name(status));
         comm->failed_rank = (int)comm->rank;
         weft_bootstrap_abort(comm->bootstrap, comm->rank, reason);
     }
@@ -143,7 +146,9 @@ enum weft_status weft_comm_sync(struct weft_comm *comm)
     if (comm->exchange.channel == NULL) {
         return WEFT_OK; /* staging has waited for every peer by itself */
     }
-    return settle(comm, weft_comm_finish_exchange(comm));
+    WEFT_TRY(settle(comm, weft_comm_finish_exchange(comm)));
+    weft_bootstrap_progress(comm->bootstrap);
+    return WEFT_OK;
 }
 
 enum weft_status weft_comm_broadcast(struct weft_comm *comm, uint32_t root, void *data, size_t size)

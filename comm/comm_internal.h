@@ -37,7 +37,8 @@ struct comm_pinned {
 struct comm_exchange {
     struct weft_channel *channel; /* owned; NULL: through host memory */
     struct weft_tree_add adds[WEFT_LEAF_COUNT_MAX];
-    uint32_t node_count; /* of all ranks */
+    uint32_t members[COMM_RANK_MAX]; /* of the channel: all ranks */
+    uint32_t node_count;             /* of all ranks */
     uint32_t first_nodes[COMM_RANK_MAX];
     float *received;   /* owned device memory: [nodes of the others][room_count] */
     size_t room_count; /* elements */

@@ -196,7 +196,6 @@ static enum weft_status await_state(struct nccl_channel *nccl, const char *what,
                                     uint32_t timeout_ms)
 {
     struct weft_wait wait;
-    uint64_t deadline_ns = 0;
 
     weft_wait_begin(&wait, &nccl->base, timeout_ms);
     while (result == ncclInProgress) {
@@ -206,13 +205,7 @@ static enum weft_status await_state(struct nccl_channel *nccl, const char *what,
             return status_from_nccl(nccl, what, asked);
         }
         if (result == ncclInProgress && !weft_wait_spin(&wait)) {
-            uint64_t now = weft_comm_clock_ns();
-
-            deadline_ns = deadline_ns == 0 ? now + (uint64_t)timeout_ms * 1000000u : deadline_ns;
-            WEFT_TRY(ask_bootstrap(nccl));
-            if (now >= deadline_ns) {
-                return WEFT_ERR_TIMEOUT;
-            }
+            WEFT_TRY(weft_wait_check(&wait, WEFT_WAIT_ANYBODY));
             sleep_a_little();
         }
     }
@@ -279,9 +272,11 @@ static enum weft_status greet(struct nccl_channel *nccl)
     struct weft_transfer transfers[64];
     size_t count = 0;
 
-    for (uint32_t r = 0; r < options->rank_count; r++) {
-        if (r != options->rank) {
-            transfers[count++] = (struct weft_transfer){r, bytes + r, 1, bytes + options->rank_count + r, 1};
+    for (uint32_t m = 0; m < options->member_count; m++) {
+        uint32_t peer = options->members[m];
+
+        if (peer != options->rank) {
+            transfers[count++] = (struct weft_transfer){peer, bytes + peer, 1, bytes + options->rank_count + peer, 1};
         }
     }
     WEFT_TRY(weft_backend_nccl.transfer(&nccl->base, transfers, count, options->timeout_ms));
@@ -350,23 +345,21 @@ static enum weft_status nccl_transfer(struct weft_channel *channel, const struct
 static enum weft_status poll_stream(struct nccl_channel *nccl, uint32_t timeout_ms)
 {
     const struct weft_comm_device *device = &nccl->device;
-    uint64_t deadline_ns = weft_comm_clock_ns() + (uint64_t)timeout_ms * 1000000u;
+    struct weft_wait wait;
     enum weft_status status;
 
+    weft_wait_begin(&wait, &nccl->base, timeout_ms);
     device->mark(device->context, MARK_LAST);
     status = device->wait(device->context, MARK_LAST, WEFT_WAIT_SLEEP_MS);
     while (status == WEFT_ERR_TIMEOUT) {
         ncclResult_t result = ncclSuccess;
         ncclResult_t asked = nccl->api.ncclCommGetAsyncError(nccl->comm, &result);
 
-        WEFT_TRY(ask_bootstrap(nccl));
         result = asked != ncclSuccess ? asked : result;
         if (result != ncclSuccess && result != ncclInProgress) {
             return status_from_nccl(nccl, "exchanging", result);
         }
-        if (weft_comm_clock_ns() >= deadline_ns) {
-            return WEFT_ERR_TIMEOUT;
-        }
+        WEFT_TRY(weft_wait_check(&wait, WEFT_WAIT_ANYBODY));
         status = device->wait(device->context, MARK_LAST, WEFT_WAIT_SLEEP_MS);
     }
     return status;

@@ -285,8 +285,13 @@ static enum weft_status open_channels(struct weft_comm *comm, const struct weft_
         channel_options.member_count = comm->outer_member_count;
         WEFT_TRY(open_channel(comm, choice->outer, &channel_options, &comm->outer));
     }
-    return choice->device == NULL ? WEFT_OK
-                                  : open_channel(comm, choice->device, &channel_options, &comm->exchange.channel);
+    if (choice->device == NULL) {
+        return WEFT_OK;
+    }
+    channel_options.members = comm->exchange.members;
+    channel_options.member_count = comm->rank_count;
+    channel_options.transfer_count_max = COMM_EXCHANGE_MAX;
+    return open_channel(comm, choice->device, &channel_options, &comm->exchange.channel);
 }
 
 static void init_comm(struct weft_comm *comm, struct weft_bootstrap *bootstrap, const struct weft_comm_options *options,

@@ -350,7 +350,8 @@ static bool injected_body(struct weft_bootstrap *bootstrap, const void *context)
 
 static void run_injected(uint32_t victim, struct weft_fault fault, uint32_t timeout_ms)
 {
-    const struct injected_case injected = {{4, 8, NULL, 20000, timeout_ms, NULL}, fault, victim};
+    static const uint32_t uneven[] = {3, 1, 2, 2}; /* several nodes per rank */
+    const struct injected_case injected = {{4, 13, uneven, 20000, timeout_ms, NULL}, fault, victim};
 
     assert_true(ranks_run(mode, 4, injected_body, &injected, -1));
 }

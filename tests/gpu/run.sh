@@ -82,7 +82,9 @@ stage_nccl()
         [ ! -e "$library/libnccl.so.2" ] || break
     done
     [ -e "$library/libnccl.so.2" ] || { echo "SKIPPED: no libnccl.so.2 on this machine"; return 77; }
-    LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$library "$python" tests/gpu/nccl.py
+    export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$library
+    [ ! -x "$bin/comm_nccl_check" ] || "$bin/comm_nccl_check" || return 1
+    "$python" tests/gpu/nccl.py
 }
 
 stage_sanitizer()
