@@ -142,7 +142,6 @@ static enum weft_status open_stream(struct weft_cuda_device *device)
     device->base.stream = device->stream; /* NCCL could do nothing with the emulator's */
 #endif
     device->sm_count = static_cast<uint32_t>(properties.multiProcessorCount);
-    device->can_start_early = properties.major >= 9;
     snprintf(device->base.name, sizeof(device->base.name), "cuda:%d %.40s", device->index, properties.name);
     return weft_cuda_transfer_open(device);
 }

@@ -29,7 +29,7 @@ struct weft_cuda_device {
     int index; /* of the GPU */
     enum weft_cuda_numerics numerics;
     uint32_t sm_count;
-    bool can_start_early;   /* has programmatic dependent launch: sm_90 and later */
+    bool can_start_early;   /* the code that runs has programmatic dependent launch: compute_90 and later */
     bool has_fresh_weights; /* packed since the last kernel that may read weights early: that one must not */
     uint32_t timeout_ms;    /* of every wait for the GPU */
     enum weft_wait_policy wait;

@@ -178,6 +178,18 @@ static few_kernel *few_kernel_of(bool is_bf16, uint32_t row_tiles)
     return kernels[is_bf16][row_tiles - 1];
 }
 
+/* Of the code, not of the GPU: what was compiled for compute_80 runs on later GPUs too, and does not wait for its
+ * predecessor. */
+static void find_early_start(struct weft_cuda_device *device)
+{
+    struct cudaFuncAttributes attributes = {};
+
+    if (weft_cuda_check(device, cudaFuncGetAttributes(&attributes, few_kernel_of(true, 1)),
+                        "the matmul kernel's code")) {
+        device->can_start_early = attributes.ptxVersion >= 90;
+    }
+}
+
 void weft_cuda_few_init(struct weft_cuda_device *device)
 {
     for (uint32_t i = 0; i < 4; i++) {
@@ -186,6 +198,7 @@ void weft_cuda_few_init(struct weft_cuda_device *device)
 
         weft_cuda_check(device, error, "shared memory of the matmul kernel");
     }
+    find_early_start(device);
 }
 
 void weft_cuda_multiply_few(struct weft_cuda_device *device, const struct weft_matrix *matrix,

@@ -213,6 +213,17 @@ static inline cudaError_t cudaFuncSetAttribute(T *function, cudaFuncAttribute at
     return weft_emulated_func_set_attribute(reinterpret_cast<const void *>(function), attribute, value);
 }
 
+/* Those that are used. */
+struct cudaFuncAttributes {
+    int ptxVersion; /* 90: the code is of compute_90 */
+};
+
+template <typename T> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, T *)
+{
+    attributes->ptxVersion = 90;
+    return cudaSuccess;
+}
+
 /* ---- graphs: lists of operations ---- */
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
