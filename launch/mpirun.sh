@@ -130,10 +130,9 @@ wait_for_hosts()
     local deadline=$((SECONDS + wait_s)) host lack missing told=
     while :; do
         missing=
-        for host in "${hosts[@]}"; do
-            lack=$(host_lacks "$host")
+        while read -r host lack; do
             [ -z "$lack" ] || missing+="${missing:+, }$host ($lack)"
-        done
+        done < <(for host in "${hosts[@]}"; do echo "$host $(host_lacks "$host")" & done; wait) # all at once
         [ -n "$missing" ] || return 0
         [ "$missing" = "$told" ] || note "waiting for $missing"
         told=$missing

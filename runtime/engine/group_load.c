@@ -12,6 +12,9 @@
 /* Between two signs of life while loading. */
 enum { PROGRESS_INTERVAL_NS = 250000000 };
 
+/* How long a rank that cannot load waits until the leader has heard why. */
+enum { LAST_WORD_MS = 10000 };
+
 /* How long the leader listens to one rank before it turns to the next. */
 enum { READY_WAIT_MS = 20 };
 
@@ -189,7 +192,17 @@ static enum weft_status report_ready(struct loading *loading, enum weft_status s
         snprintf(own->reason, sizeof(own->reason), "%s", weft_log_last_error());
     }
     enum weft_status sent = weft_ready_send(group->bootstrap, own, group->timeout_ms);
-    return status != WEFT_OK ? status : sent;
+    if (status == WEFT_OK || sent != WEFT_OK) {
+        return status != WEFT_OK ? status : sent;
+    }
+    /* The leader may be reading: mpirun, which kills it when this process ends, must not come before its report. */
+    const void *data;
+    size_t size;
+    if (weft_bootstrap_recv(group->bootstrap, 0, &data, &size, LAST_WORD_MS) != WEFT_ERR_PEER) {
+        weft_log(WEFT_LOG_DEBUG, "engine/group", "the leader has not answered this rank's last word");
+    }
+    weft_log_keep_error("%s", own->reason);
+    return status;
 }
 
 /* Whoever fails before the collective opening of comm, or while weights are streamed, must tell at once: others are
