@@ -21,7 +21,7 @@ def tell(what, **more):
 
 def connect():
     return grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1),
-                                                   ("grpc.min_reconnect_backoff_ms", 50),
+                                                   ("grpc.min_reconnect_backoff_ms", 5000),
                                                    ("grpc.initial_reconnect_backoff_ms", 50),
                                                    ("grpc.max_reconnect_backoff_ms", 100)])
 
