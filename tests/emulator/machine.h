@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -45,7 +46,7 @@ struct weft_emulated_world {
     uint32_t run_launches = 0;
     uint32_t run_operations = 0;
     uint32_t hang_generation = 0; /* a hang ends when this changes */
-    uint32_t events = 0;          /* live */
+    std::set<cudaEvent_t> events; /* live; those of a GPU that hangs are never given back, but must stay reachable */
     uint32_t graphs = 0;
     std::string report;
 };

@@ -124,7 +124,7 @@ uint32_t weft_emulated_live_count()
     for (const weft_emulated_device &device : world.devices) {
         streams -= device.null_stream != nullptr ? 1 : 0;
     }
-    return blocks + streams + world.events + world.graphs;
+    return blocks + streams + (uint32_t)world.events.size() + world.graphs;
 }
 
 const char *weft_emulated_report()

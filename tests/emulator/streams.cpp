@@ -395,7 +395,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned int)
     *event = new weft_emulated_event();
     (*event)->time_ns = std::make_shared<std::atomic<int64_t>>(0);
     std::lock_guard<std::mutex> guard(world.lock);
-    world.events++;
+    world.events.insert(*event);
     return cudaSuccess;
 }
 
@@ -412,9 +412,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
     if (event == nullptr) {
         return weft_emulated_leave(cudaErrorInvalidResourceHandle);
     }
-    delete event;
     std::lock_guard<std::mutex> guard(world.lock);
-    world.events--;
+    world.events.erase(event);
+    delete event;
     return cudaSuccess;
 }
 
