@@ -254,6 +254,24 @@ static enum weft_status predict(struct weft_bootstrap *bootstrap, struct weft_do
     return status;
 }
 
+/* What a run can do without: when it fails, that is a finding and no more. */
+static void measure_more(struct weft_bootstrap *bootstrap, struct weft_doctor_report *report)
+{
+    enum weft_status status = predict(bootstrap, report);
+
+    if (status == WEFT_OK) {
+        status = look_at_other_links(bootstrap, report->options, report);
+    }
+    if (status != WEFT_OK && status != WEFT_ERR_UNSUPPORTED && status != WEFT_ERR_ARGUMENT) { /* no ucx is no news */
+        struct weft_doctor_finding finding = {.severity = WEFT_DOCTOR_WARNING,
+                                              .where = "measuring",
+                                              .why = "expected speed or the other transport is not known",
+                                              .change = "see the ranks' own messages with --verbose"};
+
+        weft_doctor_findings_add(&report->findings, &finding, "%s", weft_log_last_error());
+    }
+}
+
 static void judge(struct weft_bootstrap *bootstrap, struct weft_doctor_report *report, enum weft_status links_status)
 {
     struct weft_doctor_group group = {.facts = report->facts, .rank_count = report->rank_count, .links = report->links};
@@ -272,6 +290,7 @@ static void judge(struct weft_bootstrap *bootstrap, struct weft_doctor_report *r
     group.gpus = report->gpus;
     group.link_count = report->link_count;
     group.memory_needs = report->memory_needs;
+    group.prediction = &report->prediction;
     weft_doctor_judge(&group, &report->findings);
 }
 
@@ -302,8 +321,12 @@ static enum weft_status conclude(struct weft_bootstrap *bootstrap, struct weft_d
         own = !options->show(report, options->context) || weft_doctor_is_trouble(&report->findings);
     }
     status = weft_bootstrap_all_gather(bootstrap, &own, sizeof(own), all, timeout_of(options));
+    if (weft_bootstrap_rank(bootstrap) == 0) {
+        status = WEFT_OK; /* who did not hear it has failed, which is in the report */
+        all[0] = own;
+    }
     *is_trouble_out = status != WEFT_OK || all[0] != 0;
-    return weft_bootstrap_rank(bootstrap) == 0 ? WEFT_OK : status;
+    return status;
 }
 
 static enum weft_status examine(struct weft_bootstrap *bootstrap, const struct weft_doctor_options *options,
@@ -327,8 +350,8 @@ static enum weft_status examine(struct weft_bootstrap *bootstrap, const struct w
         if (rank == 0) {
             deal(report);
         }
-        if (status == WEFT_OK && predict(bootstrap, report) == WEFT_OK) {
-            (void)look_at_other_links(bootstrap, options, report);
+        if (status == WEFT_OK) {
+            measure_more(bootstrap, report);
         }
         if (rank == 0) {
             judge(bootstrap, report, status);

@@ -314,6 +314,29 @@ static void judge_limits(const struct weft_doctor_group *group, uint32_t rank, s
     }
 }
 
+/* Only where the model fits on one host is there a choice. */
+static void judge_prediction(const struct weft_doctor_group *group, struct weft_doctor_findings *findings)
+{
+    const struct weft_doctor_prediction *prediction = group->prediction;
+    double need = 0;
+
+    for (uint32_t r = 0; group->memory_needs != NULL && r < group->rank_count; r++) {
+        need += (double)group->memory_needs[r];
+    }
+    if (prediction == NULL || !prediction->is_known || prediction->tokens_per_s >= prediction->alone_tokens_per_s ||
+        need > 0.9 * (double)group->facts[0].machine.memory_available) {
+        return;
+    }
+    struct weft_doctor_finding finding =
+        at_host(group, 0, WEFT_DOCTOR_NOTE, "the ranks wait longer for each other than they gain",
+                "fewer hosts, or a faster network between them with --interface");
+    weft_doctor_findings_add(findings, &finding,
+                             "alone it would give %.1f tokens/s for one request, these %u ranks give %.1f (%.1f ms of "
+                             "exchanges per token)",
+                             prediction->alone_tokens_per_s, group->rank_count, prediction->tokens_per_s,
+                             prediction->exchange_ms);
+}
+
 void weft_doctor_judge(const struct weft_doctor_group *group, struct weft_doctor_findings *findings)
 {
     for (uint32_t r = 0; r < group->rank_count; r++) {
@@ -325,4 +348,5 @@ void weft_doctor_judge(const struct weft_doctor_group *group, struct weft_doctor
         judge_shm(group, r, findings);
     }
     weft_doctor_judge_links(group, findings);
+    judge_prediction(group, findings);
 }

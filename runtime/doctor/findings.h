@@ -3,6 +3,7 @@
 #define WEFT_DOCTOR_FINDINGS_H
 
 #include "doctor/facts.h"
+#include "doctor/predict.h"
 #include "doctor/probe.h"
 
 enum weft_doctor_severity {
@@ -32,8 +33,9 @@ struct weft_doctor_group {
     uint32_t rank_count;
     const struct weft_doctor_link *links; /* [link_count] */
     uint32_t link_count;
-    const uint64_t *memory_needs; /* [rank_count] bytes of weights and activations; NULL: no model */
-    const int32_t *gpus;          /* [rank_count] of weft_deal_devices(); NULL: all on CPUs */
+    const uint64_t *memory_needs;                    /* [rank_count] bytes of weights and activations; NULL: no model */
+    const struct weft_doctor_prediction *prediction; /* NULL: none */
+    const int32_t *gpus;                             /* [rank_count] of weft_deal_devices(); NULL: all on CPUs */
 };
 
 /* Adds one; format makes `what`. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "doctor/findings.h"
 #include "engine/speed.h"
 #include "weft/log.h"
 
@@ -15,6 +16,8 @@ enum {
 };
 /* Less than this per rank stays in its last cache, which the probe does not. */
 static const double SIZE_WORTH = 64 << 20;
+/* The probe takes 200 MB of it; nobody shall be killed for a prediction. */
+static const uint64_t MEMORY_WORTH = (uint64_t)1 << 30;
 
 double weft_doctor_token_size(const struct weft_model_summary *summary)
 {
@@ -95,7 +98,9 @@ static void fill_plan(const struct weft_doctor_rates_args *args, struct plan *pl
         members[r].host_id = args->facts[r].host_id;
         members[r].thread_count = args->facts[r].thread_count;
         plan->leaves[r] = (struct weft_range){args->ranks[r].leaf_begin, args->ranks[r].leaf_end};
-        plan->is_wanted = plan->is_wanted && args->facts[r].member.gpu_count == 0;
+        plan->is_wanted = plan->is_wanted && args->facts[r].member.gpu_count == 0 &&
+                          args->facts[r].machine.memory_available >
+                              MEMORY_WORTH * weft_doctor_host_ranks(args->facts, args->rank_count, r);
     }
     weft_deal_threads(members, NULL, args->rank_count, plan->thread_counts, waits);
     for (uint32_t r = 0; r < args->rank_count; r++) {

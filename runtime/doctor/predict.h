@@ -36,8 +36,8 @@ struct weft_doctor_prediction {
 
 /*
  * Collective over the group; rank 0's model decides, the others' may be missing. *rates_out is rank 0's, and
- * is_measured false where there is nothing to say: no model, a GPU, a model so small that its weights stay in caches.
- * About a second.
+ * is_measured false where there is nothing to say: no model, a GPU, a model so small that its weights stay in caches, a
+ * host with little memory left. About a second.
  */
 struct weft_doctor_rates_args {
     struct weft_bootstrap *bootstrap;

@@ -279,6 +279,7 @@ static void test_prediction(void **state)
     struct weft_doctor_rates rates = {.is_measured = 1, .speeds = {10e9, 4e9}, .alone_speed = 20e9, .sum_us = 500};
     struct weft_doctor_prediction prediction;
     struct weft_model_summary alone = model;
+    struct fixture f;
 
     (void)state;
     /* Per layer 2 x 1000 x 1000 (q, o), 2 x 1000 x 500 (k, v), 3 x 1000 x 3000; the head 1000 x 8000; 2 bytes each. */
@@ -291,6 +292,14 @@ static void test_prediction(void **state)
     assert_int_equal(prediction.exchange_count, 22);
     assert_float_equal(prediction.exchange_ms, 11, 1e-6);
     assert_float_equal(prediction.tokens_per_s, 1e3 / (prediction.read_ms + 11), 1e-6);
+    /* Said when one host would be faster, and could. */
+    make(&f)->group.prediction = &prediction;
+    expect(&f, WEFT_DOCTOR_NOTE, "host host0", "these 4 ranks give");
+    make(&f)->group.prediction = &prediction;
+    f.needs[3] = (uint64_t)1 << 30;
+    f.facts[2].machine.memory_available = f.facts[3].machine.memory_available = (uint64_t)4 << 30;
+    weft_doctor_judge(&f.group, &f.findings);
+    assert_int_equal(f.findings.count, 0);
     alone.rank_count = 1;
     rates.speeds[0] = rates.alone_speed;
     weft_doctor_predict(&alone, &(struct weft_rank_summary){.leaf_end = 12}, &rates, &prediction);
