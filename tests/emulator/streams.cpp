@@ -370,10 +370,12 @@ cudaError_t cudaStreamQuery(cudaStream_t stream)
         return weft_emulated_leave(cudaErrorStreamCaptureUnsupported);
     }
     stream = stream_or_null(stream);
+    /* In this order: what is complete has left its error. */
+    const bool is_done = is_complete(stream, issued_count(stream));
     if (weft_emulated_device_error(stream->device) != cudaSuccess) {
         return weft_emulated_leave(weft_emulated_device_error(stream->device));
     }
-    return is_complete(stream, issued_count(stream)) ? cudaSuccess : cudaErrorNotReady;
+    return is_done ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *context)
@@ -443,10 +445,11 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
     if (event->stream == nullptr) {
         return cudaSuccess;
     }
+    const bool is_done = is_complete(event->stream, event->number);
     if (weft_emulated_device_error(event->stream->device) != cudaSuccess) {
         return weft_emulated_leave(weft_emulated_device_error(event->stream->device));
     }
-    return is_complete(event->stream, event->number) ? cudaSuccess : cudaErrorNotReady;
+    return is_done ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
