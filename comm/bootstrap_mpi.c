@@ -27,12 +27,6 @@ struct invitation {
     uint8_t secret[32];
 };
 
-bool weft_bootstrap_has_mpi(void)
-{
-    /* Open MPI's own mpirun; PMIx by itself (srun --mpi=pmix, prterun). */
-    return getenv("OMPI_COMM_WORLD_SIZE") != NULL || (getenv("PMIX_RANK") != NULL && getenv("PMIX_NAMESPACE") != NULL);
-}
-
 static uint32_t list_addresses(const char *interface, struct weft_netif_address *addresses_out)
 {
     struct weft_netif_address all[TCP_TARGET_MAX];

@@ -2,11 +2,6 @@
 #include "weft/bootstrap.h"
 #include "weft/log.h"
 
-bool weft_bootstrap_has_mpi(void)
-{
-    return false;
-}
-
 enum weft_status weft_bootstrap_open_mpi(const char *interface, uint32_t timeout_ms, struct weft_bootstrap **out)
 {
     (void)interface;

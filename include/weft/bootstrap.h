@@ -52,9 +52,6 @@ struct weft_bootstrap_tcp_options {
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_tcp(const struct weft_bootstrap_tcp_options *options,
                                                          struct weft_bootstrap **out);
 
-/* True when built with MPI and this process was started by mpirun or srun with PMIx (reads what the launcher set). */
-bool weft_bootstrap_has_mpi(void);
-
 /*
  * MPI_Init, then the star over TCP between the ranks of MPI_COMM_WORLD. Once per process. interface: as in comm.h;
  * where nothing of rank 0's matches (a name that only a transport knows), all its addresses are offered.

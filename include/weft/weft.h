@@ -25,10 +25,9 @@ extern "C" {
 struct weft_engine;
 
 enum weft_launch {
-    WEFT_LAUNCH_AUTO = 0,  /* mpirun's ranks when started by it, else LOCAL when rank_count > 1, else one rank */
-    WEFT_LAUNCH_LOCAL = 1, /* rank_count processes on this host, forked by open: call it before starting threads */
-    WEFT_LAUNCH_TCP = 2,   /* rank, rank_count and leader are given; every process opens the same group */
-    WEFT_LAUNCH_MPI = 3,
+    WEFT_LAUNCH_LOCAL = 0,   /* rank_count processes on this host, forked by open: call it before starting threads */
+    WEFT_LAUNCH_TCP = 2,     /* rank, rank_count and leader are given; every process opens the same group */
+    WEFT_LAUNCH_MPI = 3,     /* started by mpirun or another launcher of MPI, which knows rank and rank_count */
     WEFT_LAUNCH_THREADS = 4, /* rank_count ranks as threads of this process: embedding and tests */
 };
 

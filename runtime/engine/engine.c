@@ -58,7 +58,7 @@ static enum weft_status check_leaves(const struct weft_engine_options *options)
     uint32_t rank_count = options->rank_count;
 
     if (rank_count == 0) {
-        if (weft_rendezvous_launch(options) == WEFT_LAUNCH_MPI) {
+        if (options->launch == WEFT_LAUNCH_MPI) {
             return WEFT_OK; /* mpirun knows; the leader checks when the ranks have met */
         }
         rank_count = 1;
@@ -220,7 +220,7 @@ static enum weft_status open_all(struct weft_engine *engine, const struct weft_e
 
     WEFT_TRY(weft_options_resolve(options, &engine->arena, &engine->options));
     WEFT_TRY(check_leaves(&engine->options));
-    enum weft_launch launch = weft_rendezvous_launch(&engine->options);
+    enum weft_launch launch = engine->options.launch;
     if (launch == WEFT_LAUNCH_LOCAL || launch == WEFT_LAUNCH_THREADS) {
         /* Read once, before there are ranks: a bad folder starts nothing. */
         WEFT_TRY(weft_identity_read(&engine->options, &engine->identity));

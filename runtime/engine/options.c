@@ -93,7 +93,7 @@ static enum weft_status check_launch(const struct weft_engine_options *options)
                  options->leader == NULL ? "none" : options->leader, options->rank, options->rank_count);
         return WEFT_ERR_ARGUMENT;
     }
-    if ((int)options->launch < WEFT_LAUNCH_AUTO || options->launch > WEFT_LAUNCH_THREADS) {
+    if ((int)options->launch < WEFT_LAUNCH_LOCAL || options->launch > WEFT_LAUNCH_THREADS) {
         weft_log(WEFT_LOG_ERROR, "engine/options", "launch %d is unknown", (int)options->launch);
         return WEFT_ERR_ARGUMENT;
     }

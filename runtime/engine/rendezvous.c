@@ -6,14 +6,6 @@
 /* Pods and cluster jobs start their processes at different times; a minute is what people forgive. */
 enum { RENDEZVOUS_TIMEOUT_MS = 60000 };
 
-enum weft_launch weft_rendezvous_launch(const struct weft_engine_options *options)
-{
-    if (options->launch != WEFT_LAUNCH_AUTO) {
-        return options->launch;
-    }
-    return weft_bootstrap_has_mpi() ? WEFT_LAUNCH_MPI : WEFT_LAUNCH_LOCAL;
-}
-
 uint32_t weft_rendezvous_timeout_ms(const struct weft_engine_options *options)
 {
     return options->rendezvous_timeout_ms > 0 ? options->rendezvous_timeout_ms : RENDEZVOUS_TIMEOUT_MS;
@@ -34,7 +26,7 @@ static enum weft_status meet(const struct weft_engine_options *options, struct w
                                                    .watch_fd = options->launcher_fd};
 
     (void)snprintf(program, sizeof(program), "weft %s", weft_version());
-    switch (weft_rendezvous_launch(options)) {
+    switch (options->launch) {
     case WEFT_LAUNCH_TCP: return weft_bootstrap_open_tcp(&tcp, out);
     case WEFT_LAUNCH_MPI: return weft_bootstrap_open_mpi(options->interface, tcp.timeout_ms, out);
     default: break;

@@ -1,4 +1,4 @@
-/* How the ranks of a group meet: which launch is meant, the bootstrap it gives, how long they wait for each other. */
+/* How the ranks of a group meet: the bootstrap that a launch gives, how long they wait for each other. */
 #ifndef WEFT_ENGINE_RENDEZVOUS_H
 #define WEFT_ENGINE_RENDEZVOUS_H
 
@@ -7,9 +7,6 @@
 #include "weft/bootstrap.h"
 #include "weft/status.h"
 #include "weft/weft.h"
-
-/* options->launch, AUTO resolved to what started this process: MPI or LOCAL. */
-enum weft_launch weft_rendezvous_launch(const struct weft_engine_options *options);
 
 /* Until all ranks have come; then for each sign of life while they load. */
 uint32_t weft_rendezvous_timeout_ms(const struct weft_engine_options *options);

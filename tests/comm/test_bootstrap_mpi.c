@@ -18,7 +18,7 @@ int main(int argument_count, char **arguments)
         fprintf(stderr, "usage: test_bootstrap_mpi well | death VICTIM\n");
         return 2;
     }
-    if (!weft_bootstrap_has_mpi() || weft_bootstrap_open_mpi(NULL, LONG_MS, &bootstrap) != WEFT_OK ||
+    if (weft_bootstrap_open_mpi(NULL, LONG_MS, &bootstrap) != WEFT_OK ||
         strcmp(weft_bootstrap_kind(bootstrap), "mpi") != 0) {
         fprintf(stderr, "%s:%d: no group\n", __FILE__, __LINE__);
         return 1;
