@@ -21,6 +21,12 @@ openmpi-bin|mpirun
 libucx-dev|ucx backend (InfiniBand, RoCE)
 '
 
+# For the CUDA module where there is no CUDA toolkit (its compiler comes from PyPI, tests/gpu/toolkit.txt).
+weft_packages_cuda='
+g++|host code of the CUDA module
+python3-venv|fetches the CUDA compiler
+'
+
 # What the tests need on top.
 weft_packages_test='
 g++|checks that the headers are good C++

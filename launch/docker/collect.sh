@@ -32,7 +32,7 @@ data='
 /etc/passwd /etc/group /etc/nsswitch.conf /etc/host.conf /etc/os-release /etc/debian_version
 /etc/ld.so.conf /etc/ld.so.conf.d /etc/openmpi /etc/libibverbs.d /etc/ssh/sshd_config /etc/ssh/ssh_config /etc/ssh/ssh_config.d
 /lib/terminfo/x/xterm /usr/lib/locale/C.utf8 /usr/share/openmpi
-/usr/local/share/weft /home/mpiuser
+/usr/local/lib/weft /usr/local/share/weft /home/mpiuser
 '
 
 into=$1

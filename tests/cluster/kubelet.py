@@ -48,7 +48,7 @@ def health(address, service, timeout_s=1.0):
 
 
 class Pod:
-    """One pod with one container, from its object; alive until close()."""
+    """One pod with one container, from its object; it lives in a thread of its own until delete()."""
 
     def __init__(self, cluster, document, address):
         self.cluster, self.document, self.address = cluster, document, address
@@ -168,11 +168,10 @@ class Pod:
         assert uid != 0 or not rights.get("runAsNonRoot")
         environment = self.environment()
         command = self.container.get("command") or ([] if "args" in self.container else self.cluster.image.command)
-        mounts = [(str(self.volumes[m["name"]] / m.get("subPath", "")), m["mountPath"], m.get("readOnly", False))
-                  for m in self.container.get("volumeMounts", [])]
         # Secrets and configuration are read-only whatever the mount says.
         fixed = {v["name"] for v in self.spec.get("volumes", []) if "secret" in v or "configMap" in v}
-        mounts = [(s, t, ro or m["name"] in fixed) for (s, t, ro), m in zip(mounts, self.container.get("volumeMounts", []))]
+        mounts = [(str(self.volumes[m["name"]] / m.get("subPath", "")), m["mountPath"],
+                   m.get("readOnly", False) or m["name"] in fixed) for m in self.container.get("volumeMounts", [])]
         return {"image": str(self.cluster.image.root), "mounts": self.etc_files() + mounts,
                 "read_only": rights.get("readOnlyRootFilesystem", False),
                 "no_new_privileges": rights.get("allowPrivilegeEscalation") is False,

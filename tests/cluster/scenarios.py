@@ -118,6 +118,8 @@ def test_mpijob(cluster, wanted):
     until(lambda: "waiting for weft-worker-2.weft.inference.svc (no address)" in launcher.log(), "a word about the late name")
     cluster.held.clear()
     check_serves(cluster, wanted)
+    status, report = launcher.exec("weft-mpirun", "doctor")
+    assert status in (0, 1) and "rank 3     of 4" in report and "tcp between them" in report, report
 
     lost = cluster.pods["weft-worker-1"]
     cluster.delete_pods([lost], is_forced=True)

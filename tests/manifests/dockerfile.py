@@ -4,7 +4,8 @@ Only what launch/docker/Dockerfile uses; anything else is refused. FROM debian:1
 packages; RUN is a chroot in namespaces of its own. Unlike an engine: no seccomp, the machine's network, no metadata but
 what is returned.
 
-  .venv/bin/python tests/manifests/dockerfile.py [FOLDER]      every stage, the build too (minutes); the image's root
+  .venv/bin/python tests/manifests/dockerfile.py [NAME=VALUE...]      every stage, the build too (minutes), as docker build
+                                                                      --build-arg NAME=VALUE; prints where the root is
 """
 import dataclasses
 import fnmatch
@@ -21,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "launch" / "docker" / "Dockerfile"
 BASES = {"debian:12-slim": "bookworm"}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# In a mount and process namespace: what an engine gives a RUN step.
+# In a mount and process namespace: what an engine gives a RUN step, and for pip the certificates that this machine trusts.
 ENTER = r"""
 set -eu
 root=$1 folder=$2
@@ -32,11 +33,13 @@ mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=755 dev "$root/dev"
 for name in null zero full random urandom; do touch "$root/dev/$name"; mount --bind "/dev/$name" "$root/dev/$name"; done
 ln -s /proc/self/fd "$root/dev/fd"
+trusted=/etc/ssl/certs/ca-certificates.crt pip=
+[ ! -r $trusted ] || { cp $trusted "$root/dev/ca.crt"; pip=PIP_CERT=/dev/ca.crt; }
 mkdir "$root/dev/shm"; mount -t tmpfs shm "$root/dev/shm"
 touch "$root/etc/resolv.conf"
 mount --bind "$(realpath /etc/resolv.conf)" "$root/etc/resolv.conf"
-exec chroot "$root" env -i PATH="$PATH" HOME=/root DEBIAN_FRONTEND=noninteractive ${http_proxy+http_proxy="$http_proxy"} \
-    ${https_proxy+https_proxy="$https_proxy"} sh -c 'cd "$0"; exec "$@"' "$folder" "$@"
+exec chroot "$root" env -i PATH="$PATH" HOME=/root DEBIAN_FRONTEND=noninteractive $pip \
+    ${http_proxy+http_proxy="$http_proxy"} ${https_proxy+https_proxy="$https_proxy"} sh -c 'cd "$0"; exec "$@"' "$folder" "$@"
 """
 
 
@@ -121,8 +124,9 @@ def make_base(suite, into):
 class Builder:
     """Keeps the result of each RUN under cache, by all that led to it; whatever the last build did not use is removed."""
 
-    def __init__(self, cache, given=None):
+    def __init__(self, cache, given=None, arguments=None):
         self.cache = cache
+        self.arguments = arguments or {}
         self.given = given or {}  # {stage: folder}: taken instead of running the stage
         self.roots = {}
         self.used = set()
@@ -182,7 +186,7 @@ class Builder:
 
     def stage(self, name, base, steps):
         image = Image(None, "0:0", [], {"PATH": PATH}, "/", [])
-        shell = ["/bin/sh", "-c"]
+        shell, arguments = ["/bin/sh", "-c"], {}
         key, root, pending = hashlib.sha256(base.encode()).hexdigest(), None, []
         if base in BASES:
             root = self.layer(key, None, lambda into: (into.rmdir(), make_base(BASES[base], into)))
@@ -201,6 +205,10 @@ class Builder:
             key = hashlib.sha256(f"{key} {word} {rest}".encode()).hexdigest()
             if word == "SHELL":
                 shell = json.loads(rest)
+            elif word == "ARG":
+                argument, value = rest.split("=", 1)
+                arguments[argument] = self.arguments.get(argument, value)
+                key = hashlib.sha256(f"{key} {arguments[argument]}".encode()).hexdigest()
             elif word == "CMD":
                 image.command = json.loads(rest)
             elif word == "ENV":
@@ -215,7 +223,8 @@ class Builder:
                 if word == "COPY":
                     parts = [fingerprint(p) for p in self.source(rest)[0] if p != ROOT]
                     key = hashlib.sha256(f"{key} {parts}".encode()).hexdigest()
-                pending.append((word, rest, image.workdir, shell))
+                exported = "".join(f"export {k}='{v}'; " for k, v in arguments.items()) if word == "RUN" else ""
+                pending.append((word, exported + rest, image.workdir, shell))
                 if word == "RUN":
                     root = self.layer(key, root, lambda into, todo=tuple(pending): apply(into, todo))
                     pending = []
@@ -243,11 +252,12 @@ def build_with(binary_folder, cache):
     """The image with the weft of a build folder in place of the Dockerfile's own build stage."""
     staged = cache.parent / (cache.name + "-installed")
     shutil.rmtree(staged, ignore_errors=True)
+    (staged / "image/usr/local/lib/weft").mkdir(parents=True)
     subprocess.run(["cmake", "--install", binary_folder, "--strip", "--prefix", "/usr/local"], check=True,
                    capture_output=True, env={**os.environ, "DESTDIR": str(staged / "image")})
     return Builder(cache, {"build": staged}).build()
 
 
 if __name__ == "__main__":
-    made = Builder(pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "image-whole").resolve()).build()
+    made = Builder(ROOT / "build" / "image-whole", arguments=dict(word.split("=", 1) for word in sys.argv[1:])).build()
     print(f"{made.root}: {size_of(made.root) / 2**20:.1f} MiB")
