@@ -122,8 +122,8 @@ const struct weft_option weft_options[] = {
      "what ranks run on: a GPU each when every rank has one, else CPUs; cuda: a GPU each; cuda:N: all on GPU N", "auto",
      "WEFT_DEVICE", AT(device)},
     {"numerics", 0, WEFT_OPTION_CHOICE, ENGINE, rank_group, "exact|reference|fast",
-     "on GPUs: exact gives the same bits for any ranks, batch and chunk; reference the bits of CPUs, slowly; fast may "
-     "vary with the batch. On CPUs always exact", "exact", "WEFT_NUMERICS", AT(numerics), .choices = numerics},
+     "on GPUs: exact gives the same bits for any ranks, batch and chunk; reference the bits of CPUs, slowly; fast is as "
+     "exact so far. On CPUs always exact", "exact", "WEFT_NUMERICS", AT(numerics), .choices = numerics},
     {"cuda-module", 0, WEFT_OPTION_TEXT, ALL, rank_group, "FILE",
      "the library that drives GPUs; for tests", "weft_cuda.so beside weft", "WEFT_CUDA_MODULE", AT(cuda_module)},
     {"cpu-level", 0, WEFT_OPTION_CHOICE, ENGINE, rank_group, "ref|avx2|avx512",

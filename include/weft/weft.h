@@ -60,8 +60,8 @@ struct weft_engine_options {
     /* NULL or "auto": GPUs when every rank has one, else CPUs; "cpu"; "cuda": each rank its own GPU; "cuda:1": GPU 1
      * for every rank of this host, shared if they are several. A group runs on GPUs or on CPUs, not on both. */
     const char *device;
-    const char
-        *numerics; /* GPU only: NULL or "exact", "reference": the CPU's bits, slow, "fast". On CPUs always exact */
+    const char *numerics; /* GPU only: NULL or "exact", "reference": the CPU's bits, slow, "fast": as exact so far. On
+                             CPUs always exact */
     const char *cuda_module;     /* file of the CUDA module; NULL: beside this program or library */
     const char *cpu_level;       /* NULL: best; "ref", "avx2", "avx512" */
     const char *comm;            /* NULL: auto; "self", "shm", "tcp", "ucx", "mpi", "nccl" */
