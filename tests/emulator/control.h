@@ -24,8 +24,8 @@ struct weft_emulated_config {
     /* Order in which the threads of a block and the blocks of a grid run: 0 ascending, 1 descending, else a seed for
      * another order in every block. A kernel without races has the same bits in all of them. */
     uint32_t order;
-    /* The fail_call-th call from now on (1: the next) of runtime function fail_name (NULL: of any) returns fail_error
-     * and does nothing else; later ones work again. 0: none. */
+    /* The fail_call-th call from now on (1: the next) of runtime function fail_name (NULL: of any that gives nothing
+     * back, as cudaFree does) returns fail_error and does nothing else; later ones work again. 0: none. */
     uint32_t fail_call;
     const char *fail_name; /* borrowed */
     int fail_error;        /* a cudaError_t; 0: cudaErrorUnknown */

@@ -158,6 +158,11 @@ static cudaError_t check_owner(weft_emulated_world &world, const char *name)
     return world.owner == getpid() ? cudaSuccess : cudaErrorInitializationError;
 }
 
+static bool gives_back(const char *name)
+{
+    return strncmp(name, "cudaFree", 8) == 0 || strstr(name, "Destroy") != nullptr;
+}
+
 cudaError_t weft_emulated_enter(const char *name)
 {
     weft_emulated_world &world = weft_emulated_the_world();
@@ -166,7 +171,7 @@ cudaError_t weft_emulated_enter(const char *name)
 
     configure_once(world);
     world.calls++;
-    if (config.fail_name == nullptr || strcmp(config.fail_name, name) == 0) {
+    if (config.fail_name == nullptr ? !gives_back(name) : strcmp(config.fail_name, name) == 0) {
         world.matching_calls++;
         if (config.fail_call != 0 && world.matching_calls == config.fail_call) {
             return config.fail_error != 0 ? (cudaError_t)config.fail_error : cudaErrorUnknown;
