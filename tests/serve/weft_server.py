@@ -1,8 +1,10 @@
 """Starting `weft serve` as a process and talking to it; shared by the tests of this folder and tests/e2e."""
+import atexit
 import importlib
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ def _protos():
     from grpc_tools import protoc
 
     out = tempfile.mkdtemp(prefix="weft-proto-")
+    atexit.register(shutil.rmtree, out, ignore_errors=True)
     source = ROOT / "runtime" / "serve"
     for name in ("weft", "health", "retry"):
         status = protoc.main(["protoc", f"-I{source}", f"--python_out={out}", f"--grpc_python_out={out}",
