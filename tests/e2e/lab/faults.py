@@ -21,7 +21,7 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from hosts import HERE, MODEL, ROOT, WEFT, Lab, children, until  # noqa: E402
+from hosts import HERE, MODEL, ROOT, WEFT, Lab, until  # noqa: E402
 
 PHASES = ["idle", "decode", "prefill", "load"]
 LAUNCHERS = ["local", "hand", "mpirun", "mpirun.sh"]
@@ -87,7 +87,7 @@ class Run:
     def ranks(self):
         if self.launcher != "local":
             return self.lab.ranks()
-        found = [p for p in self.lab.programs() if alive(p)]
+        found = [p for p in self.lab.programs("weft") if alive(p)]
         return dict(enumerate(found)) if len(found) == 4 else {}
 
     def line(self, pattern, since=0.0):
@@ -117,13 +117,9 @@ class Run:
             self.traffic.wait()
         for process in self.processes:
             process.send_signal(signal.SIGCONT)
-            if self.launcher == "mpirun.sh" and process.poll() is None:
-                for pid in descendants(process.pid):
-                    if pid in self.lab.programs("mpirun.sh"):
-                        kill(pid)
         # What was just being started may start something more.
         for _ in range(100):
-            left = [p for name in ("mpirun.sh", "mpirun", "orted", "weft") for p in self.lab.programs(name) if alive(p)]
+            left = [p for p in self.lab.programs("launch/mpirun.sh", "mpirun", "orted", "weft") if alive(p)]
             for pid in left:
                 kill(pid)
             if not left:
@@ -141,26 +137,17 @@ def kill(pid, number=signal.SIGKILL):
         pass  # it went by itself
 
 
-def descendants(pid):
-    found, todo = [], [pid]
-    while todo:
-        parent = todo.pop()
-        found.append(parent)
-        try:
-            todo += children(parent)
-        except OSError:
-            pass
-    return found
-
-
 class FaultLab(Lab):
-    def programs(self, name="weft"):
-        """Pids in here that run under this name, oldest first."""
+    def programs(self, *names):
+        """Pids in here that run under these names, or run these scripts; oldest first."""
         found = []
         for entry in filter(str.isdigit, os.listdir("/proc")):
             try:
-                if os.readlink(f"/proc/{entry}/ns/pid") == os.readlink(f"/proc/{self.init}/ns/pid") and \
-                        open(f"/proc/{entry}/comm").read() == name + "\n":
+                if os.readlink(f"/proc/{entry}/ns/pid") != os.readlink(f"/proc/{self.init}/ns/pid"):
+                    continue
+                words = open(f"/proc/{entry}/cmdline").read().split("\0")
+                if open(f"/proc/{entry}/comm").read().strip() in names or \
+                        (words[0] == "bash" and any(words[1].endswith(name) for name in names)):
                     found.append(int(entry))
             except OSError:
                 pass
@@ -181,7 +168,7 @@ class FaultLab(Lab):
             self.link(victim, "down")
             if fault == "host vanishes":
                 network = os.readlink(f"/proc/{pids[victim]}/ns/net")
-                for pid in [*self.programs(), *self.programs("orted"), *self.programs("sshd")]:
+                for pid in self.programs("weft", "orted", "sshd"):
                     if os.readlink(f"/proc/{pid}/ns/net") == network:
                         os.kill(pid, signal.SIGKILL)
 

@@ -40,7 +40,9 @@ fi
 count=$1
 shift
 mount -t tmpfs -o mode=755 run /run
-mkdir -p /run/sshd /run/lab
+mkdir -p /run/sshd /run/lab/tmp
+# bash reads this for every command that comes by ssh: seconds, or a lock that a killed rank left behind.
+[ ! -e ~/.bashrc ] || mount --bind /dev/null ~/.bashrc
 export LAB=/run/lab
 ip link set lo up
 ip link add bridge type bridge
@@ -151,13 +153,15 @@ fi
 
 # What the MPI operator of Kubernetes sets, so that the same names are tested; and binding off: mpirun would bind the
 # first rank of every host to the same core. One interface: docker's and loopback's addresses are the same everywhere.
-# A daemon whose host fell off the network is given up after seconds, not minutes.
+# A daemon whose host fell off the network is given up after seconds, not minutes. Sessions lie in this lab's own /run:
+# in /tmp those of another lab, with the same names and process ids, would be in the way.
 cat > "$LAB/environment" << END
 export LAB=$LAB
 export OMPI_MCA_plm_rsh_agent=$LAB/rsh OMPI_MCA_orte_keep_fqdn_hostnames=true
 export OMPI_MCA_orte_default_hostfile=$LAB/hostfile OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_MCA_btl_tcp_if_include=eth0 OMPI_MCA_oob_tcp_if_include=eth0
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_orte_tmpdir_base=$LAB/tmp
 export OMPI_MCA_oob_tcp_keepalive_time=2 OMPI_MCA_oob_tcp_keepalive_intvl=1 OMPI_MCA_oob_tcp_keepalive_probes=2
 END
 . "$LAB/environment"
