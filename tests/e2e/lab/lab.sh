@@ -135,6 +135,13 @@ MaxStartups 100:30:200
 END
     "$LAB/on" "$i" /usr/sbin/sshd -f "$LAB/sshd_config$i" -E "$LAB/sshd_log$i"
 done
+# sshd listens a moment after it has gone into the background.
+for i in $(seq 0 $((count - 1))); do
+    for _ in $(seq 500); do
+        ! grep -qs "Server listening" "$LAB/sshd_log$i" || break
+        sleep 0.01
+    done
+done
 
 if [ -n "${LAB_WIRE:-}" ]; then
     read -r rate delay mtu <<< "$LAB_WIRE"
