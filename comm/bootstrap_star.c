@@ -109,13 +109,12 @@ static void record(struct weft_bootstrap *bootstrap, uint32_t rank, const char *
         weft_heart_tell(bootstrap->heart, rank, bootstrap->failed_host, bootstrap->failed_reason);
     }
     weft_star_failure_text(rank, bootstrap->failed_host, bootstrap->failed_reason, text, sizeof(text));
-    if (source >= 0) {
+    if (bootstrap->heart != NULL && !weft_heart_claim(bootstrap->heart)) {
+        weft_log_keep_error("%s: %s", STAR_LOG, text); /* the heartbeats have said it */
+    } else if (source >= 0) {
         weft_log(WEFT_LOG_ERROR, STAR_LOG, "%s (reported by rank %d)", text, source);
     } else {
         weft_log(WEFT_LOG_ERROR, STAR_LOG, "%s", text);
-    }
-    if (bootstrap->heart != NULL) {
-        weft_heart_taken(bootstrap->heart);
     }
     for (uint32_t peer = 1; peer < bootstrap->peer_count && bootstrap->rank == 0; peer++) {
         if ((int)peer != source) {

@@ -27,6 +27,7 @@ enum {
     INTERVAL_MAX_MS = 1000,
     FIRST_FACTOR = 10,  /* the first beat may be this much later: its process may still be starting */
     HURRY_MS = 10,      /* between attempts to pass a verdict on */
+    SAY_MS = 300,       /* for the main thread to say it itself, which may know more */
     LAST_LINE_MS = 100, /* for the line of a process that leaves: standard error may be what hangs */
 };
 
@@ -51,7 +52,7 @@ struct weft_heart {
     _Atomic bool is_guard;           /* closed, but stays to end the process */
     _Atomic bool has_let_go;         /* of the bootstrap, and of every socket */
     _Atomic bool is_over;            /* there is a verdict */
-    _Atomic bool is_taken;           /* and the main thread has got it */
+    _Atomic bool is_said;            /* somebody logs it, or has */
     _Atomic uint32_t group_quiet_ms; /* worker: as the leader said */
     pthread_mutex_t mutex;           /* verdict, and link->last */
     struct heart_verdict verdict;
@@ -115,9 +116,9 @@ bool weft_heart_verdict(struct weft_heart *heart, struct heart_verdict *out)
     return true;
 }
 
-void weft_heart_taken(struct weft_heart *heart)
+bool weft_heart_claim(struct weft_heart *heart)
 {
-    atomic_store(&heart->is_taken, true);
+    return !atomic_exchange(&heart->is_said, true);
 }
 
 /* ---- who works ---- */
@@ -333,7 +334,7 @@ static void *say_last(void *context)
 /* The main thread is stuck in something that no verdict reaches: MPI, a driver, a disk. */
 static void leave(struct weft_heart *heart)
 {
-    if (!atomic_load(&heart->is_taken)) {
+    if (weft_heart_claim(heart)) {
         struct timespec pause = {.tv_nsec = LAST_LINE_MS * 1000000};
         pthread_t thread;
 
@@ -342,6 +343,18 @@ static void leave(struct weft_heart *heart)
         }
     }
     _exit(EXIT_FAILURE);
+}
+
+/* The leader's main thread reads from a slow disk, say, and mpirun will end it before it looks: its log must have it.
+ */
+static void say_when_late(struct weft_heart *heart, int64_t now)
+{
+    pthread_t thread;
+
+    if (heart->rank == 0 && heart->exit_ns != 0 && now - heart->verdict_ns >= (int64_t)SAY_MS * 1000000 &&
+        weft_heart_claim(heart) && pthread_create(&thread, NULL, say_last, heart) == 0) {
+        pthread_detach(thread); /* with exit_ns this heart is never freed after a verdict */
+    }
 }
 
 static void leave_when_due(struct weft_heart *heart, int64_t now)
@@ -424,6 +437,7 @@ static void *run(void *context)
         last = now;
         if (atomic_load(&heart->is_over)) {
             is_told = spread(heart);
+            say_when_late(heart, now);
             leave_when_due(heart, now);
         }
         sleep_until(heart, is_told ? next_beat : now + (int64_t)HURRY_MS * 1000000);

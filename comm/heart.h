@@ -57,8 +57,8 @@ void weft_heart_tell(struct weft_heart *heart, uint32_t rank, const char *host, 
 /* Any thread. False while there is none. */
 bool weft_heart_verdict(struct weft_heart *heart, struct heart_verdict *out);
 
-/* The main thread has logged the verdict: a process that has to leave needs no line of its own. */
-void weft_heart_taken(struct weft_heart *heart);
+/* True once: who asks first logs the verdict. */
+bool weft_heart_claim(struct weft_heart *heart);
 
 /* Bytes of this neighbour's have reached the main thread. A few nanoseconds. */
 void weft_heart_heard(struct weft_heart *heart, uint32_t rank);
