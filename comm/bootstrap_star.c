@@ -368,6 +368,7 @@ static enum weft_status wait_data(struct weft_bootstrap *bootstrap, uint32_t ran
 }
 
 /* What a frame of `rank` means that cannot be read on: its rank fails, unless it is our memory that ended. */
+/* What this rank alone has seen the others must hear, or they wait for it. */
 static enum weft_status fail_read(struct weft_bootstrap *bootstrap, uint32_t rank, enum read_result result)
 {
     struct star_peer *peer = &bootstrap->peers[rank];
@@ -377,10 +378,10 @@ static enum weft_status fail_read(struct weft_bootstrap *bootstrap, uint32_t ran
     }
     if (result == READ_MEMORY) {
         peer->header_have = 0;
-        weft_star_fail(bootstrap, bootstrap->rank, NULL, "out of memory for a frame", -1);
+        weft_bootstrap_abort(bootstrap, bootstrap->rank, "out of memory for a frame");
         return WEFT_ERR_MEMORY;
     }
-    weft_star_fail(bootstrap, rank, NULL, "sent a damaged frame", -1);
+    weft_bootstrap_abort(bootstrap, rank, "sent a damaged frame");
     return WEFT_ERR_PEER;
 }
 
@@ -409,7 +410,7 @@ enum weft_status weft_star_recv(struct weft_bootstrap *bootstrap, uint32_t rank,
 
         (void)snprintf(reason, sizeof(reason), "out of step: sent frame kind %u where %u was due", peer->header.kind,
                        kind);
-        weft_star_fail(bootstrap, rank, NULL, reason, -1);
+        weft_bootstrap_abort(bootstrap, rank, reason);
         return WEFT_ERR_PEER;
     }
     if (bootstrap->heart != NULL) {
