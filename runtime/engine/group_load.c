@@ -192,7 +192,8 @@ static enum weft_status report_ready(struct loading *loading, enum weft_status s
         snprintf(own->reason, sizeof(own->reason), "%s", weft_log_last_error());
     }
     enum weft_status sent = weft_ready_send(group->bootstrap, own, group->timeout_ms);
-    if (status == WEFT_OK || sent != WEFT_OK) {
+    bool is_own_process = weft_bootstrap_quiet_ms(group->bootstrap, group->rank) != UINT32_MAX; /* heartbeats run */
+    if (status == WEFT_OK || sent != WEFT_OK || !is_own_process) {
         return status != WEFT_OK ? status : sent;
     }
     /* The leader may be reading: mpirun, which kills it when this process ends, must not come before its report. */
