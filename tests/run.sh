@@ -83,41 +83,43 @@ step_clang()
     CC=clang-14 configure_and_build build-clang -DWEFT_BUILD_FUZZERS=ON -DWEFT_WITH_CUDA=OFF
 }
 
+# Installs the wheels of LIST into a Python environment FOLDER, when it does not hold just them.
+install_wheels() # FOLDER LIST
+{
+    local held
+    held=$1/$(basename "$2")
+    cmp -s "$2" "$held" && return
+    rm -rf "$1"
+    /usr/bin/python3 -m venv "$1" >&2 &&
+        "$1/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$2" >&2 &&
+        cp "$2" "$held"
+}
+
 # nvcc of this machine, else from PyPI in an environment of its own. Prints its path.
 find_nvcc()
 {
-    local nvcc environment=build-cuda/toolkit list=tests/gpu/toolkit.txt
+    local nvcc environment=build-cuda/toolkit
     for nvcc in "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" "$(command -v nvcc)"; do
         if [ -n "$nvcc" ] && "$nvcc" --version > /dev/null 2>&1; then
             echo "$nvcc"
             return
         fi
     done
-    if ! cmp -s "$list" "$environment/toolkit.txt"; then
-        rm -rf "$environment"
-        /usr/bin/python3 -m venv "$environment" >&2 &&
-            "$environment/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$list" >&2 &&
-            cp "$list" "$environment/toolkit.txt" || return 1
-    fi
+    install_wheels "$environment" tests/gpu/toolkit.txt || return 1
     find "$PWD/$environment"/lib -path '*/nvidia/cu13/bin/nvcc'
 }
 
 # Folder of NCCL's header: of this machine, else from PyPI in a folder of its own. Prints it.
 find_nccl() # NVCC
 {
-    local folder target=build-cuda/nccl list=tests/gpu/nccl.txt
+    local folder target=build-cuda/nccl
     for folder in "$(dirname "$1")/../include" /usr/local/include /usr/include; do
         if [ -f "$folder/nccl.h" ]; then
             echo "$folder"
             return
         fi
     done
-    if ! cmp -s "$list" "$target/nccl.txt"; then
-        rm -rf "$target"
-        /usr/bin/python3 -m venv "$target" >&2 &&
-            "$target/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$list" >&2 &&
-            cp "$list" "$target/nccl.txt" || return 1
-    fi
+    install_wheels "$target" tests/gpu/nccl.txt || return 1
     dirname "$(find "$PWD/$target"/lib -path '*/nvidia/nccl/include/nccl.h')"
 }
 

@@ -56,6 +56,14 @@ weft_emulated_world &weft_emulated_the_world();
 cudaError_t weft_emulated_enter(const char *name);
 /* Keeps `error` as the thread's last one and returns it. */
 cudaError_t weft_emulated_leave(cudaError_t error);
+/* How every runtime call begins: returns from the caller with what weft_emulated_enter() says it must. */
+#define ENTER(name)                                                                                                    \
+    do {                                                                                                               \
+        cudaError_t entered = weft_emulated_enter(name);                                                               \
+        if (entered != cudaSuccess) {                                                                                  \
+            return weft_emulated_leave(entered);                                                                       \
+        }                                                                                                              \
+    } while (0)
 /* The calling thread's current GPU. */
 int weft_emulated_current_device();
 /* The sticky error of a GPU. */

@@ -235,12 +235,10 @@ uint32_t weft_emulated_block_count()
 
 /* ---- the runtime's functions ---- */
 
-#define ENTER(name)                                                                                                    \
+/* The same for a call that a capture of a graph cannot take. */
+#define ENTER_UNCAPTURED(name)                                                                                         \
     do {                                                                                                               \
-        cudaError_t entered = weft_emulated_enter(name);                                                               \
-        if (entered != cudaSuccess) {                                                                                  \
-            return weft_emulated_leave(entered);                                                                       \
-        }                                                                                                              \
+        ENTER(name);                                                                                                   \
         if (weft_emulated_is_capturing()) {                                                                            \
             return weft_emulated_leave(cudaErrorStreamCaptureUnsupported);                                             \
         }                                                                                                              \
@@ -250,7 +248,7 @@ cudaError_t cudaMalloc(void **memory, size_t size)
 {
     cudaError_t error;
 
-    ENTER("cudaMalloc");
+    ENTER_UNCAPTURED("cudaMalloc");
     error = weft_emulated_device_error(weft_emulated_current_device());
     return weft_emulated_leave(error != cudaSuccess ? error : add_block(memory, size, weft_emulated_current_device()));
 }
@@ -260,7 +258,7 @@ cudaError_t cudaFree(void *memory)
     weft_emulated_place place;
     int device;
 
-    ENTER("cudaFree");
+    ENTER_UNCAPTURED("cudaFree");
     if (memory == nullptr) {
         return cudaSuccess;
     }
@@ -275,19 +273,19 @@ cudaError_t cudaFree(void *memory)
 
 cudaError_t cudaHostAlloc(void **memory, size_t size, unsigned int)
 {
-    ENTER("cudaHostAlloc");
+    ENTER_UNCAPTURED("cudaHostAlloc");
     return weft_emulated_leave(add_block(memory, size, -1));
 }
 
 cudaError_t cudaMallocHost(void **memory, size_t size)
 {
-    ENTER("cudaMallocHost");
+    ENTER_UNCAPTURED("cudaMallocHost");
     return weft_emulated_leave(add_block(memory, size, -1));
 }
 
 cudaError_t cudaFreeHost(void *memory)
 {
-    ENTER("cudaFreeHost");
+    ENTER_UNCAPTURED("cudaFreeHost");
     return weft_emulated_leave(memory == nullptr ? cudaSuccess : remove_block(memory, false));
 }
 
@@ -296,7 +294,7 @@ cudaError_t cudaHostRegister(void *memory, size_t size, unsigned int)
     weft_emulated_place place;
     int device;
 
-    ENTER("cudaHostRegister");
+    ENTER_UNCAPTURED("cudaHostRegister");
     if (!weft_emulated_find(memory, size, place, device) || place != WEFT_EMULATED_PAGEABLE || size == 0) {
         return weft_emulated_leave(cudaErrorHostMemoryAlreadyRegistered);
     }
@@ -307,7 +305,7 @@ cudaError_t cudaHostRegister(void *memory, size_t size, unsigned int)
 
 cudaError_t cudaHostUnregister(void *memory)
 {
-    ENTER("cudaHostUnregister");
+    ENTER_UNCAPTURED("cudaHostUnregister");
     std::lock_guard<std::mutex> guard(the_list().lock);
     auto found = the_list().blocks.find(reinterpret_cast<uintptr_t>(memory));
 
@@ -323,7 +321,7 @@ cudaError_t cudaHostGetDevicePointer(void **device_memory, void *memory, unsigne
     weft_emulated_place place;
     int device;
 
-    ENTER("cudaHostGetDevicePointer");
+    ENTER_UNCAPTURED("cudaHostGetDevicePointer");
     if (!weft_emulated_find(memory, 1, place, device) || place != WEFT_EMULATED_PINNED) {
         return weft_emulated_leave(cudaErrorInvalidValue);
     }
@@ -361,7 +359,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t size, cudaMemcpyKind k
 {
     cudaError_t error;
 
-    ENTER("cudaMemcpy");
+    ENTER_UNCAPTURED("cudaMemcpy");
     if (size > 0 && !is_copy_valid(to, from, size, kind, "cudaMemcpy")) {
         return weft_emulated_leave(cudaErrorInvalidValue);
     }
@@ -376,7 +374,7 @@ cudaError_t cudaMemset(void *memory, int value, size_t size)
 {
     cudaError_t error;
 
-    ENTER("cudaMemset");
+    ENTER_UNCAPTURED("cudaMemset");
     if (size > 0 && !is_copy_valid(memory, memory, size, cudaMemcpyDeviceToDevice, "cudaMemset")) {
         return weft_emulated_leave(cudaErrorInvalidValue);
     }

@@ -286,14 +286,6 @@ const char *cudaGetErrorName(cudaError_t error)
 
 /* ---- devices ---- */
 
-#define ENTER(name)                                                                                                    \
-    do {                                                                                                               \
-        cudaError_t entered = weft_emulated_enter(name);                                                               \
-        if (entered != cudaSuccess) {                                                                                  \
-            return weft_emulated_leave(entered);                                                                       \
-        }                                                                                                              \
-    } while (0)
-
 cudaError_t cudaDriverGetVersion(int *version)
 {
     (void)weft_emulated_enter("cudaDriverGetVersion"); /* answers without driver too */

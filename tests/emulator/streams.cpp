@@ -281,14 +281,6 @@ cudaError_t weft_emulated_enqueue(cudaStream_t stream, const char *name, operati
     return cudaSuccess;
 }
 
-#define ENTER(name)                                                                                                    \
-    do {                                                                                                               \
-        cudaError_t entered = weft_emulated_enter(name);                                                               \
-        if (entered != cudaSuccess) {                                                                                  \
-            return weft_emulated_leave(entered);                                                                       \
-        }                                                                                                              \
-    } while (0)
-
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned int flags)
 {
     ENTER("cudaStreamCreateWithFlags");
