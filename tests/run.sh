@@ -140,7 +140,8 @@ step_cuda()
         cmake -S . -B build-cuda -G Ninja -DWEFT_WITH_CUDA=ON -DWEFT_WITH_NCCL=ON -DWEFT_BUILD_SERVE=OFF \
             -DWEFT_NVCC="$nvcc" -DWEFT_CUDA_ARCHITECTURES="${WEFT_CUDA_ARCHITECTURES:-90a}" \
             -DWEFT_NCCL_INCLUDE="$nccl" -DWEFT_CUDA_INCLUDE="$(dirname "$nvcc")/../include" &&
-        cmake --build build-cuda -j "$jobs" --target weft_cuda nccl_stub test_comm test_comm_faults test_comm_nccl &&
+        cmake --build build-cuda -j "$jobs" --target weft_cuda nccl_stub test_comm test_comm_faults test_comm_nccl \
+            comm_nccl_check &&
         tests/gpu/check_module.sh build-cuda/weft_cuda.so &&
         run_ctest build-cuda -R '^comm_.*nccl_'
 }
