@@ -6,6 +6,7 @@
 #define WEFT_TESTS_EMULATOR_MACHINE_H
 
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -39,7 +40,7 @@ struct weft_emulated_world {
     int owner = 0; /* process that began to use the driver; 0: nobody */
     weft_emulated_config config;
     weft_emulated_device devices[WEFT_EMULATED_DEVICES_MAX];
-    std::vector<cudaStream_t> streams;
+    std::vector<std::shared_ptr<weft_emulated_stream>> streams;
     uint32_t calls = 0;          /* all */
     uint32_t matching_calls = 0; /* of config.fail_name */
     uint32_t launches = 0;       /* issued */

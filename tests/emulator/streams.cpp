@@ -185,15 +185,15 @@ cudaError_t weft_emulated_stream_wait(cudaStream_t stream)
 cudaError_t weft_emulated_drain(int device, bool is_all)
 {
     weft_emulated_world &world = weft_emulated_the_world();
-    std::vector<cudaStream_t> streams;
+    std::vector<std::shared_ptr<weft_emulated_stream>> streams; /* another thread may destroy its own meanwhile */
 
     {
         std::lock_guard<std::mutex> guard(world.lock);
         streams = world.streams;
     }
-    for (cudaStream_t stream : streams) {
+    for (const auto &stream : streams) {
         if (stream->device == device && (is_all || stream->is_blocking)) {
-            wait_for(stream, issued_count(stream), nullptr);
+            wait_for(stream.get(), issued_count(stream.get()), nullptr);
         }
     }
     return weft_emulated_device_error(device);
@@ -222,14 +222,14 @@ int weft_emulated_stream_device(cudaStream_t stream)
 static cudaStream_t open_stream(int device, bool is_blocking)
 {
     weft_emulated_world &world = weft_emulated_the_world();
-    cudaStream_t stream = new weft_emulated_stream();
+    auto stream = std::make_shared<weft_emulated_stream>();
 
     stream->device = device;
     stream->is_blocking = is_blocking;
-    stream->worker = std::thread(worker_main, stream);
+    stream->worker = std::thread(worker_main, stream.get());
     std::lock_guard<std::mutex> guard(world.lock);
     world.streams.push_back(stream);
-    return stream;
+    return stream.get();
 }
 
 static cudaStream_t null_stream(int device)
@@ -327,13 +327,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
         std::lock_guard<std::mutex> world_guard(world.lock);
 
         for (size_t i = 0; i < world.streams.size(); i++) {
-            if (world.streams[i] == stream) {
+            if (world.streams[i].get() == stream) {
                 world.streams.erase(world.streams.begin() + (ptrdiff_t)i);
                 break;
             }
         }
     }
-    delete stream;
     return cudaSuccess;
 }
 
@@ -638,7 +637,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
     {
         std::lock_guard<std::mutex> guard(world.lock);
 
-        for (cudaStream_t other : world.streams) { /* those that joined leave too */
+        for (const auto &other : world.streams) { /* those that joined leave too */
             other->capture = other->capture == captured ? nullptr : other->capture;
         }
         world.graphs += is_broken ? 0 : 1;
