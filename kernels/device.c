@@ -10,7 +10,13 @@
 
 size_t weft_dtype_size(enum weft_dtype dtype)
 {
+    assert(!weft_dtype_is_quantised(dtype));
     return dtype == WEFT_F32 ? 4 : 2;
+}
+
+bool weft_dtype_is_quantised(enum weft_dtype dtype)
+{
+    return dtype == WEFT_Q8_0 || dtype == WEFT_Q4_0;
 }
 
 const char *weft_dtype_name(enum weft_dtype dtype)
@@ -19,6 +25,8 @@ const char *weft_dtype_name(enum weft_dtype dtype)
     case WEFT_F32: return "f32";
     case WEFT_F16: return "f16";
     case WEFT_BF16: return "bf16";
+    case WEFT_Q8_0: return "q8_0";
+    case WEFT_Q4_0: return "q4_0";
     }
     return "unknown";
 }

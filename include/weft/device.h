@@ -32,11 +32,14 @@ enum weft_dtype {
     WEFT_F32 = 0,
     WEFT_F16 = 1,
     WEFT_BF16 = 2,
+    WEFT_Q8_0 = 3, /* weights only: blocks of 32 columns, see weft/quant.h */
+    WEFT_Q4_0 = 4,
 };
 
-/* Bytes per element: 4, 2, 2. */
+/* Bytes per element: 4, 2, 2. Not for quantised types, whose blocks share a scale. */
 size_t weft_dtype_size(enum weft_dtype dtype);
-/* "f32", "f16", "bf16". */
+bool weft_dtype_is_quantised(enum weft_dtype dtype);
+/* "f32", "f16", "bf16", "q8_0", "q4_0". */
 const char *weft_dtype_name(enum weft_dtype dtype);
 
 struct weft_device_options {
@@ -119,9 +122,13 @@ WEFT_MUST_CHECK enum weft_status weft_device_wait(struct weft_device *device, ui
  * whose sums are combined by `adds` (weft_tree_adds of the rank's leaves) to its maximal tree nodes. Leaf ranges are
  * relative to the slice, ascending, tiling [0, col_count), each beginning at an even column; a leaf may be empty (sum
  * +0.0).
+ *
+ * A quantised matrix is multiplied with activations quantised to 8 bits, as weft/quant.h specifies: the same bits on
+ * CPU and GPU, whatever the numerics.
  */
 struct weft_matrix_desc {
     enum weft_dtype dtype;
+    enum weft_dtype source; /* of the rows written to a quantised matrix: f32, f16 or bf16; otherwise not used */
     uint32_t row_count;
     uint32_t col_count;
     const struct weft_range *leaves; /* [leaf_count] or NULL; copied */
@@ -136,8 +143,9 @@ WEFT_MUST_CHECK enum weft_status weft_matrix_open(struct weft_device *device, co
                                                   struct weft_matrix **out);
 void weft_matrix_close(struct weft_device *device, struct weft_matrix **matrix);
 /*
- * Packs rows [row_begin, row_begin + row_count) from rows[row_count][col_count] of the matrix's dtype, little endian,
- * row stride row_stride bytes, host memory. Any order, each row once.
+ * Packs rows [row_begin, row_begin + row_count) from rows[row_count][col_count] of the matrix's dtype (of its source
+ * when it is quantised, which happens here), little endian, row stride row_stride bytes, host memory. Any order, each
+ * row once.
  */
 WEFT_MUST_CHECK enum weft_status weft_matrix_write_rows(struct weft_device *device, struct weft_matrix *matrix,
                                                         uint32_t row_begin, uint32_t row_count, const void *rows,

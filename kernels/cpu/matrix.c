@@ -99,8 +99,13 @@ static void set_leaves(struct weft_matrix *matrix, const struct weft_matrix_desc
 enum weft_status weft_cpu_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
                                       struct weft_matrix **out)
 {
-    struct weft_matrix *matrix = calloc(1, sizeof(*matrix));
+    struct weft_matrix *matrix;
 
+    if (weft_dtype_is_quantised(desc->dtype)) {
+        weft_log(WEFT_LOG_ERROR, "kernels/cpu", "weights as %s are not there yet", weft_dtype_name(desc->dtype));
+        return WEFT_ERR_UNSUPPORTED;
+    }
+    matrix = calloc(1, sizeof(*matrix));
     if (matrix == NULL) {
         weft_log(WEFT_LOG_ERROR, "kernels/cpu", "out of memory for a matrix");
         return WEFT_ERR_MEMORY;
@@ -277,6 +282,8 @@ static weft_cpu_dot_fn *dot_of(const struct weft_cpu_kernels *kernels, enum weft
     case WEFT_F32: return kernels->dot_f32;
     case WEFT_F16: return kernels->dot_f16;
     case WEFT_BF16: return kernels->dot_bf16_pairs;
+    case WEFT_Q8_0:
+    case WEFT_Q4_0: break;
     }
     abort();
 }

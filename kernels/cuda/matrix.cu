@@ -191,10 +191,15 @@ enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct 
                                        struct weft_matrix **out)
 {
     struct weft_cuda_device *cuda = weft_cuda_device(device);
-    struct weft_matrix *matrix = (struct weft_matrix *)calloc(1, sizeof(*matrix));
+    struct weft_matrix *matrix;
     struct program counts = {};
     enum weft_status status = WEFT_ERR_MEMORY;
 
+    if (weft_dtype_is_quantised(desc->dtype)) {
+        weft_cuda_log(WEFT_LOG_ERROR, "quantised weights are not there yet on GPUs");
+        return WEFT_ERR_UNSUPPORTED;
+    }
+    matrix = (struct weft_matrix *)calloc(1, sizeof(*matrix));
     if (matrix != NULL) {
         make_program(desc, &counts);
         matrix->dtype = desc->dtype;

@@ -22,6 +22,11 @@ size_t weft_dtype_size(enum weft_dtype dtype)
     return dtype == WEFT_F32 ? 4 : 2;
 }
 
+bool weft_dtype_is_quantised(enum weft_dtype dtype)
+{
+    return dtype == WEFT_Q8_0 || dtype == WEFT_Q4_0;
+}
+
 void weft_cuda_log(enum weft_log_level level, const char *format, ...)
 {
     char text[512];
