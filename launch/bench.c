@@ -107,8 +107,9 @@ static bool results_print_json(const struct weft_engine_info *info, uint32_t rou
     return is_done;
 }
 
-static int bench(struct weft_engine *engine, const struct weft_settings *settings)
+static int bench(struct weft_engine *engine, void *context)
 {
+    const struct weft_settings *settings = context;
     struct result results[WEFT_SETTINGS_SHARE_MAX];
     bool is_json = strcmp(settings->output, "json") == 0;
     struct weft_engine_info info;
@@ -146,7 +147,6 @@ static uint32_t largest(const struct weft_number_list *list)
 
 int weft_command_bench(struct weft_settings *settings)
 {
-    struct weft_engine *engine = NULL;
     struct weft_terminal terminal;
     struct weft_setup setup;
     int code;
@@ -159,26 +159,7 @@ int weft_command_bench(struct weft_settings *settings)
         return code;
     }
     weft_terminal_init(&terminal, settings->is_quiet || weft_setup_is_worker(&setup), settings->is_verbose);
-    setup.options.progress = weft_terminal_progress;
-    setup.options.memory_table = weft_terminal_line;
-    setup.options.callback_context = &terminal;
     setup.options.sequence_count_max = largest(&settings->batch);
     setup.options.context_length = settings->prompt_tokens + settings->bench_tokens;
-    if (!weft_signals_open(STOP_LIMIT_MS, weft_setup_is_worker(&setup)) ||
-        weft_engine_open(&setup.options, &engine) != WEFT_OK) {
-        weft_setup_close(&setup);
-        return WEFT_EXIT_FAILURE; /* logged */
-    }
-    weft_setup_formed(&setup);
-    weft_terminal_clear(&terminal);
-    weft_signals_running(weft_engine_is_leader(engine));
-    if (!weft_engine_is_leader(engine)) {
-        weft_terminal_mute(&terminal);
-        code = weft_engine_work(engine) == WEFT_OK ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
-    } else {
-        code = bench(engine, settings);
-    }
-    weft_engine_close(&engine);
-    weft_setup_close(&setup);
-    return code;
+    return weft_command_lead(&setup, &terminal, STOP_LIMIT_MS, bench, settings);
 }

@@ -1,4 +1,4 @@
-/* The commands, and what they share: from settings to an open engine. */
+/* The commands, and what they share: from settings to an open engine and its end. */
 #ifndef WEFT_LAUNCH_COMMAND_H
 #define WEFT_LAUNCH_COMMAND_H
 
@@ -65,6 +65,15 @@ bool weft_setup_hosts_read(struct weft_setup *setup, const struct weft_settings 
 /* Starts the ranks on the other hosts, with a secret of its own where none was given. False after one line on stderr.
  */
 bool weft_setup_hosts_start(struct weft_setup *setup, const struct weft_settings *settings);
+
+/*
+ * Opens the engine of setup->options on every rank, runs `lead` on the leader while the others work, closes engine and
+ * setup. stop_limit_ms: from a signal to the end of a process that does not come to it. Returns the exit code: lead's
+ * own, on the leader.
+ */
+typedef int weft_lead_fn(struct weft_engine *engine, void *context);
+int weft_command_lead(struct weft_setup *setup, struct weft_terminal *terminal, uint32_t stop_limit_ms,
+                      weft_lead_fn *lead, void *context);
 
 /* True when this process will not be the leader. */
 bool weft_setup_is_worker(const struct weft_setup *setup);

@@ -293,21 +293,28 @@ static int answer_finish(struct weft_engine *engine, const struct weft_settings 
     return WEFT_EXIT_OK;
 }
 
-static int answer_make(struct weft_engine *engine, const struct weft_settings *settings, const struct text *prompt)
+/* What the leader answers. */
+struct question {
+    const struct weft_settings *settings;
+    struct text prompt;
+};
+
+static int answer_make(struct weft_engine *engine, void *context)
 {
+    const struct question *question = context;
     struct weft_request request;
     struct answer answer = {.is_finished = false};
     enum weft_status status;
     uint64_t id = 0;
     int code;
 
-    request_fill(&request, settings, prompt);
+    request_fill(&request, question->settings, &question->prompt);
     if (weft_engine_submit(engine, &request, &id) != WEFT_OK) {
         fprintf(stderr, "weft run: %s\n", weft_engine_error());
         return WEFT_EXIT_FAILURE;
     }
-    status = events_follow(engine, id, strcmp(settings->output, "text") == 0, &answer);
-    code = answer_finish(engine, settings, status, &answer);
+    status = events_follow(engine, id, strcmp(question->settings->output, "text") == 0, &answer);
+    code = answer_finish(engine, question->settings, status, &answer);
     free(answer.text.data);
     free(answer.token_ids.data);
     return code;
@@ -315,8 +322,7 @@ static int answer_make(struct weft_engine *engine, const struct weft_settings *s
 
 int weft_command_run(struct weft_settings *settings)
 {
-    struct text prompt = {.data = NULL};
-    struct weft_engine *engine = NULL;
+    struct question question = {.settings = settings};
     struct weft_terminal terminal;
     struct weft_setup setup;
     int code = WEFT_EXIT_FAILURE;
@@ -324,35 +330,17 @@ int weft_command_run(struct weft_settings *settings)
     if (!weft_setup_init(&setup, settings, "run", &code)) {
         return code;
     }
-    if (!weft_setup_is_worker(&setup) && !prompt_read(settings, &prompt)) {
-        free(prompt.data);
+    if (!weft_setup_is_worker(&setup) && !prompt_read(settings, &question.prompt)) {
+        weft_setup_close(&setup);
+        free(question.prompt.data);
         return WEFT_EXIT_FAILURE;
     }
     weft_terminal_init(&terminal, settings->is_quiet || weft_setup_is_worker(&setup), settings->is_verbose);
-    setup.options.progress = weft_terminal_progress;
-    setup.options.memory_table = weft_terminal_line;
-    setup.options.callback_context = &terminal;
     setup.options.is_traced = true;
     if (settings->sequences == 0) {
         setup.options.sequence_count_max = 1;
     }
-    if (!weft_signals_open(STOP_LIMIT_MS, weft_setup_is_worker(&setup)) ||
-        weft_engine_open(&setup.options, &engine) != WEFT_OK) {
-        weft_setup_close(&setup);
-        free(prompt.data);
-        return WEFT_EXIT_FAILURE; /* logged */
-    }
-    weft_terminal_clear(&terminal);
-    weft_setup_formed(&setup);
-    weft_signals_running(weft_engine_is_leader(engine));
-    if (!weft_engine_is_leader(engine)) {
-        weft_terminal_mute(&terminal);
-        code = weft_engine_work(engine) == WEFT_OK ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
-    } else {
-        code = answer_make(engine, settings, &prompt);
-    }
-    weft_engine_close(&engine);
-    weft_setup_close(&setup);
-    free(prompt.data);
+    code = weft_command_lead(&setup, &terminal, STOP_LIMIT_MS, answer_make, &question);
+    free(question.prompt.data);
     return code;
 }

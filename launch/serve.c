@@ -54,8 +54,9 @@ static bool pid_file_write(const char *path)
     return true;
 }
 
-static int serve(struct weft_engine *engine, const struct weft_settings *settings)
+static int serve(struct weft_engine *engine, void *context)
 {
+    const struct weft_settings *settings = context;
     struct weft_server_options options = {.engine = engine, .address = settings->grpc};
     struct weft_server *server = NULL;
     struct weft_engine_info info;
@@ -94,7 +95,6 @@ static int serve(struct weft_engine *engine, const struct weft_settings *setting
 
 int weft_command_serve(struct weft_settings *settings)
 {
-    struct weft_engine *engine = NULL;
     struct weft_terminal terminal;
     struct weft_setup setup;
     int code;
@@ -112,24 +112,5 @@ int weft_command_serve(struct weft_settings *settings)
         }
     }
     weft_command_doctor_start(&setup);
-    setup.options.progress = weft_terminal_progress;
-    setup.options.memory_table = weft_terminal_line;
-    setup.options.callback_context = &terminal;
-    if (!weft_signals_open(STOP_LIMIT_MS + settings->drain_ms, weft_setup_is_worker(&setup)) ||
-        weft_engine_open(&setup.options, &engine) != WEFT_OK) {
-        weft_setup_close(&setup);
-        return WEFT_EXIT_FAILURE;
-    }
-    weft_terminal_clear(&terminal);
-    weft_setup_formed(&setup);
-    weft_signals_running(weft_engine_is_leader(engine));
-    if (!weft_engine_is_leader(engine)) {
-        weft_terminal_mute(&terminal);
-        code = weft_engine_work(engine) == WEFT_OK ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
-    } else {
-        code = serve(engine, settings);
-    }
-    weft_engine_close(&engine);
-    weft_setup_close(&setup);
-    return code;
+    return weft_command_lead(&setup, &terminal, STOP_LIMIT_MS + settings->drain_ms, serve, settings);
 }

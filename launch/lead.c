@@ -1,0 +1,37 @@
+/* An engine's life in a command: opened on every rank, led on one, closed on all. */
+#include "command.h"
+#include "signals.h"
+
+static int live(struct weft_setup *setup, struct weft_terminal *terminal, uint32_t stop_limit_ms, weft_lead_fn *lead,
+                void *context)
+{
+    struct weft_engine *engine = NULL;
+    int code;
+
+    if (!weft_signals_open(stop_limit_ms, weft_setup_is_worker(setup)) ||
+        weft_engine_open(&setup->options, &engine) != WEFT_OK) {
+        return WEFT_EXIT_FAILURE; /* logged */
+    }
+    weft_terminal_clear(terminal);
+    weft_setup_formed(setup);
+    weft_signals_running(weft_engine_is_leader(engine));
+    if (weft_engine_is_leader(engine)) {
+        code = lead(engine, context);
+    } else {
+        weft_terminal_mute(terminal);
+        code = weft_engine_work(engine) == WEFT_OK ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
+    }
+    weft_engine_close(&engine);
+    return code;
+}
+
+int weft_command_lead(struct weft_setup *setup, struct weft_terminal *terminal, uint32_t stop_limit_ms,
+                      weft_lead_fn *lead, void *context)
+{
+    setup->options.progress = weft_terminal_progress;
+    setup->options.memory_table = weft_terminal_line;
+    setup->options.callback_context = terminal;
+    int code = live(setup, terminal, stop_limit_ms, lead, context);
+    weft_setup_close(setup);
+    return code;
+}
