@@ -274,10 +274,9 @@ void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint
     device->ops->silu_mul(device, gate_up, token_count, width, out);
 }
 
-void weft_device_add(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
-                     uint32_t width)
+void weft_device_add_norm(struct weft_device *device, const struct weft_add_norm_args *args)
 {
-    device->ops->add(device, x, y, bias, token_count, width);
+    device->ops->add_norm(device, args);
 }
 
 void weft_device_tree_add(struct weft_device *device, const struct weft_tree_add_args *args)

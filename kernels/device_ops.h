@@ -51,8 +51,7 @@ struct weft_device_ops {
                       const struct weft_attention_args *args);
     void (*silu_mul)(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
                      float *out);
-    void (*add)(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
-                uint32_t width);
+    void (*add_norm)(struct weft_device *device, const struct weft_add_norm_args *args);
     void (*tree_add)(struct weft_device *device, const struct weft_tree_add_args *args);
     void (*select_rows)(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,
                         uint32_t width, float *out);

@@ -257,9 +257,21 @@ void weft_device_attention(struct weft_device *device, const struct weft_kv_cach
 void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
                           float *out);
 
-/* x[t, :] <- x[t, :] + (y[t, :] + bias[:]). x, y [T, D]; bias [D] or NULL. */
-void weft_device_add(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
-                     uint32_t width);
+/*
+ * The end of one sublayer and the beginning of the next: x[t, :] <- x[t, :] + (y[t, :] + bias[:]), then out[t, :] <-
+ * the RMS norm of that, as weft_device_rms_norm().
+ */
+struct weft_add_norm_args {
+    float *x;            /* [T, D] */
+    const float *y;      /* [T, D] */
+    const float *bias;   /* [D] or NULL */
+    const float *weight; /* [D] */
+    float *out;          /* [T, D]; overlaps none of the others */
+    float eps;
+    uint32_t token_count;
+    uint32_t width;
+};
+void weft_device_add_norm(struct weft_device *device, const struct weft_add_norm_args *args);
 
 /* args->out[i] <- the sum of args->inputs[...][i] along the leaf tree, one f32 addition per edge. */
 void weft_device_tree_add(struct weft_device *device, const struct weft_tree_add_args *args);

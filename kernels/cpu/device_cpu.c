@@ -36,8 +36,7 @@ static enum weft_status cpu_copy(struct weft_device *device, void *to, const voi
 struct rows_job {
     const struct weft_cpu_kernels *kernels;
     const float *x;
-    const float *weight; /* or bias, or NULL */
-    const uint32_t *rows;
+    const float *weight;
     size_t width;
     float eps;
     float *out;
@@ -84,23 +83,31 @@ static void cpu_silu_mul(struct weft_device *device, const float *gate_up, uint3
     weft_pool_run(cpu->pool, WEFT_POOL_STATIC, token_count, silu_mul_task, &job);
 }
 
-static void add_task(void *context, uint32_t worker, uint32_t begin, uint32_t end)
+struct add_norm_job {
+    const struct weft_cpu_kernels *kernels;
+    const struct weft_add_norm_args *args;
+};
+
+static void add_norm_task(void *context, uint32_t worker, uint32_t begin, uint32_t end)
 {
-    const struct rows_job *job = context;
+    const struct add_norm_job *job = context;
+    const struct weft_add_norm_args *args = job->args;
 
     (void)worker;
     for (size_t t = begin; t < end; t++) {
-        job->kernels->add(job->out + t * job->width, job->x + t * job->width, job->weight, job->width);
+        size_t row = t * args->width;
+
+        job->kernels->add_norm(args->x + row, args->y + row, args->bias, args->weight, args->width, args->eps,
+                               args->out + row);
     }
 }
 
-static void cpu_add(struct weft_device *device, float *x, const float *y, const float *bias, uint32_t token_count,
-                    uint32_t width)
+static void cpu_add_norm(struct weft_device *device, const struct weft_add_norm_args *args)
 {
     struct weft_cpu_device *cpu = weft_cpu_device(device);
-    struct rows_job job = {.kernels = &cpu->kernels, .x = y, .weight = bias, .width = width, .out = x};
+    struct add_norm_job job = {.kernels = &cpu->kernels, .args = args};
 
-    weft_pool_run(cpu->pool, WEFT_POOL_STATIC, token_count, add_task, &job);
+    weft_pool_run(cpu->pool, WEFT_POOL_STATIC, args->token_count, add_norm_task, &job);
 }
 
 static void cpu_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,
@@ -184,7 +191,7 @@ static const struct weft_device_ops cpu_ops = {
     .kv_append = weft_cpu_kv_append,
     .attention = weft_cpu_attention,
     .silu_mul = cpu_silu_mul,
-    .add = cpu_add,
+    .add_norm = cpu_add_norm,
     .tree_add = cpu_tree_add,
     .select_rows = cpu_select_rows,
     .penalize = weft_cpu_penalize,

@@ -43,6 +43,26 @@ static void rms_norm(const float *x, const float *weight, uint32_t width, float 
     }
 }
 
+static void add(float *x, const float *y, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        x[i] += y[i];
+    }
+}
+
+static void add_norm(float *x, const float *y, const float *bias, const float *weight, uint32_t width, float eps,
+                     float *out)
+{
+    if (bias == NULL) {
+        add(x, y, width);
+    } else {
+        for (uint32_t i = 0; i < width; i++) {
+            x[i] += y[i] + bias[i];
+        }
+    }
+    rms_norm(x, weight, width, eps, out);
+}
+
 static void rope(float *x, const float *angles, uint32_t half)
 {
     for (uint32_t i = 0; i < half; i++) {
@@ -60,19 +80,6 @@ static void silu_mul(const float *gate, const float *up, size_t count, float *ou
 {
     for (size_t i = 0; i < count; i++) {
         out[i] = gate[i] / (1.0f + weft_exp(-gate[i])) * up[i];
-    }
-}
-
-static void add(float *x, const float *y, const float *bias, size_t count)
-{
-    if (bias == NULL) {
-        for (size_t i = 0; i < count; i++) {
-            x[i] += y[i];
-        }
-        return;
-    }
-    for (size_t i = 0; i < count; i++) {
-        x[i] += y[i] + bias[i];
     }
 }
 
@@ -178,9 +185,10 @@ static float exp_sum(const float *x, size_t count, float largest, float factor)
 static inline void fill_elementwise(struct weft_cpu_kernels *kernels)
 {
     kernels->rms_norm = rms_norm;
+    kernels->add = add;
+    kernels->add_norm = add_norm;
     kernels->rope = rope;
     kernels->silu_mul = silu_mul;
-    kernels->add = add;
     kernels->softmax = softmax;
     kernels->merge = merge;
     kernels->divide = divide;

@@ -60,14 +60,19 @@ struct weft_cpu_kernels {
     /* out[i] <- x[i] * (1 / sqrt(sum of squares / width + eps)) * weight[i]; out may be x. */
     void (*rms_norm)(const float *x, const float *weight, uint32_t width, float eps, float *out);
 
+    /* x[i] <- x[i] + y[i] */
+    void (*add)(float *x, const float *y, size_t count);
+
+    /* x[i] <- x[i] + y[i], or x[i] + (y[i] + bias[i]) when bias is not NULL; then out as rms_norm() has it of x. out
+     * is neither x nor bias nor weight. */
+    void (*add_norm)(float *x, const float *y, const float *bias, const float *weight, uint32_t width, float eps,
+                     float *out);
+
     /* Rotates the pairs (x[i], x[i + half]), i < half, by angles[i] = (cos, sin). */
     void (*rope)(float *x, const float *angles, uint32_t half);
 
     /* out[i] <- gate[i] / (1 + exp(-gate[i])) * up[i] */
     void (*silu_mul)(const float *gate, const float *up, size_t count, float *out);
-
-    /* x[i] <- x[i] + y[i], or x[i] + (y[i] + bias[i]) when bias is not NULL. */
-    void (*add)(float *x, const float *y, const float *bias, size_t count);
 
     /*
      * scores[p] <- exp(scores[p] * scale - max) for valid.begin <= p < valid.end (not empty), *max_out the largest
@@ -96,9 +101,10 @@ struct weft_cpu_kernels {
     X(dot_bf16)                                                                                                        \
     X(dot_bf16_pairs)                                                                                                  \
     X(rms_norm)                                                                                                        \
+    X(add)                                                                                                             \
+    X(add_norm)                                                                                                        \
     X(rope)                                                                                                            \
     X(silu_mul)                                                                                                        \
-    X(add)                                                                                                             \
     X(softmax)                                                                                                         \
     X(merge)                                                                                                           \
     X(divide)                                                                                                          \

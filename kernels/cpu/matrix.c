@@ -359,7 +359,7 @@ static void multiply_by_leaves(const struct matmul_job *job, uint32_t worker, ui
         multiply_leaf(job, i, panel_first, panels, token_first, token_count, scratch + i * slot_size, width);
     }
     for (uint32_t i = 0; i < matrix->add_count; i++) {
-        kernels->add(scratch + matrix->adds[i].left * slot_size, scratch + matrix->adds[i].right * slot_size, NULL,
+        kernels->add(scratch + matrix->adds[i].left * slot_size, scratch + matrix->adds[i].right * slot_size,
                      slot_size);
     }
     for (uint32_t j = 0; j < matrix->node_count; j++) {
@@ -375,7 +375,7 @@ static void multiply_by_leaves(const struct matmul_job *job, uint32_t worker, ui
 static void add_bias(const struct matmul_job *job, uint32_t row_first, uint32_t rows)
 {
     for (uint32_t t = 0; t < job->token_count; t++) {
-        job->device->kernels.add(job->out + (size_t)t * job->matrix->row_count + row_first, job->bias + row_first, NULL,
+        job->device->kernels.add(job->out + (size_t)t * job->matrix->row_count + row_first, job->bias + row_first,
                                  rows);
     }
 }

@@ -1,5 +1,5 @@
 /*
- * Operations on token rows with the CPU's bits (cpu/elementwise.h): norms, activations, additions, copies of rows.
+ * Operations on token rows with the CPU's bits (cpu/elementwise.h): norms, activations, copies of rows.
  *
  * All are bound by memory, a decode step's by their launch: rows of a step fit into the L2. Elements go by four, 16
  * bytes per thread, where widths and addresses allow it.
@@ -41,29 +41,59 @@ static dim3 grid_for(size_t count, uint32_t by)
 
 /* ---- RMS norm ---- */
 
+/* x[i] + (y[i] + bias[i]), which also goes to x. */
+template <typename V> static __device__ __forceinline__ V add_at(V *x, const V *y, const V *bias, uint32_t i)
+{
+    V value = x[i];
+    V term = y[i];
+
+    if (bias != NULL) {
+        const V row = bias[i];
+#pragma unroll
+        for (uint32_t j = 0; j < sizeof(V) / sizeof(float); j++) {
+            term.v[j] += row.v[j];
+        }
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < sizeof(V) / sizeof(float); j++) {
+        value.v[j] += term.v[j];
+    }
+    x[i] = value;
+    return value;
+}
+
 /*
  * One block per row. Lane i of 16 must add the squares of elements i, i + 16, ... one after another: 16 threads do,
  * from shared memory, while all load and write. Width 4096: 256 dependent additions, about half a microsecond, which
- * hides behind other rows when there are many.
+ * hides behind other rows when there are many. A row longer than a chunk is read again in the end, each element by the
+ * thread that may have written it.
+ *
+ * Starts early and touches nothing until its predecessor has ended; then its successor, a matmul, has been let in
+ * already, and reads weights in the meantime.
  */
-template <typename V>
+template <typename V, bool IS_ADDING> /* without adding x is only read, y and bias are NULL */
 static __global__ void __launch_bounds__(BLOCK)
-    rms_norm(const float *x, const float *weight, uint32_t width, float eps, float *out)
+    norm(float *x, const float *y, const float *bias, const float *weight, uint32_t width, float eps, float *out)
 {
     static const uint32_t by = sizeof(V) / sizeof(float);
     __shared__ V chunk[CHUNK / by];
     __shared__ float row_factor;
     const float *elements = reinterpret_cast<const float *>(chunk);
-    const V *row = reinterpret_cast<const V *>(x + static_cast<size_t>(blockIdx.x) * width);
-    V *row_out = reinterpret_cast<V *>(out + static_cast<size_t>(blockIdx.x) * width);
+    const size_t row_begin = static_cast<size_t>(blockIdx.x) * width;
+    V *row = reinterpret_cast<V *>(x + row_begin);
+    V *row_out = reinterpret_cast<V *>(out + row_begin);
     float sum = 0;
 
-    weft_ptx_let_next_start(); /* a matmul, which has weights to read */
+    static_assert(CHUNK / by % BLOCK == 0, "an element has the same thread in both passes");
+    weft_ptx_let_next_start();
+    weft_ptx_wait_for_previous();
     for (uint32_t begin = 0; begin < width; begin += CHUNK) {
         const uint32_t count = width - begin < CHUNK ? width - begin : CHUNK;
 
         for (uint32_t i = threadIdx.x; i < count / by; i += BLOCK) {
-            chunk[i] = row[begin / by + i];
+            chunk[i] = IS_ADDING ? add_at(row, reinterpret_cast<const V *>(y + row_begin),
+                                          reinterpret_cast<const V *>(bias), begin / by + i)
+                                 : row[begin / by + i];
         }
         __syncthreads();
         if (threadIdx.x < LANES) {
@@ -84,8 +114,9 @@ static __global__ void __launch_bounds__(BLOCK)
     }
     __syncthreads();
     const float factor = row_factor;
+#pragma unroll 4
     for (uint32_t i = threadIdx.x; i < width / by; i += BLOCK) {
-        V value = row[i];
+        V value = width <= CHUNK ? chunk[i] : row[i];
         const V scale = reinterpret_cast<const V *>(weight)[i];
 #pragma unroll
         for (uint32_t j = 0; j < by; j++) {
@@ -95,20 +126,39 @@ static __global__ void __launch_bounds__(BLOCK)
     }
 }
 
-void weft_cuda_rms_norm(struct weft_device *base, const float *x, const float *weight, uint32_t token_count,
-                        uint32_t width, float eps, float *out)
+template <bool IS_ADDING> static void launch_norm(struct weft_device *base, const struct weft_add_norm_args *args)
 {
     struct weft_cuda_device *device = weft_cuda_device(base);
+    auto *kernel =
+        is_by_four(args->x, args->weight, args->out, args->width) && is_by_four(args->y, args->bias, NULL, args->width)
+            ? norm<four, IS_ADDING>
+            : norm<one, IS_ADDING>;
 
-    if (token_count == 0 || width == 0) {
+    if (args->token_count == 0 || args->width == 0) {
         return;
     }
-    if (is_by_four(x, weight, out, width)) {
-        WEFT_CUDA_LAUNCH(rms_norm<four>, dim3(token_count), dim3(BLOCK), 0, device->stream, x, weight, width, eps, out);
-    } else {
-        WEFT_CUDA_LAUNCH(rms_norm<one>, dim3(token_count), dim3(BLOCK), 0, device->stream, x, weight, width, eps, out);
-    }
-    (void)weft_cuda_launched(device, "rms_norm");
+    WEFT_CUDA_LAUNCH_EARLY(device->can_start_early, kernel, dim3(args->token_count), dim3(BLOCK), 0, device->stream,
+                           args->x, args->y, args->bias, args->weight, args->width, args->eps, args->out);
+    (void)weft_cuda_launched(device, IS_ADDING ? "add_norm" : "rms_norm");
+}
+
+void weft_cuda_rms_norm(struct weft_device *device, const float *x, const float *weight, uint32_t token_count,
+                        uint32_t width, float eps, float *out)
+{
+    struct weft_add_norm_args args = {};
+
+    args.x = const_cast<float *>(x); /* which is only read */
+    args.weight = weight;
+    args.out = out;
+    args.eps = eps;
+    args.token_count = token_count;
+    args.width = width;
+    launch_norm<false>(device, &args);
+}
+
+void weft_cuda_add_norm(struct weft_device *device, const struct weft_add_norm_args *args)
+{
+    launch_norm<true>(device, args);
 }
 
 /* ---- activation ---- */
@@ -152,53 +202,6 @@ void weft_cuda_silu_mul(struct weft_device *base, const float *gate_up, uint32_t
                          reinterpret_cast<struct one *>(out));
     }
     (void)weft_cuda_launched(device, "silu_mul");
-}
-
-/* ---- addition ---- */
-
-template <typename V>
-static __global__ void __launch_bounds__(BLOCK) add(V *x, const V *y, const V *bias, size_t count, uint32_t width)
-{
-    const size_t i = blockIdx.x * static_cast<size_t>(BLOCK) + threadIdx.x;
-
-    if (i >= count) {
-        return;
-    }
-    V value = x[i];
-    V term = y[i];
-    if (bias != NULL) {
-        const V row = bias[i % width];
-#pragma unroll
-        for (uint32_t j = 0; j < sizeof(V) / sizeof(float); j++) {
-            term.v[j] += row.v[j];
-        }
-    }
-#pragma unroll
-    for (uint32_t j = 0; j < sizeof(V) / sizeof(float); j++) {
-        value.v[j] += term.v[j];
-    }
-    x[i] = value;
-}
-
-void weft_cuda_add(struct weft_device *base, float *x, const float *y, const float *bias, uint32_t token_count,
-                   uint32_t width)
-{
-    struct weft_cuda_device *device = weft_cuda_device(base);
-    const size_t count = static_cast<size_t>(token_count) * width;
-
-    if (count == 0) {
-        return;
-    }
-    if (is_by_four(x, y, bias, width)) {
-        WEFT_CUDA_LAUNCH(add<four>, grid_for(count, 4), dim3(BLOCK), 0, device->stream,
-                         reinterpret_cast<struct four *>(x), reinterpret_cast<const struct four *>(y),
-                         reinterpret_cast<const struct four *>(bias), count / 4, width / 4);
-    } else {
-        WEFT_CUDA_LAUNCH(add<one>, grid_for(count, 1), dim3(BLOCK), 0, device->stream,
-                         reinterpret_cast<struct one *>(x), reinterpret_cast<const struct one *>(y),
-                         reinterpret_cast<const struct one *>(bias), count, width);
-    }
-    (void)weft_cuda_launched(device, "add");
 }
 
 /* ---- rows ---- */

@@ -86,7 +86,8 @@ static enum weft_status matmul_sum(struct weft_model *model, struct weft_comm *c
     return weft_comm_tree_sum(comm, nodes, count, model->activations.sum); /* [T, D] */
 }
 
-/* heads [T, H, E] <- attention of one layer; keys and values of every token are in the cache afterwards. */
+/* heads [T, H, E] <- attention of one layer to norm [T, D]; keys and values of every token are in the cache afterwards.
+ */
 static void attention(struct weft_model *model, const struct weft_forward_args *args, uint32_t layer)
 {
     const struct weft_model_config *config = &model->config;
@@ -114,8 +115,6 @@ static void attention(struct weft_model *model, const struct weft_forward_args *
                                                .qkv = a->qkv,
                                                .out = a->heads};
 
-    weft_device_rms_norm(device, a->x, w->vectors[WEFT_ATTENTION_NORM], token_count, config->width, config->norm_eps,
-                         a->norm); /* [T, D] */
     weft_device_matmul(device, w->matrices[WEFT_QKV], a->norm, token_count, w->vectors[WEFT_QKV_BIAS],
                        a->qkv);                                                    /* [T, H + 2G, E] */
     weft_device_rope(device, &rope);                                               /* q, k */
@@ -123,34 +122,55 @@ static void attention(struct weft_model *model, const struct weft_forward_args *
     weft_device_attention(device, model->kv, &args->batch, &attend);               /* [T, H, E] */
 }
 
+/* x [T, D] <- x + (sum + bias); norm [T, D] <- what the next block gets of it. */
+static void add_norm(struct weft_model *model, const float *bias, const float *weight, uint32_t token_count)
+{
+    const struct weft_activations *a = &model->activations;
+    const struct weft_add_norm_args args = {.x = a->x,
+                                            .y = a->sum,
+                                            .bias = bias,
+                                            .weight = weight,
+                                            .out = a->norm,
+                                            .eps = model->config.norm_eps,
+                                            .token_count = token_count,
+                                            .width = model->config.width};
+
+    weft_device_add_norm(model->device, &args);
+}
+
 /* x [T, D] <- x + attention output of this rank's and all other heads. */
 static enum weft_status attention_out(struct weft_model *model, struct weft_comm *comm, uint32_t layer,
                                       uint32_t token_count)
 {
-    const struct weft_activations *a = &model->activations;
     const struct weft_layer *w = &model->weights.layers[layer];
 
-    WEFT_TRY(matmul_sum(model, comm, w->matrices[WEFT_ATTENTION_OUT], a->heads, token_count)); /* [T, D] */
-    weft_device_add(model->device, a->x, a->sum, w->vectors[WEFT_OUTPUT_BIAS], token_count,
-                    model->config.width); /* [T, D] */
+    WEFT_TRY(
+        matmul_sum(model, comm, w->matrices[WEFT_ATTENTION_OUT], model->activations.heads, token_count)); /* [T, D] */
+    add_norm(model, w->vectors[WEFT_OUTPUT_BIAS], w->vectors[WEFT_FFN_NORM], token_count); /* [T, D] twice */
     return WEFT_OK;
 }
 
-/* x [T, D] <- x + FFN(x). */
+/* The norm that follows a layer: the next one's, in the end the head's. */
+static const float *norm_after(const struct weft_model *model, uint32_t layer)
+{
+    const struct weft_weights *weights = &model->weights;
+
+    return layer + 1 < model->config.layer_count ? weights->layers[layer + 1].vectors[WEFT_ATTENTION_NORM]
+                                                 : weights->norm;
+}
+
+/* x [T, D] <- x + FFN(norm). */
 static enum weft_status ffn(struct weft_model *model, struct weft_comm *comm, uint32_t layer, uint32_t token_count)
 {
-    const struct weft_model_config *config = &model->config;
     const struct weft_activations *a = &model->activations;
     const struct weft_layer *w = &model->weights.layers[layer];
     struct weft_device *device = model->device;
 
-    weft_device_rms_norm(device, a->x, w->vectors[WEFT_FFN_NORM], token_count, config->width, config->norm_eps,
-                         a->norm); /* [T, D] */
     weft_device_matmul(device, w->matrices[WEFT_GATE_UP], a->norm, token_count, w->vectors[WEFT_GATE_UP_BIAS],
                        a->gate_up);                                                                    /* [T, 2F] */
     weft_device_silu_mul(device, a->gate_up, token_count, weft_range_count(model->slice.ffn), a->ffn); /* [T, F] */
     WEFT_TRY(matmul_sum(model, comm, w->matrices[WEFT_DOWN], a->ffn, token_count));                    /* [T, D] */
-    weft_device_add(device, a->x, a->sum, w->vectors[WEFT_DOWN_BIAS], token_count, config->width);     /* [T, D] */
+    add_norm(model, w->vectors[WEFT_DOWN_BIAS], norm_after(model, layer), token_count); /* [T, D] twice */
     return WEFT_OK;
 }
 
@@ -185,6 +205,8 @@ enum weft_status weft_model_forward(struct weft_model *model, const struct weft_
     WEFT_TRY(embed(model, args)); /* [T, D] */
     weft_device_rope_angles(device, &args->batch, config->inv_freq, config->head_size, config->rope_scale,
                             a->angles); /* [T, E/2, 2] */
+    weft_device_rms_norm(device, a->x, model->weights.layers[0].vectors[WEFT_ATTENTION_NORM], token_count,
+                         config->width, config->norm_eps, a->norm); /* [T, D]; later norms come with what is added */
     for (uint32_t layer = 0; layer < config->layer_count; layer++) {
         attention(model, args, layer); /* [T, H, E] */
         if (layer + 1 == config->layer_count && args->logit_row_count < token_count) {
@@ -197,8 +219,6 @@ enum weft_status weft_model_forward(struct weft_model *model, const struct weft_
         WEFT_TRY(attention_out(model, args->comm, layer, token_count)); /* [T, D] */
         WEFT_TRY(ffn(model, args->comm, layer, token_count));           /* [T, D] */
     }
-    weft_device_rms_norm(device, a->x, model->weights.norm, token_count, config->width, config->norm_eps,
-                         a->norm);                                                          /* [R, D] */
     weft_device_matmul(device, model->weights.head, a->norm, token_count, NULL, a->logits); /* [R, N] */
     *logits_out = a->logits;
     return weft_comm_sync(args->comm);

@@ -246,13 +246,22 @@ static void test_uploads_live_until_they_are_used(void **state)
     assert_int_equal(emulator.live_count(), 0);
 }
 
+/* The smallest operation: memory[0] <- memory[0] + memory[1] */
+static void add_one(struct weft_device *device, float *memory)
+{
+    const struct weft_add_norm_args args = {
+        .x = memory, .y = memory + 1, .weight = memory + 2, .out = memory + 3, .token_count = 1, .width = 1};
+
+    weft_device_add_norm(device, &args);
+}
+
 /* Two GPUs from one thread, taking turns. */
 static void test_two_gpus_in_one_thread(void **state)
 {
     struct weft_emulated_config config = fresh_config();
     struct weft_device *devices[2];
     float *memory[2];
-    float values[2] = {1, 2};
+    const float values[2][2] = {{0, 3}, {0, 5}};
 
     (void)state;
     config.device_count = 2;
@@ -260,15 +269,15 @@ static void test_two_gpus_in_one_thread(void **state)
     devices[0] = open_gpu("cuda:0");
     devices[1] = open_gpu("cuda:1");
     for (int i = 0; i < 2; i++) {
-        memory[i] = weft_device_alloc(devices[i], sizeof(float));
+        memory[i] = weft_device_alloc(devices[i], 4 * sizeof(float));
         assert_non_null(memory[i]);
-        assert_int_equal(weft_device_write(devices[i], memory[i], &values[i], sizeof(float)), WEFT_OK);
+        assert_int_equal(weft_device_write(devices[i], memory[i], values[i], sizeof(values[i])), WEFT_OK);
     }
     for (int i = 0; i < 4; i++) {
         float back = 0;
-        weft_device_add(devices[i % 2], memory[i % 2], memory[i % 2], NULL, 1, 1);
+        add_one(devices[i % 2], memory[i % 2]);
         assert_int_equal(weft_device_read(devices[i % 2], &back, memory[i % 2], sizeof(back)), WEFT_OK);
-        assert_true(back == (float)((i % 2 + 1) * (2 << i / 2)));
+        assert_true(back == values[i % 2][1] * (float)(1 + i / 2));
     }
     for (int i = 0; i < 2; i++) {
         weft_device_free(devices[i], memory[i]);
@@ -310,7 +319,7 @@ static void test_a_hang_has_a_deadline(void **state)
     assert_int_equal(weft_device_sync(device), WEFT_OK);
     config.hang_operation = 1;
     emulator.configure(&config);
-    weft_device_add(device, memory, memory, NULL, 1, 1);
+    add_one(device, memory);
     begin = now_ms();
     assert_int_equal(weft_device_sync(device), WEFT_ERR_TIMEOUT);
     assert_non_null(strstr(last_line, "GPU 0: not done after 2000 ms; given up"));
@@ -335,8 +344,8 @@ static void test_a_fault_is_kept_and_told_once(void **state)
     assert_int_equal(weft_device_sync(device), WEFT_OK);
     config.fault_launch = 1;
     emulator.configure(&config);
-    weft_device_add(device, memory, memory, NULL, 1, 1);
-    weft_device_add(device, memory, memory, NULL, 1, 1);
+    add_one(device, memory);
+    add_one(device, memory);
     assert_int_equal(weft_device_sync(device), WEFT_ERR_IO);
     assert_int_equal(weft_device_read(device, &back, memory, sizeof(back)), WEFT_ERR_IO);
     assert_int_equal(weft_device_write(device, memory, &back, sizeof(back)), WEFT_ERR_IO);
@@ -386,7 +395,7 @@ static void test_any_call_may_fail(void **state)
             unsigned char *memory = weft_device_alloc(device, 9 * MIB);
             status = memory == NULL ? WEFT_ERR_MEMORY : weft_device_write(device, memory, host, 9 * MIB);
             if (status == WEFT_OK) {
-                weft_device_add(device, (float *)memory, (float *)memory, NULL, 1, 4);
+                add_one(device, (float *)memory);
                 status = weft_device_read(device, host, memory, 9 * MIB);
             }
             weft_device_free(device, memory);

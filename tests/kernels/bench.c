@@ -137,7 +137,12 @@ static void bench_silu_mul(struct bench *bench)
 
 static void bench_add(struct bench *bench)
 {
-    bench->kernels.add(bench->out, bench->b, NULL, COUNT);
+    bench->kernels.add(bench->out, bench->b, COUNT);
+}
+
+static void bench_add_norm(struct bench *bench)
+{
+    bench->kernels.add_norm(bench->out, bench->b, NULL, bench->a, COUNT, 1e-5f, bench->out + COUNT);
 }
 
 static void bench_softmax(struct bench *bench)
@@ -192,9 +197,10 @@ static const struct entry entries[] = {
     {"dot_bf16 8 vectors", tile_bf16, 10, 0, TILE_WORK, "Gmac/s"},
     {"dot_bf16_pairs 8 vectors", tile_bf16_pairs, 10, 0, TILE_WORK, "Gmac/s"},
     {"rms_norm", bench_rms_norm, 50, 0, COUNT, "Gelem/s"},
+    {"add", bench_add, 50, 0, COUNT, "Gelem/s"},
+    {"add_norm", bench_add_norm, 50, 0, COUNT, "Gelem/s"},
     {"rope", bench_rope, 50, 0, COUNT, "Gelem/s"},
     {"silu_mul", bench_silu_mul, 20, 0, COUNT, "Gelem/s"},
-    {"add", bench_add, 50, 0, COUNT, "Gelem/s"},
     {"softmax", bench_softmax, 20, 0, COUNT, "Gelem/s"},
     {"merge", bench_merge, 50, 0, COUNT, "Gelem/s"},
     {"divide", bench_divide, 50, 0, COUNT, "Gelem/s"},

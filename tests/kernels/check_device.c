@@ -117,6 +117,51 @@ static void fetch(struct check *check, struct weft_device *device, float *found,
     }
 }
 
+/* Row t of x and y is added, then normalised, as the micro-kernel does it alone. */
+static void add_norm_case(struct check *check, struct weft_device *device, enum check_values values,
+                          uint32_t token_count, uint32_t width, size_t offset, bool has_bias)
+{
+    size_t count = (size_t)token_count * width;
+    struct check_buffer x = check_floats(count, offset);
+    struct check_buffer y = check_floats(count, offset);
+    struct check_buffer vectors = check_floats(2 * (size_t)width, offset); /* bias, weight */
+    struct check_buffer found = check_floats(count, offset);
+    struct check_buffer expected = check_floats(count, 0);
+    struct check_buffer sums = check_floats(count, 0);
+
+    check_fill(check, values, x.data, count);
+    check_fill(check, values, y.data, count);
+    check_fill(check, CHECK_PLAIN, vectors.data, 2 * (size_t)width);
+    memcpy(sums.data, x.data, count * sizeof(float));
+    for (uint32_t t = 0; t < token_count; t++) {
+        check->ref->add_norm((float *)sums.data + t * width, (float *)y.data + t * width,
+                             has_bias ? vectors.data : NULL, (float *)vectors.data + width, width, 1e-6f,
+                             (float *)expected.data + t * width);
+    }
+    float *lent_vectors = check_lend(device, vectors.data, 2 * width * sizeof(float));
+    struct weft_add_norm_args args = {.x = check_lend(device, x.data, count * sizeof(float)),
+                                      .y = check_lend(device, y.data, count * sizeof(float)),
+                                      .bias = has_bias ? lent_vectors : NULL,
+                                      .weight = lent_vectors + width,
+                                      .out = check_lend(device, found.data, count * sizeof(float)),
+                                      .eps = 1e-6f,
+                                      .token_count = token_count,
+                                      .width = width};
+    weft_device_add_norm(device, &args);
+    check_return(check, device, lent_vectors, vectors.data, 2 * width * sizeof(float));
+    check_return(check, device, args.x, x.data, count * sizeof(float));
+    check_return(check, device, (float *)args.y, y.data, count * sizeof(float));
+    check_return(check, device, args.out, found.data, count * sizeof(float));
+    check_same(check, x.data, sums.data, count, "add_norm [%u, %u], bias %d: x", token_count, width, has_bias);
+    check_same(check, found.data, expected.data, count, "add_norm [%u, %u], bias %d", token_count, width, has_bias);
+    check_buffer_end(check, &x, "add_norm x");
+    check_buffer_end(check, &y, "add_norm y");
+    check_buffer_end(check, &vectors, "add_norm bias and weight");
+    check_buffer_end(check, &found, "add_norm out");
+    check_buffer_end(check, &expected, "add_norm expected");
+    check_buffer_end(check, &sums, "add_norm sums");
+}
+
 /* Each row must be what the micro-kernel makes of it alone, for any number of rows and threads. */
 static void rows_case(struct check *check, struct weft_device *device, enum check_values values, uint32_t token_count,
                       uint32_t width, size_t offset)
@@ -149,16 +194,6 @@ static void rows_case(struct check *check, struct weft_device *device, enum chec
     weft_device_silu_mul(device, lent, token_count, width, lent_found);
     fetch(check, device, found.data, lent_found, count);
     check_same(check, found.data, expected.data, count, "silu_mul [%u, %u]", token_count, width);
-    for (uint32_t t = 0; t < token_count; t++) {
-        check->ref->add((float *)expected.data + t * width, in + t * width, weight.data, width);
-    }
-    weft_device_add(device, lent_found, lent, lent_weight, token_count, width);
-    fetch(check, device, found.data, lent_found, count);
-    check_same(check, found.data, expected.data, count, "add with bias [%u, %u]", token_count, width);
-    check->ref->add(expected.data, in, NULL, count);
-    weft_device_add(device, lent_found, lent, NULL, token_count, width);
-    fetch(check, device, found.data, lent_found, count);
-    check_same(check, found.data, expected.data, count, "add [%u, %u]", token_count, width);
     for (uint32_t i = 0; i < row_count; i++) {
         rows[i] = check_below(check, token_count);
         memcpy((float *)expected.data + i * width, in + rows[i] * width, width * sizeof(float));
@@ -176,15 +211,23 @@ static void rows_case(struct check *check, struct weft_device *device, enum chec
 
 void check_device_rows(struct check *check)
 {
+    static const struct {
+        uint32_t token_count;
+        uint32_t width;
+        size_t offset;
+    } shapes[] = {{1, 77, 0}, {3, 128, 0}, {3, 128, 5}, {8, 50, 0}, {2, 4096, 0}, {2, 4100, 0}, {1, 8195, 1}};
+
     for (uint32_t threads = 1; threads <= 3; threads++) {
         struct weft_device *device = check_device(check, threads);
 
-        for (int values = CHECK_PLAIN; values <= CHECK_EDGE; values++) { /* a NaN would hide an order of additions */
-            rows_case(check, device, (enum check_values)values, 1, 77, 0);
-            rows_case(check, device, (enum check_values)values, 3, 128, 0);
-            rows_case(check, device, (enum check_values)values, 3, 128, 5);
-            rows_case(check, device, (enum check_values)values, 8, 50, 0);
-            rows_case(check, device, (enum check_values)values, 2, 4100, 0);
+        for (size_t i = 0; i < 2 * sizeof(shapes) / sizeof(shapes[0]); i++) {
+            uint32_t tokens = shapes[i / 2].token_count, width = shapes[i / 2].width;
+            size_t offset = shapes[i / 2].offset;
+            enum check_values values = i % 2 == 0 ? CHECK_PLAIN : CHECK_EDGE; /* a NaN would hide an order of sums */
+
+            rows_case(check, device, values, tokens, width, offset);
+            add_norm_case(check, device, values, tokens, width, offset, false);
+            add_norm_case(check, device, values, tokens, width, offset, true);
         }
         weft_device_close(&device);
     }

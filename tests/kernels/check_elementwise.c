@@ -98,6 +98,56 @@ void check_rms_norm(struct check *check)
     for_lengths(check, 1, rms_norm_case);
 }
 
+static void add_case(struct check *check, enum check_values values, uint32_t count)
+{
+    struct buffers buffers = buffers_begin(check, values, count);
+    const float *x = buffers.a.data;
+    const float *y = buffers.b.data;
+
+    for (uint32_t i = 0; i < count; i++) { /* single additions: IEEE leaves no choice */
+        ((float *)buffers.expected.data)[i] = x[i] + y[i];
+    }
+    check->kernels->add(buffers.found.data, y, count);
+    check_same(check, buffers.found.data, buffers.expected.data, count, "add of %u", count);
+    buffers_end(check, &buffers, "add");
+}
+
+void check_add(struct check *check)
+{
+    for_lengths(check, 0, add_case);
+}
+
+/* Additions leave IEEE no choice; after them it is the reference's rms_norm, which is checked above. */
+static void add_norm_case(struct check *check, enum check_values values, uint32_t count)
+{
+    struct buffers buffers = buffers_begin(check, values, count);
+    struct check_buffer x = check_floats(count, check_below(check, 16));
+    const float *y = buffers.b.data;
+    const float *weight = buffers.c.data;
+    float *sum = buffers.a.data;
+    float eps = 1e-5f;
+
+    for (int has_bias = 0; has_bias < 2; has_bias++) {
+        const float *bias = has_bias ? weight : NULL; /* what it holds does not matter */
+
+        memcpy(x.data, sum, count * sizeof(float));
+        for (uint32_t i = 0; i < count; i++) {
+            sum[i] += has_bias ? y[i] + bias[i] : y[i];
+        }
+        check->ref->rms_norm(sum, weight, count, eps, buffers.expected.data);
+        check->kernels->add_norm(x.data, y, bias, weight, count, eps, buffers.found.data);
+        check_same(check, x.data, sum, count, "add_norm of %u: x, bias %d", count, has_bias);
+        check_same(check, buffers.found.data, buffers.expected.data, count, "add_norm of %u, bias %d", count, has_bias);
+    }
+    check_buffer_end(check, &x, "add_norm x");
+    buffers_end(check, &buffers, "add_norm");
+}
+
+void check_add_norm(struct check *check)
+{
+    for_lengths(check, 1, add_norm_case);
+}
+
 static void rope_case(struct check *check, enum check_values values, uint32_t half)
 {
     struct buffers buffers = buffers_begin(check, values, 2 * (size_t)half);
@@ -153,34 +203,6 @@ static void silu_mul_case(struct check *check, enum check_values values, uint32_
 void check_silu_mul(struct check *check)
 {
     for_lengths(check, 0, silu_mul_case);
-}
-
-static void add_case(struct check *check, enum check_values values, uint32_t count)
-{
-    struct buffers buffers = buffers_begin(check, values, count);
-    const float *x = buffers.a.data;
-    const float *y = buffers.b.data;
-    const float *bias = buffers.c.data;
-    float *found = buffers.found.data;
-    float *expected = buffers.expected.data;
-
-    for (uint32_t i = 0; i < count; i++) { /* single additions: IEEE leaves no choice */
-        expected[i] = x[i] + y[i];
-    }
-    check->kernels->add(found, y, NULL, count);
-    check_same(check, found, expected, count, "add of %u", count);
-    memcpy(found, x, count * sizeof(float));
-    for (uint32_t i = 0; i < count; i++) {
-        expected[i] = x[i] + (y[i] + bias[i]);
-    }
-    check->kernels->add(found, y, bias, count);
-    check_same(check, found, expected, count, "add of %u with bias", count);
-    buffers_end(check, &buffers, "add");
-}
-
-void check_add(struct check *check)
-{
-    for_lengths(check, 0, add_case);
 }
 
 static void softmax_exact(struct check *check, const float *scores, const float *weights, struct weft_range valid,
