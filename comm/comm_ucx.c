@@ -179,7 +179,8 @@ static enum weft_status ucx_fault(struct ucx_channel *ucx, const char *what, ucs
 /*
  * A context that uses the wanted interfaces only; not the kernel's cross-memory copy: on a peer that has died UCX
  * answers its error by aborting the process; and of UCX's kinds of shared memory not posix, whose files stay in
- * /dev/shm when a rank is killed. Whoever sets UCX_TLS decides alone.
+ * /dev/shm when a rank is killed. Whoever sets UCX_TLS decides alone. Over TCP no PUT: an acknowledgement that comes
+ * after the other side has closed its endpoint ends the process by an assertion in UCX.
  */
 static enum weft_status open_context(struct ucx_channel *ucx)
 {
@@ -200,6 +201,9 @@ static enum weft_status open_context(struct ucx_channel *ucx)
     }
     if (status == UCS_OK && getenv("UCX_TLS") == NULL) {
         status = ucx->api.ucp_config_modify(config, "TLS", "^cma,posix");
+    }
+    if (status == UCS_OK && getenv("UCX_TCP_PUT_ENABLE") == NULL) {
+        status = ucx->api.ucp_config_modify(config, "TCP_PUT_ENABLE", "n");
     }
     if (status == UCS_OK) {
         status = ucx->api.ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, config, &ucx->context);
