@@ -34,11 +34,12 @@ configure_and_build() # FOLDER CMAKE-OPTIONS...
     cmake -S . -B "$folder" -G Ninja "$@" && cmake --build "$folder" -j "$jobs"
 }
 
+# As many tests at a time as there are cores: many of them wait for deadlines most of their time.
 run_ctest() # FOLDER CTEST-OPTIONS...
 {
     local folder=$1
     shift
-    ctest --test-dir "$folder" --output-on-failure --no-tests=error "$@"
+    ctest --test-dir "$folder" -j "$jobs" --output-on-failure --no-tests=error "$@"
 }
 
 step_packages()
