@@ -251,15 +251,10 @@ void weft_device_rope_angles(struct weft_device *device, const struct weft_batch
     device->ops->rope_angles(device, batch, inv_freq, head_size, scale, angles);
 }
 
-void weft_device_rope(struct weft_device *device, const struct weft_rope_args *args)
+void weft_device_rope_append(struct weft_device *device, struct weft_kv_cache *cache, const struct weft_batch *batch,
+                             const struct weft_rope_args *args)
 {
-    device->ops->rope(device, args);
-}
-
-void weft_device_kv_append(struct weft_device *device, struct weft_kv_cache *cache, uint32_t layer,
-                           const struct weft_batch *batch, const struct weft_heads *heads, const float *qkv)
-{
-    device->ops->kv_append(device, cache, layer, batch, heads, qkv);
+    device->ops->rope_append(device, cache, batch, args);
 }
 
 void weft_device_attention(struct weft_device *device, const struct weft_kv_cache *cache,

@@ -44,9 +44,8 @@ struct weft_device_ops {
                    const float *bias, float *out);
     void (*rope_angles)(struct weft_device *device, const struct weft_batch *batch, const float *inv_freq,
                         uint32_t head_size, float scale, float *angles);
-    void (*rope)(struct weft_device *device, const struct weft_rope_args *args);
-    void (*kv_append)(struct weft_device *device, struct weft_kv_cache *cache, uint32_t layer,
-                      const struct weft_batch *batch, const struct weft_heads *heads, const float *qkv);
+    void (*rope_append)(struct weft_device *device, struct weft_kv_cache *cache, const struct weft_batch *batch,
+                        const struct weft_rope_args *args);
     void (*attention)(struct weft_device *device, const struct weft_kv_cache *cache, const struct weft_batch *batch,
                       const struct weft_attention_args *args);
     void (*silu_mul)(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,

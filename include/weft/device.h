@@ -219,23 +219,21 @@ struct weft_heads {
 };
 
 /*
- * In place: queries and keys of qkv are RMS-normalised per head when norms are given (Qwen3: q_norm, k_norm [E], eps),
- * then rotated: pairs (i, i + E/2), as Hugging Face's rotate_half.
+ * What attention needs of qkv: queries and keys are RMS-normalised per head when norms are given (Qwen3), then rotated:
+ * pairs (i, i + E/2), as Hugging Face's rotate_half. Queries stay in qkv; keys, and values as they are, go into the
+ * pages of the batch's positions of `layer`. The keys in qkv are unspecified afterwards.
  */
 struct weft_rope_args {
     struct weft_heads heads;
+    uint32_t layer;
     float *qkv;          /* [T, H + 2G, E] */
     const float *angles; /* [T, E/2, 2] */
     const float *q_norm; /* [E] or NULL */
     const float *k_norm; /* [E] or NULL */
     float eps;
-    uint32_t token_count;
 };
-void weft_device_rope(struct weft_device *device, const struct weft_rope_args *args);
-
-/* Stores keys and values of qkv into the pages of the batch's positions of `layer`. */
-void weft_device_kv_append(struct weft_device *device, struct weft_kv_cache *cache, uint32_t layer,
-                           const struct weft_batch *batch, const struct weft_heads *heads, const float *qkv);
+void weft_device_rope_append(struct weft_device *device, struct weft_kv_cache *cache, const struct weft_batch *batch,
+                             const struct weft_rope_args *args);
 
 /*
  * out[t, h, :] <- softmax(q k^T * scale) v over cached positions p of t's sequence with p <= position(t) and, when
@@ -247,7 +245,7 @@ struct weft_attention_args {
     uint32_t layer;
     uint32_t window; /* 0: none */
     float scale;
-    const float *qkv; /* [T, H + 2G, E], rotated; keys and values already appended */
+    const float *qkv; /* [T, H + 2G, E]: queries, rotated; keys and values are in the cache already */
     float *out;       /* [T, H, E] */
 };
 void weft_device_attention(struct weft_device *device, const struct weft_kv_cache *cache,

@@ -61,8 +61,6 @@ size_t weft_cpu_kv_cache_size(const struct weft_device *device, const struct wef
 enum weft_status weft_cpu_kv_cache_open(struct weft_device *device, const struct weft_kv_desc *desc,
                                         struct weft_kv_cache **out);
 void weft_cpu_kv_cache_close(struct weft_device *device, struct weft_kv_cache *cache);
-void weft_cpu_kv_append(struct weft_device *device, struct weft_kv_cache *cache, uint32_t layer,
-                        const struct weft_batch *batch, const struct weft_heads *heads, const float *qkv);
 
 /* attention.c */
 void weft_cpu_attention(struct weft_device *device, const struct weft_kv_cache *cache, const struct weft_batch *batch,
@@ -71,7 +69,8 @@ void weft_cpu_attention(struct weft_device *device, const struct weft_kv_cache *
 /* rope.c */
 void weft_cpu_rope_angles(struct weft_device *device, const struct weft_batch *batch, const float *inv_freq,
                           uint32_t head_size, float scale, float *angles);
-void weft_cpu_rope(struct weft_device *device, const struct weft_rope_args *args);
+void weft_cpu_rope_append(struct weft_device *device, struct weft_kv_cache *cache, const struct weft_batch *batch,
+                          const struct weft_rope_args *args);
 
 /* candidates.c */
 void weft_cpu_penalize(struct weft_device *device, float *logits, uint32_t width, const struct weft_penalty *penalties,

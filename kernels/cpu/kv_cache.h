@@ -33,4 +33,15 @@ static inline unsigned char *weft_kv_values(const struct weft_kv_cache *cache, u
     return weft_kv_keys(cache, layer, page, head) + cache->key_size;
 }
 
+/* Where one position lies in the blocks of all heads. */
+struct weft_kv_place {
+    uint32_t layer;
+    uint32_t page;
+    uint32_t slot; /* of the page's 16 */
+};
+
+/* key[E] and value[E] of KV head `head` go there, in the cache's dtype. */
+void weft_kv_store(const struct weft_kv_cache *cache, const struct weft_kv_place *place, uint32_t head,
+                   const float *key, const float *value);
+
 #endif

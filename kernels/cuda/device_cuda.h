@@ -134,15 +134,14 @@ void weft_cuda_select_rows(struct weft_device *device, const float *x, const uin
 /* rope.cu */
 void weft_cuda_rope_angles(struct weft_device *device, const struct weft_batch *batch, const float *inv_freq,
                            uint32_t head_size, float scale, float *angles);
-void weft_cuda_rope(struct weft_device *device, const struct weft_rope_args *args);
+void weft_cuda_rope_append(struct weft_device *device, struct weft_kv_cache *cache, const struct weft_batch *batch,
+                           const struct weft_rope_args *args);
 
 /* attention.cu: cache and attention */
 size_t weft_cuda_kv_cache_size(const struct weft_device *device, const struct weft_kv_desc *desc);
 enum weft_status weft_cuda_kv_cache_open(struct weft_device *device, const struct weft_kv_desc *desc,
                                          struct weft_kv_cache **out);
 void weft_cuda_kv_cache_close(struct weft_device *device, struct weft_kv_cache *cache);
-void weft_cuda_kv_append(struct weft_device *device, struct weft_kv_cache *cache, uint32_t layer,
-                         const struct weft_batch *batch, const struct weft_heads *heads, const float *qkv);
 void weft_cuda_attention(struct weft_device *device, const struct weft_kv_cache *cache, const struct weft_batch *batch,
                          const struct weft_attention_args *args);
 

@@ -1,4 +1,4 @@
-/* The paged KV cache: memory, appending, and the table of sequences that kernels read. */
+/* The paged KV cache: memory, and the table of sequences that kernels read. */
 #include "cuda/kv_cache.h"
 
 #include <assert.h>
@@ -6,10 +6,8 @@
 #include <string.h>
 
 #include "cuda/attention.h"
-#include "cuda/numeric_cuda.h"
 
 static const uint32_t HEAD_ALIGNMENT = 8;
-static const uint32_t BLOCK = 128;
 
 static uint32_t padded(uint32_t head_size)
 {
@@ -98,88 +96,4 @@ struct weft_cuda_sequences weft_cuda_upload_sequences(struct weft_cuda_device *d
     out.sequences = reinterpret_cast<const struct weft_cuda_sequence *>(uploaded);
     out.pages = reinterpret_cast<const uint32_t *>(uploaded + table_size);
     return out;
-}
-
-/* ---- appending ---- */
-
-struct append_args {
-    struct weft_cuda_kv_layer layer;
-    struct weft_cuda_sequences table;
-    struct weft_heads heads;
-    const float *qkv;
-};
-
-/* The last sequence that begins at or before `token`, empty ones passed over. */
-static __device__ __forceinline__ struct weft_cuda_sequence find_sequence(const struct weft_cuda_sequences *table,
-                                                                          uint32_t token)
-{
-    uint32_t low = 0;
-    uint32_t high = table->count;
-
-    while (high - low > 1) {
-        uint32_t middle = (low + high) / 2;
-
-        if (table->sequences[middle].token_begin <= token) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return table->sequences[low];
-}
-
-/* A block has one KV head of one token. */
-template <typename T, T (*CONVERT)(float)> static __global__ void append(struct append_args args)
-{
-    static const uint32_t in_unit = WEFT_CUDA_KEY_UNIT / sizeof(T);
-    struct weft_cuda_sequence sequence = find_sequence(&args.table, blockIdx.x);
-    uint32_t position = sequence.position + blockIdx.x - sequence.token_begin;
-    uint32_t page = args.table.pages[sequence.page_first + position / WEFT_PAGE_POSITIONS];
-    uint32_t slot = position % WEFT_PAGE_POSITIONS;
-    uint32_t size = args.heads.head_size;
-    T *keys = reinterpret_cast<T *>(weft_cuda_kv_keys(&args.layer, page, blockIdx.y));
-    T *values = keys + static_cast<size_t>(args.layer.padded_head_size) * WEFT_PAGE_POSITIONS;
-    size_t row_width = (static_cast<size_t>(args.heads.head_count) + 2 * args.heads.kv_head_count) * size;
-    const float *key =
-        args.qkv + blockIdx.x * row_width + static_cast<size_t>(args.heads.head_count + blockIdx.y) * size;
-    const float *value = key + static_cast<size_t>(args.heads.kv_head_count) * size;
-
-    for (uint32_t e = threadIdx.x; e < size; e += blockDim.x) {
-        keys[(e / in_unit * WEFT_PAGE_POSITIONS + slot) * in_unit + e % in_unit] = CONVERT(key[e]);
-        values[slot * args.layer.padded_head_size + e] = CONVERT(value[e]);
-    }
-}
-
-static __device__ __forceinline__ float as_it_is(float x)
-{
-    return x;
-}
-
-void weft_cuda_kv_append(struct weft_device *device, struct weft_kv_cache *cache, uint32_t layer,
-                         const struct weft_batch *batch, const struct weft_heads *heads, const float *qkv)
-{
-    struct weft_cuda_device *cuda = weft_cuda_device(device);
-    void (*kernel)(struct append_args) =
-        cache->desc.dtype == WEFT_F32 ? append<float, as_it_is> : append<uint16_t, weft_f32_to_bf16>;
-    struct append_args args = {};
-
-    assert(layer < cache->desc.layer_count && heads->kv_head_count == cache->desc.kv_head_count &&
-           heads->head_size == cache->desc.head_size);
-    for (uint32_t i = 0; i < batch->sequence_count; i++) {
-        const struct weft_batch_sequence *sequence = &batch->sequences[i];
-
-        assert(sequence->token_count == 0 ||
-               (sequence->position + sequence->token_count - 1) / WEFT_PAGE_POSITIONS < sequence->page_count);
-    }
-    if (heads->kv_head_count == 0 || batch->token_count == 0) {
-        return;
-    }
-    args.layer = weft_cuda_kv_layer(cache, layer);
-    args.table = weft_cuda_upload_sequences(cuda, batch);
-    args.heads = *heads;
-    args.qkv = qkv;
-    if (args.table.sequences != NULL) {
-        WEFT_CUDA_LAUNCH(kernel, dim3(batch->token_count, heads->kv_head_count), dim3(BLOCK), 0, cuda->stream, args);
-        (void)weft_cuda_launched(cuda, "appending keys and values");
-    }
 }

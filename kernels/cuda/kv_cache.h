@@ -59,6 +59,25 @@ struct weft_cuda_sequences {
     uint32_t count;
 };
 
+/* The last sequence that begins at or before `token`, empty ones passed over. */
+static __device__ __forceinline__ struct weft_cuda_sequence
+weft_cuda_find_sequence(const struct weft_cuda_sequences *table, uint32_t token)
+{
+    uint32_t low = 0;
+    uint32_t high = table->count;
+
+    while (high - low > 1) {
+        uint32_t middle = (low + high) / 2;
+
+        if (table->sequences[middle].token_begin <= token) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return table->sequences[low];
+}
+
 /* Uploads them; the same for every layer of a step, so only the first call of a step copies. */
 struct weft_cuda_sequences weft_cuda_upload_sequences(struct weft_cuda_device *device, const struct weft_batch *batch);
 

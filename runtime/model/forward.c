@@ -94,7 +94,6 @@ static void attention(struct weft_model *model, const struct weft_forward_args *
     const struct weft_activations *a = &model->activations;
     const struct weft_layer *w = &model->weights.layers[layer];
     struct weft_device *device = model->device;
-    uint32_t token_count = args->batch.token_count;
     uint32_t group_size = config->head_count / config->kv_head_count;
     const struct weft_heads heads = {.head_count = weft_range_count(model->slice.heads),
                                      .kv_head_count = weft_range_count(model->slice.kv_heads),
@@ -102,12 +101,12 @@ static void attention(struct weft_model *model, const struct weft_forward_args *
                                      .group_first = model->slice.heads.begin % group_size,
                                      .group_size = group_size};
     const struct weft_rope_args rope = {.heads = heads,
+                                        .layer = layer,
                                         .qkv = a->qkv,
                                         .angles = a->angles,
                                         .q_norm = w->vectors[WEFT_Q_NORM],
                                         .k_norm = w->vectors[WEFT_K_NORM],
-                                        .eps = config->norm_eps,
-                                        .token_count = token_count};
+                                        .eps = config->norm_eps};
     const struct weft_attention_args attend = {.heads = heads,
                                                .layer = layer,
                                                .window = config->windows[layer],
@@ -115,11 +114,10 @@ static void attention(struct weft_model *model, const struct weft_forward_args *
                                                .qkv = a->qkv,
                                                .out = a->heads};
 
-    weft_device_matmul(device, w->matrices[WEFT_QKV], a->norm, token_count, w->vectors[WEFT_QKV_BIAS],
-                       a->qkv);                                                    /* [T, H + 2G, E] */
-    weft_device_rope(device, &rope);                                               /* q, k */
-    weft_device_kv_append(device, model->kv, layer, &args->batch, &heads, a->qkv); /* k, v */
-    weft_device_attention(device, model->kv, &args->batch, &attend);               /* [T, H, E] */
+    weft_device_matmul(device, w->matrices[WEFT_QKV], a->norm, args->batch.token_count, w->vectors[WEFT_QKV_BIAS],
+                       a->qkv);                                      /* [T, H + 2G, E] */
+    weft_device_rope_append(device, model->kv, &args->batch, &rope); /* q in place; k, v */
+    weft_device_attention(device, model->kv, &args->batch, &attend); /* [T, H, E] */
 }
 
 /* x [T, D] <- x + (sum + bias); norm [T, D] <- what the next block gets of it. */

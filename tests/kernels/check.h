@@ -93,7 +93,7 @@ void check_device_matmul(struct check *check);
 /* 16-bit weights on tensor cores: near the exact product, and the same bits whatever a token is computed with. */
 void check_device_matmul_exact(struct check *check);
 void check_device_rows(struct check *check);
-void check_device_rope(struct check *check);
+void check_device_angles(struct check *check);
 void check_device_attention(struct check *check);
 void check_device_candidates(struct check *check);
 void check_device_tree_add(struct check *check);

@@ -1,6 +1,6 @@
 /*
- * Attention and the KV cache: every way of running a prompt gives the same bits as the reference level running it in
- * one go on one thread, and that is close to double precision.
+ * Rotation, the KV cache and attention: every way of running a prompt gives the same bits as the reference level
+ * running it in one go on one thread, and that is close to double precision.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -18,6 +18,7 @@ enum {
 };
 
 static const float scale_factor = 0.2f; /* of the scores */
+static const float norm_eps = 1e-6f;
 
 /* One model layer and a prompt for it. */
 struct scene {
@@ -25,7 +26,11 @@ struct scene {
     enum weft_dtype kv_dtype;
     uint32_t window;
     uint32_t token_count;
-    float *qkv; /* [token_count][H + 2G][E], owned */
+    bool has_norm;  /* of the heads */
+    float *qkv;     /* [token_count][H + 2G][E], owned */
+    float *angles;  /* [token_count][E / 2][2], owned */
+    float *norms;   /* [2][E]: of queries, of keys; owned */
+    float *rotated; /* qkv as attention gets it, owned */
 };
 
 /* How the prompt is run. */
@@ -51,24 +56,47 @@ static void *allocate(size_t count, size_t size)
     return memory;
 }
 
+/* One step's rotation and appending, from host memory; qkv comes back. */
+static void append(struct check *check, const struct scene *scene, struct weft_device *device,
+                   struct weft_kv_cache *cache, const struct weft_batch *batch, uint32_t layer, float *qkv,
+                   float *angles)
+{
+    uint32_t size = scene->heads.head_size;
+    size_t qkv_size = batch->token_count * row_width(&scene->heads) * sizeof(float);
+    size_t angles_size = (size_t)batch->token_count * size * sizeof(float);
+    float *lent_norms = check_lend(device, scene->norms, 2 * size * sizeof(float));
+    float *lent_angles = check_lend(device, angles, angles_size);
+    struct weft_rope_args args = {.heads = scene->heads,
+                                  .layer = layer,
+                                  .qkv = check_lend(device, qkv, qkv_size),
+                                  .angles = lent_angles,
+                                  .q_norm = scene->has_norm ? lent_norms : NULL,
+                                  .k_norm = scene->has_norm ? lent_norms + size : NULL,
+                                  .eps = norm_eps};
+
+    weft_device_rope_append(device, cache, batch, &args);
+    check_return(check, device, lent_norms, scene->norms, 2 * size * sizeof(float));
+    check_return(check, device, lent_angles, angles, angles_size);
+    check_return(check, device, args.qkv, qkv, qkv_size);
+}
+
 /* Every slot of the cache holds NaN before it is used: reading a position that is not there shows. */
 static void poison(struct check *check, const struct scene *scene, struct weft_device *device,
                    struct weft_kv_cache *cache, const uint32_t *pages, uint32_t page_count)
 {
     uint32_t count = page_count * WEFT_PAGE_POSITIONS;
-    size_t size = count * row_width(&scene->heads) * sizeof(float);
-    float *qkv = allocate(size, 1);
+    size_t qkv_count = count * row_width(&scene->heads);
+    size_t angle_count = (size_t)count * scene->heads.head_size;
+    float *qkv = allocate(qkv_count + angle_count, sizeof(float));
     struct weft_batch_sequence sequence = {.token_count = count, .page_count = page_count, .pages = pages};
     struct weft_batch batch = {.token_count = count, .sequence_count = 1, .sequences = &sequence};
 
-    for (size_t i = 0; i < count * row_width(&scene->heads); i++) {
-        qkv[i] = NAN;
-    }
-    float *lent = check_lend(device, qkv, size);
     for (uint32_t layer = 0; layer < LAYERS; layer++) {
-        weft_device_kv_append(device, cache, layer, &batch, &scene->heads, lent);
+        for (size_t i = 0; i < qkv_count + angle_count; i++) {
+            qkv[i] = NAN;
+        }
+        append(check, scene, device, cache, &batch, layer, qkv, qkv + qkv_count);
     }
-    check_return(check, device, lent, qkv, size);
     free(qkv);
 }
 
@@ -83,15 +111,34 @@ static void shuffle(struct check *check, uint32_t *pages, uint32_t count)
     }
 }
 
+/* Queries as attention gets them, values as they were. */
+static void check_rotated(struct check *check, const struct scene *scene, const float *found, uint32_t first,
+                          uint32_t count)
+{
+    const struct weft_heads *heads = &scene->heads;
+    size_t queries = (size_t)heads->head_count * heads->head_size;
+    size_t values = queries + (size_t)heads->kv_head_count * heads->head_size;
+
+    for (uint32_t t = 0; t < count; t++) {
+        const float *row = found + t * row_width(heads);
+        const float *expected = scene->rotated + (first + t) * row_width(heads);
+
+        check_same(check, row, expected, queries, "rotated queries of token %u", first + t);
+        check_same(check, row + values, expected + values, row_width(heads) - values, "values of token %u", first + t);
+    }
+}
+
 /* Appends and attends `count` tokens from `position` on; the other sequence is the prompt's own beginning. */
 static void run_step(struct check *check, const struct scene *scene, const struct way *way, struct weft_kv_cache *cache,
                      const struct weft_batch_sequence *other, struct weft_batch_sequence own, float *out)
 {
     size_t in_width = row_width(&scene->heads);
     size_t out_width = (size_t)scene->heads.head_count * scene->heads.head_size;
+    uint32_t size = scene->heads.head_size;
     uint32_t before = way->has_company ? other->token_count : 0;
     uint32_t count = before + own.token_count;
     float *qkv = allocate(count * in_width, sizeof(float));
+    float *angles = allocate((size_t)count * size, sizeof(float));
     float *step_out = allocate(count * out_width, sizeof(float));
     struct weft_batch_sequence sequences[2] = {*other, own};
     struct weft_batch batch = {count, way->has_company ? 2 : 1, way->has_company ? sequences : &sequences[1]};
@@ -100,16 +147,22 @@ static void run_step(struct check *check, const struct scene *scene, const struc
     sequences[1].token_begin = before;
     memcpy(qkv, scene->qkv, before * in_width * sizeof(float));
     memcpy(qkv + before * in_width, scene->qkv + own.position * in_width, own.token_count * in_width * sizeof(float));
+    memcpy(angles, scene->angles, (size_t)before * size * sizeof(float));
+    memcpy(angles + (size_t)before * size, scene->angles + (size_t)own.position * size,
+           (size_t)own.token_count * size * sizeof(float));
+    append(check, scene, way->device, cache, &batch, LAYER, qkv, angles);
+    check_rotated(check, scene, qkv, 0, before);
+    check_rotated(check, scene, qkv + before * in_width, own.position, own.token_count);
     float *lent_qkv = check_lend(way->device, qkv, count * in_width * sizeof(float));
     float *lent_out = check_lend(way->device, step_out, count * out_width * sizeof(float));
     args.qkv = lent_qkv;
     args.out = lent_out;
-    weft_device_kv_append(way->device, cache, LAYER, &batch, &scene->heads, lent_qkv);
     weft_device_attention(way->device, cache, &batch, &args);
     check_return(check, way->device, lent_qkv, qkv, count * in_width * sizeof(float));
     check_return(check, way->device, lent_out, step_out, count * out_width * sizeof(float));
     memcpy(out + own.position * out_width, step_out + before * out_width, own.token_count * out_width * sizeof(float));
     free(qkv);
+    free(angles);
     free(step_out);
 }
 
@@ -156,10 +209,10 @@ static float cached(const struct scene *scene, float x)
     return scene->kv_dtype == WEFT_BF16 ? weft_bf16_to_f32(weft_f32_to_bf16(x)) : x;
 }
 
-/* Row of head `index` (queries, then keys, then values) of a token. */
+/* Row of head `index` (queries, then keys, then values) of a token, rotated. */
 static const float *head_of(const struct scene *scene, uint32_t token, uint32_t index)
 {
-    return scene->qkv + token * row_width(&scene->heads) + (size_t)index * scene->heads.head_size;
+    return scene->rotated + token * row_width(&scene->heads) + (size_t)index * scene->heads.head_size;
 }
 
 /* One piece of one query by the contract: weights, their sum, and the weighted values, each in its fixed order. */
@@ -273,6 +326,43 @@ static void check_query(struct check *check, const struct scene *scene, uint32_t
     free(weights);
 }
 
+/* What the scene is about: random heads and angles, and what the micro-kernels make of them. */
+static void scene_begin(struct check *check, struct scene *scene)
+{
+    const struct weft_heads *heads = &scene->heads;
+    uint32_t size = heads->head_size;
+    size_t count = scene->token_count * row_width(heads);
+
+    scene->qkv = allocate(count, sizeof(float));
+    scene->rotated = allocate(count, sizeof(float));
+    scene->angles = allocate((size_t)scene->token_count * size, sizeof(float));
+    scene->norms = allocate(2 * (size_t)size, sizeof(float));
+    check_fill(check, CHECK_PLAIN, scene->qkv, count);
+    check_fill(check, CHECK_PLAIN, scene->norms, 2 * (size_t)size);
+    for (size_t i = 0; i < (size_t)scene->token_count * size; i += 2) {
+        weft_cos_sin((float)check_below(check, 6283) * 1e-3f, &scene->angles[i], &scene->angles[i + 1]);
+    }
+    memcpy(scene->rotated, scene->qkv, count * sizeof(float));
+    for (uint32_t t = 0; t < scene->token_count; t++) {
+        for (uint32_t h = 0; h < heads->head_count + heads->kv_head_count; h++) {
+            float *head = scene->rotated + t * row_width(heads) + (size_t)h * size;
+
+            if (scene->has_norm) {
+                check->ref->rms_norm(head, scene->norms + (h < heads->head_count ? 0 : size), size, norm_eps, head);
+            }
+            check->ref->rope(head, scene->angles + (size_t)t * size, size / 2);
+        }
+    }
+}
+
+static void scene_end(struct scene *scene)
+{
+    free(scene->qkv);
+    free(scene->rotated);
+    free(scene->angles);
+    free(scene->norms);
+}
+
 static void attention_case(struct check *check, struct scene *scene)
 {
     struct check reference = {.ref = check->ref, .kernels = check->ref, .level = "ref"};
@@ -282,8 +372,7 @@ static void attention_case(struct check *check, struct scene *scene)
     float *found = allocate(count, sizeof(float));
     struct way plain = {.device = check_device(&reference, 1)};
 
-    scene->qkv = allocate(scene->token_count * row_width(&scene->heads), sizeof(float));
-    check_fill(check, CHECK_PLAIN, scene->qkv, scene->token_count * row_width(&scene->heads));
+    scene_begin(check, scene);
     run_scene(check, scene, &plain, expected);
     for (uint32_t i = 0; i < 12 && check->ref == check->kernels && check->module == NULL; i++) {
         uint32_t token = i == 0 ? scene->token_count - 1 : check_below(check, scene->token_count);
@@ -307,7 +396,7 @@ static void attention_case(struct check *check, struct scene *scene)
         weft_device_close(&way.device);
     }
     weft_device_close(&plain.device);
-    free(scene->qkv);
+    scene_end(scene);
     free(expected);
     free(found);
 }
@@ -321,14 +410,13 @@ static void no_heads_case(struct check *check)
     struct weft_batch batch = {1, 1, &sequence};
     struct weft_heads heads = {.head_size = 8, .group_size = 2};
     struct weft_attention_args args = {.heads = heads, .scale = 1.0f};
-    struct weft_rope_args rope = {.heads = heads, .token_count = 1};
+    struct weft_rope_args rope = {.heads = heads};
     struct weft_kv_cache *cache = NULL;
 
     if (weft_kv_cache_open(device, &desc, &cache) != WEFT_OK || weft_kv_cache_size(device, &desc) != 0) {
         check_fail(check, "a cache without heads does not open");
     } else {
-        weft_device_rope(device, &rope);
-        weft_device_kv_append(device, cache, 0, &batch, &heads, NULL);
+        weft_device_rope_append(device, cache, &batch, &rope);
         weft_device_attention(device, cache, &batch, &args);
     }
     weft_kv_cache_close(device, &cache);
@@ -354,6 +442,7 @@ void check_device_attention(struct check *check)
     for (size_t i = 0; i < sizeof(scenes) / sizeof(scenes[0]); i++) {
         struct scene scene = scenes[i];
 
+        scene.has_norm = i % 2 != 0;
         attention_case(check, &scene);
     }
     no_heads_case(check);

@@ -233,7 +233,7 @@ void check_device_rows(struct check *check)
     }
 }
 
-/* ---- rotary embedding ---- */
+/* ---- angles of the rotary embedding ---- */
 
 static void check_angles(struct check *check, struct weft_device *device)
 {
@@ -298,52 +298,13 @@ static void check_step_angles(struct check *check, struct weft_device *device)
     free(found);
 }
 
-/* Heads are normalised, then rotated; values are left alone. */
-static void check_heads(struct check *check, struct weft_device *device, bool has_norm)
-{
-    enum { TOKENS = 5, HEADS = 3, KV_HEADS = 2, SIZE = 22, WIDTH = (HEADS + 2 * KV_HEADS) * SIZE };
-    float found[TOKENS * WIDTH];
-    float expected[TOKENS * WIDTH];
-    float angles[TOKENS * SIZE];
-    float norm[SIZE];
-    struct weft_rope_args args = {.heads = {HEADS, KV_HEADS, SIZE, 0, 2}, .eps = 1e-6f, .token_count = TOKENS};
-
-    check_fill(check, CHECK_PLAIN, found, TOKENS * WIDTH);
-    check_fill(check, CHECK_PLAIN, angles, TOKENS * SIZE);
-    check_fill(check, CHECK_PLAIN, norm, SIZE);
-    memcpy(expected, found, sizeof(found));
-    for (uint32_t i = 0; i < TOKENS * (HEADS + KV_HEADS); i++) {
-        uint32_t token = i / (HEADS + KV_HEADS);
-        float *head = expected + token * WIDTH + i % (HEADS + KV_HEADS) * SIZE;
-
-        if (has_norm) {
-            check->ref->rms_norm(head, norm, SIZE, 1e-6f, head);
-        }
-        check->ref->rope(head, angles + token * SIZE, SIZE / 2);
-    }
-    float *lent = check_lend(device, found, sizeof(found));
-    float *lent_angles = check_lend(device, angles, sizeof(angles));
-    float *lent_norm = check_lend(device, norm, sizeof(norm));
-    args.qkv = lent;
-    args.angles = lent_angles;
-    args.q_norm = has_norm ? lent_norm : NULL;
-    args.k_norm = args.q_norm;
-    weft_device_rope(device, &args);
-    check_return(check, device, lent_norm, norm, sizeof(norm));
-    check_return(check, device, lent_angles, angles, sizeof(angles));
-    check_return(check, device, lent, found, sizeof(found));
-    check_same(check, found, expected, TOKENS * WIDTH, "rope with norm %d", has_norm);
-}
-
-void check_device_rope(struct check *check)
+void check_device_angles(struct check *check)
 {
     for (uint32_t threads = 1; threads <= 3; threads += 2) {
         struct weft_device *device = check_device(check, threads);
 
         check_angles(check, device);
         check_step_angles(check, device);
-        check_heads(check, device, false);
-        check_heads(check, device, true);
         weft_device_close(&device);
     }
 }

@@ -28,7 +28,7 @@ static const struct part kernel_parts[] = {WEFT_CPU_KERNEL_LIST(PART)};
 static const struct part device_parts[] = {
     {"options", check_device_options},       {"memory", check_device_memory},
     {"matmul", check_device_matmul},         {"rows", check_device_rows},
-    {"device rope", check_device_rope},      {"attention", check_device_attention},
+    {"angles", check_device_angles},         {"attention", check_device_attention},
     {"candidates", check_device_candidates}, {"tree add", check_device_tree_add},
     {"ordered", check_device_ordered},
 };
@@ -36,7 +36,7 @@ static const struct part device_parts[] = {
 /* A GPU has the CPU's bits when it multiplies as the CPU does; tensor cores keep to rules of their own. */
 static const struct part gpu_parts[] = {
     {"memory", check_device_memory},     {"matmul", check_device_matmul},       {"rows", check_device_rows},
-    {"device rope", check_device_rope},  {"attention", check_device_attention}, {"candidates", check_device_candidates},
+    {"angles", check_device_angles},     {"attention", check_device_attention}, {"candidates", check_device_candidates},
     {"tree add", check_device_tree_add}, {"ordered", check_device_ordered},
 };
 static const struct part gpu_exact_parts[] = {{"matmul exact", check_device_matmul_exact}};
