@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "heart.h"
+#include "heart_mesh.h"
 #include "weft/log.h"
 
 uint32_t weft_bootstrap_rank(const struct weft_bootstrap *bootstrap)
@@ -204,8 +205,18 @@ void weft_bootstrap_abort(struct weft_bootstrap *bootstrap, uint32_t rank, const
 enum weft_status weft_bootstrap_heartbeat(struct weft_bootstrap *bootstrap,
                                           const struct weft_heartbeat_options *options)
 {
+    struct heart_mesh *mesh;
+
     assert(bootstrap->heart == NULL);
-    return bootstrap->rank_count == 1 ? WEFT_OK : weft_heart_open(bootstrap, options, &bootstrap->heart);
+    if (bootstrap->rank_count == 1) {
+        return WEFT_OK;
+    }
+    WEFT_TRY(weft_heart_open(bootstrap, options, &bootstrap->heart));
+    WEFT_TRY(weft_heart_mesh_open(bootstrap, options->interface, &mesh));
+    if (mesh != NULL) {
+        weft_heart_watch(bootstrap->heart, mesh);
+    }
+    return WEFT_OK;
 }
 
 void weft_bootstrap_phase(struct weft_bootstrap *bootstrap, enum weft_phase phase, uint64_t number)

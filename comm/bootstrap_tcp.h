@@ -26,7 +26,7 @@ struct tcp_secret {
 };
 
 /* Changes with every incompatible change of anything that ranks say to each other. */
-#define TCP_HELLO_VERSION 3u
+#define TCP_HELLO_VERSION 4u
 
 enum { TCP_TEXT_SIZE = 64, TCP_WHY_SIZE = 112 };
 

@@ -132,7 +132,7 @@ static enum weft_status tcp_connect(struct weft_channel *channel, const void *ad
     for (uint32_t m = 0; m < channel->options.member_count; m++) {
         fds[m] = -1;
     }
-    status = weft_tcp_channel_connect(channel, &tcp->door, &tcp->address, addresses, fds);
+    status = weft_tcp_channel_connect(channel, &tcp->door, &tcp->address, addresses, fds, false);
     for (uint32_t m = 0; m < channel->options.member_count; m++) {
         tcp->peers[m].fd = fds[m]; /* also after an error: close() ends them */
     }

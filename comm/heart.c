@@ -1,27 +1,17 @@
 /* The thread of heartbeats: beats out, beats in, one verdict. Contract in heart.h. */
-#include "heart.h"
-
-#include <errno.h>
-#include <poll.h>
-#include <pthread.h>
 #include <sched.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "heart_link.h"
+#include "heart_internal.h"
 #include "weft/log.h"
 
 enum {
-    SILENCE_MS = 900, /* with what is left of the last interval under the promised second */
     BEATS_PER_SILENCE = 9,
     INTERVAL_MIN_MS = 20,
     INTERVAL_MAX_MS = 1000,
@@ -31,35 +21,7 @@ enum {
     LAST_LINE_MS = 100, /* for the line of a process that leaves: standard error may be what hangs */
 };
 
-struct weft_heart {
-    struct weft_bootstrap *bootstrap; /* its pulse only, until close */
-    uint32_t rank;
-    uint32_t link_count;
-    struct heart_link *links; /* owned: leader: of ranks 1, 2 ...; worker: of rank 0 */
-    struct pollfd *polls;     /* owned [link_count + 1] */
-    struct heart_beat own;    /* what this process says of itself */
-    uint32_t silence_ms;      /* the group's */
-    int64_t exit_ns;          /* 0: never */
-    int64_t self_worked_ns;
-    int64_t self_window_ns;
-    uint64_t self_window_activity;
-    uint64_t self_progress;
-    int log_rank;
-    int wake_fd;    /* owned: tell and close */
-    int verdict_fd; /* owned: readable once there is a verdict; in the star's epoll */
-    pthread_t thread;
-    _Atomic bool is_closing;
-    _Atomic bool is_guard;           /* closed, but stays to end the process */
-    _Atomic bool has_let_go;         /* of the bootstrap, and of every socket */
-    _Atomic bool is_over;            /* there is a verdict */
-    _Atomic bool is_said;            /* somebody logs it, or has */
-    _Atomic uint32_t group_quiet_ms; /* worker: as the leader said */
-    pthread_mutex_t mutex;           /* verdict, and link->last */
-    struct heart_verdict verdict;
-    int64_t verdict_ns;
-};
-
-static void signal_fd(int fd)
+void weft_heart_signal(int fd)
 {
     const uint64_t one = 1;
 
@@ -83,7 +45,7 @@ static void decide(struct weft_heart *heart, const struct heart_verdict *verdict
         }
     }
     pthread_mutex_unlock(&heart->mutex);
-    signal_fd(heart->verdict_fd);
+    weft_heart_signal(heart->verdict_fd);
 }
 
 static struct heart_verdict verdict_of(const struct heart_link *link, const char *reason)
@@ -102,7 +64,7 @@ void weft_heart_tell(struct weft_heart *heart, uint32_t rank, const char *host, 
     (void)snprintf(verdict.host, sizeof(verdict.host), "%s", host);
     (void)snprintf(verdict.reason, sizeof(verdict.reason), "%s", reason);
     decide(heart, &verdict);
-    signal_fd(heart->wake_fd);
+    weft_heart_signal(heart->wake_fd);
 }
 
 bool weft_heart_verdict(struct weft_heart *heart, struct heart_verdict *out)
@@ -119,6 +81,25 @@ bool weft_heart_verdict(struct weft_heart *heart, struct heart_verdict *out)
 bool weft_heart_claim(struct weft_heart *heart)
 {
     return !atomic_exchange(&heart->is_said, true);
+}
+
+/* ---- time ---- */
+
+static int64_t interval_ns(const struct weft_heart *heart)
+{
+    uint32_t ms =
+        heart->silence_ms == UINT32_MAX ? HEART_SILENCE_MS / BEATS_PER_SILENCE : heart->silence_ms / BEATS_PER_SILENCE;
+
+    ms = ms < INTERVAL_MIN_MS ? INTERVAL_MIN_MS : ms > INTERVAL_MAX_MS ? INTERVAL_MAX_MS : ms;
+    return (int64_t)ms * 1000000;
+}
+
+/* Who was away itself has not listened. */
+static int64_t counted(const struct weft_heart *heart, int64_t elapsed)
+{
+    int64_t most = 2 * interval_ns(heart);
+
+    return elapsed < most ? elapsed : most;
 }
 
 /* ---- who works ---- */
@@ -267,6 +248,22 @@ static void judge(struct weft_heart *heart, struct heart_link *link)
     }
 }
 
+static void judge_cuts(struct weft_heart *heart, int64_t now)
+{
+    const struct heart_view view = {.own = &heart->own,
+                                    .own_cut_ns = &heart->cut_ns,
+                                    .links = heart->links,
+                                    .link_count = heart->link_count,
+                                    .interval_ns = interval_ns(heart)};
+    struct heart_verdict verdict = {.source = -1};
+
+    if (heart->rank == 0 && !atomic_load(&heart->is_over) &&
+        weft_heart_mesh_is_cut(&view, now, &verdict.rank, verdict.reason, sizeof(verdict.reason))) {
+        weft_heart_host(heart, verdict.rank, verdict.host);
+        decide(heart, &verdict);
+    }
+}
+
 /* ---- beats out ---- */
 
 /* Passes the verdict on to whoever has not heard it; true when all have. */
@@ -292,8 +289,13 @@ static bool spread(struct weft_heart *heart)
     return is_done;
 }
 
-static void beat_all(struct weft_heart *heart)
+static void beat_all(struct weft_heart *heart, int64_t elapsed)
 {
+    struct heart_mesh *mesh = atomic_load(&heart->mesh);
+
+    if (mesh != NULL) {
+        weft_heart_mesh_step(mesh, counted(heart, elapsed), heart->silence_ms, &heart->own);
+    }
     for (uint32_t i = 0; i < heart->link_count; i++) {
         if (!heart->links[i].has_left) {
             (void)weft_heart_link_send(&heart->links[i], &heart->own);
@@ -303,6 +305,7 @@ static void beat_all(struct weft_heart *heart)
 
 static void farewell(struct weft_heart *heart)
 {
+    struct heart_mesh *mesh = atomic_exchange(&heart->mesh, NULL);
     struct heart_beat beat = heart->own;
 
     beat.kind = HEART_FAREWELL;
@@ -315,6 +318,7 @@ static void farewell(struct weft_heart *heart)
             link->fd = -1;
         }
     }
+    weft_heart_mesh_close(&mesh);
 }
 
 /* ---- leaving ---- */
@@ -376,15 +380,6 @@ static void raise_priority(void)
     }
 }
 
-static int64_t interval_ns(const struct weft_heart *heart)
-{
-    uint32_t ms =
-        heart->silence_ms == UINT32_MAX ? SILENCE_MS / BEATS_PER_SILENCE : heart->silence_ms / BEATS_PER_SILENCE;
-
-    ms = ms < INTERVAL_MIN_MS ? INTERVAL_MIN_MS : ms > INTERVAL_MAX_MS ? INTERVAL_MAX_MS : ms;
-    return (int64_t)ms * 1000000;
-}
-
 static void sleep_until(struct weft_heart *heart, int64_t deadline)
 {
     uint64_t count;
@@ -401,23 +396,28 @@ static void sleep_until(struct weft_heart *heart, int64_t deadline)
 
 static void listen_and_judge(struct weft_heart *heart, int64_t now, int64_t elapsed)
 {
-    int64_t most = 2 * interval_ns(heart);
-
-    elapsed = elapsed < most ? elapsed : most; /* who was away itself has not listened */
+    elapsed = counted(heart, elapsed);
     for (uint32_t i = 0; i < heart->link_count; i++) {
         struct heart_link *link = &heart->links[i];
 
-        link->silence_ns = listen_to(heart, link, now) ? 0 : link->silence_ns + elapsed;
+        if (listen_to(heart, link, now)) {
+            link->silence_ns = 0;
+            link->heard_ns = now;
+        } else {
+            link->silence_ns += elapsed;
+        }
     }
     for (uint32_t i = 0; i < heart->link_count; i++) {
         judge(heart, &heart->links[i]);
     }
+    judge_cuts(heart, now);
 }
 
-static void *run(void *context)
+void *weft_heart_run(void *context)
 {
     struct weft_heart *heart = context;
     int64_t last = weft_star_now();
+    int64_t last_beat = last;
     int64_t next_beat = last;
 
     weft_log_set_rank(heart->log_rank);
@@ -430,7 +430,8 @@ static void *run(void *context)
 
         if (now >= next_beat) {
             refresh_own(heart, now);
-            beat_all(heart);
+            beat_all(heart, now - last_beat);
+            last_beat = now;
             next_beat = now + interval_ns(heart);
         }
         listen_and_judge(heart, now, now - last);
@@ -458,130 +459,4 @@ static void *run(void *context)
         leave_when_due(heart, weft_star_now());
     }
     return NULL;
-}
-
-/* ---- open and close ---- */
-
-static void release(struct weft_heart *heart)
-{
-    for (uint32_t i = 0; i < heart->link_count && heart->links != NULL; i++) {
-        if (heart->links[i].fd >= 0) {
-            close(heart->links[i].fd);
-        }
-    }
-    if (heart->wake_fd >= 0) {
-        close(heart->wake_fd);
-    }
-    if (heart->verdict_fd >= 0) {
-        close(heart->verdict_fd);
-    }
-    pthread_mutex_destroy(&heart->mutex);
-    free(heart->links);
-    free(heart->polls);
-    free(heart);
-}
-
-static void take_sockets(struct weft_heart *heart, struct weft_bootstrap *bootstrap)
-{
-    uint32_t first = bootstrap->rank == 0 ? 1 : 0;
-
-    for (uint32_t i = 0; i < heart->link_count; i++) {
-        struct star_peer *peer = &bootstrap->peers[first + i];
-
-        heart->links[i].rank = first + i;
-        heart->links[i].fd = peer->beat_fd;
-        peer->beat_fd = -1;
-    }
-}
-
-static enum weft_status start(struct weft_heart *heart)
-{
-    struct epoll_event event = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
-    sigset_t all;
-    sigset_t before;
-    int error;
-
-    if (epoll_ctl(heart->bootstrap->epoll_fd, EPOLL_CTL_ADD, heart->verdict_fd, &event) < 0) {
-        weft_log(WEFT_LOG_ERROR, HEART_LOG, "epoll: %s", strerror(errno));
-        return WEFT_ERR_IO;
-    }
-    /* Signals are the main thread's: their handlers interrupt what it waits for. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    error = pthread_create(&heart->thread, NULL, run, heart);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (error != 0) {
-        weft_log(WEFT_LOG_ERROR, HEART_LOG, "cannot start a thread: %s", strerror(error));
-        return WEFT_ERR_IO;
-    }
-    return WEFT_OK;
-}
-
-enum weft_status weft_heart_open(struct weft_bootstrap *bootstrap, const struct weft_heartbeat_options *options,
-                                 struct weft_heart **out)
-{
-    struct weft_heart *heart = calloc(1, sizeof(*heart));
-    uint32_t link_count = bootstrap->rank == 0 ? bootstrap->rank_count - 1 : 1;
-    enum weft_status status;
-
-    if (heart == NULL) {
-        weft_log(WEFT_LOG_ERROR, HEART_LOG, "out of memory");
-        return WEFT_ERR_MEMORY;
-    }
-    pthread_mutex_init(&heart->mutex, NULL);
-    heart->bootstrap = bootstrap;
-    heart->rank = bootstrap->rank;
-    heart->log_rank = weft_log_rank();
-    heart->silence_ms = options->silence_ms == 0 ? SILENCE_MS : options->silence_ms;
-    heart->exit_ns = (int64_t)options->exit_ms * 1000000;
-    atomic_store(&heart->group_quiet_ms, UINT32_MAX);
-    heart->own = (struct heart_beat){.magic = STAR_MAGIC,
-                                     .kind = HEART_BEAT,
-                                     .rank = bootstrap->rank,
-                                     .host_id = weft_bootstrap_host_id(bootstrap),
-                                     .pid = (uint32_t)getpid()};
-    (void)gethostname(heart->own.host, sizeof(heart->own.host) - 1);
-    heart->links = calloc(link_count, sizeof(*heart->links));
-    heart->polls = calloc((size_t)link_count + 1, sizeof(*heart->polls));
-    heart->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    heart->verdict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (heart->links == NULL || heart->polls == NULL || heart->wake_fd < 0 || heart->verdict_fd < 0) {
-        weft_log(WEFT_LOG_ERROR, HEART_LOG, "out of memory or descriptors");
-        release(heart);
-        return WEFT_ERR_MEMORY;
-    }
-    heart->link_count = link_count;
-    take_sockets(heart, bootstrap);
-    status = start(heart);
-    if (status != WEFT_OK) {
-        release(heart);
-        return status;
-    }
-    *out = heart;
-    return WEFT_OK;
-}
-
-void weft_heart_close(struct weft_heart **heart_pointer)
-{
-    struct weft_heart *heart = *heart_pointer;
-    const struct timespec moment = {.tv_nsec = 1000000};
-
-    if (heart == NULL) {
-        return;
-    }
-    *heart_pointer = NULL;
-    if (heart->exit_ns != 0 && atomic_load(&heart->is_over)) {
-        atomic_store(&heart->is_guard, true);
-        atomic_store(&heart->is_closing, true);
-        signal_fd(heart->wake_fd);
-        while (!atomic_load(&heart->has_let_go)) {
-            (void)nanosleep(&moment, NULL);
-        }
-        pthread_detach(heart->thread);
-        return;
-    }
-    atomic_store(&heart->is_closing, true);
-    signal_fd(heart->wake_fd);
-    pthread_join(heart->thread, NULL);
-    release(heart);
 }

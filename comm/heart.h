@@ -10,6 +10,7 @@
  *   other host, whose kernel still acknowledges           given up after silence_ms: stopped
  *   other host, which acknowledges nothing either         given up after 5/3 times as long: host or network is gone
  *   the connection has ended without a farewell           at once
+ *   two hosts that answer the leader, but not each other  see heart_mesh.h
  *
  * Silence is counted in our own running time: of a gap between two looks at the clock at most two intervals count, so a
  * rank that was itself stopped or descheduled accuses nobody before it has listened again. Bytes that the main thread
@@ -44,6 +45,11 @@ struct heart_verdict {
 /* Takes the beat sockets of all peers over, puts verdict_fd into the epoll instance and starts the thread. */
 WEFT_MUST_CHECK enum weft_status weft_heart_open(struct weft_bootstrap *bootstrap,
                                                  const struct weft_heartbeat_options *options, struct weft_heart **out);
+
+struct heart_mesh;
+
+/* Beats between hosts from now on, too. Takes *mesh over. Once. */
+void weft_heart_watch(struct weft_heart *heart, struct heart_mesh *mesh);
 
 /*
  * Says farewell and ends the thread; NULL inside is fine. After a verdict, with exit_ms set, the thread stays behind to

@@ -15,6 +15,10 @@
 #define NETWORK_FACTOR_UP 5 /* five thirds: 1.5 s by default, and 2 s are promised */
 #define NETWORK_FACTOR_BY 3
 
+/* Between hosts half as much again: until the leader has made sure, the same time has passed. */
+#define CUT_FACTOR_UP 3
+#define CUT_FACTOR_BY 2
+
 /* CPU milliseconds (or block reads) in a window: more than the threads of an idle server use. */
 enum { WORK_WINDOW_MS = 1000, WORK_MIN = 50 };
 
@@ -133,6 +137,11 @@ static bool is_answering(const struct heart_link *link)
         return true; /* no TCP: the same host */
     }
     return info.tcpi_unacked == 0 || info.tcpi_last_ack_recv < link->silence_ns / 2000000;
+}
+
+bool weft_heart_link_is_cut(const struct heart_link *link, int64_t limit_ns)
+{
+    return link->silence_ns >= limit_ns / CUT_FACTOR_BY * CUT_FACTOR_UP && !is_answering(link);
 }
 
 static bool is_lost_here(const struct heart_link *link, int64_t limit_ns, char *reason_out, size_t reason_size)

@@ -11,6 +11,8 @@ enum heart_beat_kind {
     HEART_FAREWELL = 3, /* the sender closes in order */
 };
 
+#define HEART_NOBODY UINT32_MAX
+
 /* All that ever travels; the same for every kind, so that nothing has to be framed. */
 struct heart_beat {
     uint32_t magic;
@@ -23,10 +25,12 @@ struct heart_beat {
     uint64_t host_id;
     int32_t waiting_for;
     uint32_t pid;
-    uint32_t tid;        /* of the sender's heart */
-    uint32_t silence_ms; /* the sender's setting; the leader's counts */
-    uint32_t quiet_ms;   /* of the leader: since any rank worked */
-    uint32_t unused;
+    uint32_t tid;              /* of the sender's heart */
+    uint32_t silence_ms;       /* the sender's setting; the leader's counts */
+    uint32_t quiet_ms;         /* of the leader: since any rank worked */
+    uint32_t cut_rank;         /* the other end of a cut link between hosts (heart_mesh.h), HEART_NOBODY */
+    uint32_t cut_count;        /* of such links */
+    uint32_t cut_ms;           /* how long nothing has come on that of cut_rank */
     char host[STAR_HOST_SIZE]; /* of `rank` */
     char reason[STAR_REASON_SIZE];
 };
@@ -38,6 +42,8 @@ struct heart_link {
     bool has_left;      /* said farewell */
     bool owes_verdict;  /* has not been told yet */
     int64_t silence_ns; /* since the last sign of life, in our own running time */
+    int64_t heard_ns;   /* when that came */
+    int64_t cut_ns;     /* since when it reports a cut; 0: it does not */
     struct heart_beat last;
     struct heart_beat in;
     size_t in_have;
@@ -71,6 +77,9 @@ bool weft_heart_link_send(struct heart_link *link, const struct heart_beat *beat
  */
 bool weft_heart_link_is_lost(const struct heart_link *link, int64_t limit_ns, const struct heart_beat *own,
                              char *reason_out, size_t reason_size);
+
+/* True when a network, not a process, keeps this neighbour silent; limit_ns as above. */
+bool weft_heart_link_is_cut(const struct heart_link *link, int64_t limit_ns);
 
 /* State letter of a thread of this host, as in /proc/PID/stat; 0 when there is none. T: stopped. */
 char weft_heart_thread_state(uint32_t pid, uint32_t tid);

@@ -351,8 +351,10 @@ static void log_missing(const struct attempt *attempts, uint32_t count, uint32_t
 }
 
 enum weft_status weft_tcp_channel_connect(struct weft_channel *channel, struct weft_door *door,
-                                          const struct tcp_address *own, const void *addresses, int *fds)
+                                          const struct tcp_address *own, const void *addresses, int *fds,
+                                          bool is_optional)
 {
+    uint64_t optional_end_ns = weft_comm_clock_ns() + (uint64_t)channel->options.timeout_ms * 1000000u;
     struct attempt attempts[64];
     uint32_t count = 0;
     enum weft_status status = WEFT_OK;
@@ -374,12 +376,13 @@ enum weft_status weft_tcp_channel_connect(struct weft_channel *channel, struct w
 
         welcome_members(channel, door, own, fds);
         missing = look_at_all(channel, own, attempts, count, fds);
-        if (missing < 0) {
+        if (missing < 0 || (is_optional && weft_comm_clock_ns() > optional_end_ns)) {
             break;
         }
         status = check_own_means(door, attempts, count);
         if (status == WEFT_OK) {
-            status = weft_wait_check(&wait, (uint32_t)missing);
+            status = is_optional ? weft_bootstrap_check(channel->options.bootstrap)
+                                 : weft_wait_check(&wait, (uint32_t)missing);
         }
         if (status == WEFT_ERR_TIMEOUT) {
             log_missing(attempts, count, (uint32_t)missing);

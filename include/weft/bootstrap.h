@@ -115,13 +115,15 @@ struct weft_heartbeat_options {
                             The leader's value counts for all ranks */
     uint32_t exit_ms;    /* 0: never. Else this process leaves by _exit(1) this long after a failure, whatever its other
                             threads are stuck in, unless it has ended by itself; one line says why if none did before */
+    const char *interface; /* of the beats between hosts: as in comm.h, the same on all ranks; NULL: all */
 };
 
 /*
  * Starts the heartbeats of this rank: a thread that does nothing else and a connection of its own to the leader (or, on
- * the leader, to every rank). Call on every rank or on none, right after opening, with nothing else in progress. From
- * then on a rank that is stopped, and a host that is cut off or gone, fails within silence_ms (about twice that for a
- * network), on both sides, whatever this thread is doing. A failure wakes every wait of this bootstrap.
+ * the leader, to every rank), and one between the first ranks of all hosts. Collective, right after opening, with
+ * nothing else in progress. From then on a rank that is stopped, a host that is cut off or gone, and two hosts that do
+ * not reach each other, fail within silence_ms (about twice that for a network), on both sides, whatever this thread is
+ * doing. A failure wakes every wait of this bootstrap. ERR_PEER when a rank failed meanwhile.
  */
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_heartbeat(struct weft_bootstrap *bootstrap,
                                                           const struct weft_heartbeat_options *options);

@@ -37,8 +37,8 @@ static enum weft_status meet(const struct weft_engine_options *options, struct w
 
 enum weft_status weft_rendezvous_open(const struct weft_engine_options *options, struct weft_bootstrap **out)
 {
-    const struct weft_heartbeat_options heartbeat = {.silence_ms = options->heartbeat_ms,
-                                                     .exit_ms = options->lost_exit_ms};
+    const struct weft_heartbeat_options heartbeat = {
+        .silence_ms = options->heartbeat_ms, .exit_ms = options->lost_exit_ms, .interface = options->interface};
     struct weft_bootstrap *bootstrap;
     enum weft_status status;
 

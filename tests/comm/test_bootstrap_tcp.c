@@ -262,13 +262,13 @@ static void test_refusals(void **state)
                                           "the secret differs",
                                           "the rank count differs: the leader has 3, this rank was told 4",
                                           "rank 1 is there already, from ",
-                                          "is another version: weft 1 (protocol 3), this is weft 2 (protocol 3)",
+                                          "is another version: weft 1 (protocol 4), this is weft 2 (protocol 4)",
                                           "no place left among 3 ranks, 1 on each host; this host starts 3"};
     static const char *const said[] = {"rank 2 on ",
                                        "rank 2 on ",
                                        "the leader has 3",
                                        "rank 1 is there already",
-                                       "is another version: weft 2 (protocol 3), the leader is weft 1 (protocol 3)",
+                                       "is another version: weft 2 (protocol 4), the leader is weft 1 (protocol 4)",
                                        "a rank on "};
     struct listener listener = {.text = ""};
 

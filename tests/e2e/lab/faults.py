@@ -33,9 +33,11 @@ FAULTS = {
     "link down": (3, r"is down, or the network between"),
     "packets dropped": (3, r"is down, or the network between"),
     "host vanishes": (3, r"is down, or the network between"),
+    "workers cut": (2, r"no answer between it and rank 1 on node1 .* network between node2 and node1 is cut"),
     "read error": (2, r"Input/output error"),
 }
-NETWORK = ("link down", "packets dropped", "host vanishes")
+NETWORK = ("link down", "packets dropped", "host vanishes", "workers cut")
+CUT = (1, 2)  # these do not reach each other; both reach the leader
 # Nothing of these may be noticed.
 HARMLESS = ("slow disk", "full log disk")
 LIMIT = 60
@@ -164,6 +166,8 @@ class FaultLab(Lab):
             os.kill(pids[victim], signal.SIGSTOP)
         elif fault == "packets dropped":
             self.inside(f"ip link set port{victim} nomaster")  # out of the switch, with carrier
+        elif fault == "workers cut":
+            self.isolate("on")
         elif fault in NETWORK:
             self.link(victim, "down")
             if fault == "host vanishes":
@@ -172,9 +176,16 @@ class FaultLab(Lab):
                     if os.readlink(f"/proc/{pid}/ns/net") == network:
                         os.kill(pid, signal.SIGKILL)
 
+    def isolate(self, state):
+        """Isolated ports of a switch reach all others, but not each other."""
+        for host in CUT:
+            self.inside(f"ip link set port{host} type bridge_slave isolated {state}")
+
     def heal(self, fault, victim):
         if fault == "packets dropped":
             self.inside(f"ip link set port{victim} master bridge")
+        elif fault == "workers cut":
+            self.isolate("off")
         elif fault in NETWORK:
             self.link(victim, "up")
             if fault == "host vanishes":

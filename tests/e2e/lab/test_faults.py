@@ -19,6 +19,7 @@ def possible():
 @pytest.mark.parametrize("launcher, fault, phase", [
     ("hand", "SIGSTOP leader", "prefill"),
     ("hand", "packets dropped", "load"),
+    ("hand", "workers cut", "decode"),
     ("mpirun", "read error", "load"),
     ("mpirun.sh", "SIGSTOP", "decode"),
     ("local", "slow disk", "load"),

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from hosts import HANG, MODEL, WEFT, Lab, finish
+from hosts import HANG, MODEL, WEFT, Lab, finish, until
 
 HOST_COUNT = 3
 ANSWER = ["run", "--model", str(MODEL), "--prompt", "Sort: 7 3 9 1", "--max-tokens", "12", "--temperature", "0",
@@ -73,6 +73,22 @@ def test_rendezvous_of_mpi_follows_interface(two_networks, wanted):
     assert code == 0, stderr
     assert json.loads(stdout)["logits_sha256"] == wanted
     assert received(two_networks, "wire") - before > MANY
+
+
+def test_cut_of_the_data_network():
+    """Heartbeats to the leader and the rendezvous go over eth0, the data over wire: host 2's wire is pulled, while idle."""
+    lab = Lab(HOST_COUNT, LAB_WIRE="1000 20")
+    try:
+        ranks = [lab.start(r, WEFT, "serve", "--model", MODEL, "--threads", "1", "--leader", "node0:5004", "--rank", r,
+                           "--rank-count", HOST_COUNT, "--interface", "wire") for r in range(HOST_COUNT)]
+        lines = []
+        assert any("gRPC on" in (lines.append(line) or line) for line in ranks[0].stderr), lines
+        finish(lab.start(2, "ip", "link", "set", "wire", "down"))
+        assert until(lambda: all(rank.poll() is not None for rank in ranks)), "no rank noticed"
+        log = finish(ranks[0])[2]
+    finally:
+        lab.close()
+    assert "rank 2 on node2 failed: no answer between it and rank" in log, log
 
 
 @pytest.mark.parametrize("leader", ["node0:5002", "[fd77::10]:5003"])
