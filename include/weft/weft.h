@@ -177,6 +177,7 @@ enum weft_finish {
     WEFT_FINISH_CANCELLED = 3,
     WEFT_FINISH_ERROR = 4, /* status says why */
 };
+enum { WEFT_FINISH_COUNT = 5 };
 /* "stop", "length", "cancelled", "error"; "" for NONE. */
 WEFT_API const char *weft_finish_name(enum weft_finish finish);
 
@@ -239,6 +240,38 @@ struct weft_engine_info {
     double load_ms;
 };
 WEFT_API void weft_engine_info(const struct weft_engine *engine, struct weft_engine_info *info_out);
+
+/* How often something took how long: buckets[i] counts what took at most weft_histogram_bound_ms(i) and more than the
+ * bound before it; the last bucket has no bound. */
+enum { WEFT_HISTOGRAM_BOUND_COUNT = 18 };
+struct weft_histogram {
+    uint64_t buckets[WEFT_HISTOGRAM_BOUND_COUNT + 1];
+    double sum_ms;
+};
+WEFT_API double weft_histogram_bound_ms(uint32_t index);
+
+/* The leader's load now, and what it has done since open. */
+struct weft_engine_stats {
+    uint32_t rank_count;
+    uint32_t waiting_count; /* requests without a place yet */
+    uint32_t running_count; /* requests with one */
+    uint32_t waiting_max;   /* more are refused */
+    uint32_t running_max;
+    uint32_t kv_page_count;
+    uint32_t kv_page_used_count;
+    uint32_t kv_page_positions; /* positions of one page */
+    uint64_t step_count;
+    uint64_t prompt_token_count; /* of requests that have got their first token */
+    uint64_t output_token_count;
+    uint64_t finish_counts[WEFT_FINISH_COUNT]; /* requests that have ended, by how; [NONE] is 0 */
+    uint64_t refused_count;                    /* because the queue was full */
+    struct weft_histogram queue;               /* submit to first step, per request that got a token */
+    struct weft_histogram ttft;                /* submit to first token, per request */
+    struct weft_histogram inter_token;         /* from each token to the next */
+    struct weft_histogram request;             /* submit to last token, per request that ended by itself */
+};
+/* From any thread, at any time, without making a step wait. All zero on ranks other than the leader. */
+WEFT_API void weft_engine_stats(const struct weft_engine *engine, struct weft_engine_stats *stats_out);
 
 struct weft_collective_stats {
     const char *name; /* "tree_sum", "all_gather", ... */

@@ -14,4 +14,12 @@ static inline int64_t weft_clock_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* timeout_ms from now, for waits on that clock. */
+static inline struct timespec weft_clock_after(uint32_t timeout_ms)
+{
+    int64_t end = weft_clock_ns() + (int64_t)timeout_ms * 1000000;
+
+    return (struct timespec){.tv_sec = end / 1000000000, .tv_nsec = end % 1000000000};
+}
+
 #endif

@@ -18,6 +18,7 @@
 
 #include "base/clock.h"
 #include "engine/handshake.h"
+#include "engine/stats.h"
 #include "engine/step.h"
 #include "weft/log.h"
 
@@ -57,6 +58,8 @@ struct weft_controller {
     char loss_text[WEFT_REASON_SIZE];    /* the rank, its host and why; empty while the group lives */
     int64_t lost_ns;                     /* when poll first saw a loss that the loop has not noticed */
     struct weft_comm_stats comm_stats;
+
+    struct weft_stats stats; /* read without the mutex */
 };
 
 /* ---- jobs; under the mutex ---- */
@@ -98,6 +101,13 @@ static void tell(struct weft_controller *controller, struct weft_job *job)
     pthread_cond_signal(&controller->news);
 }
 
+/* The numbers of those who wait, run and hold pages have changed. */
+static void note_load(struct weft_controller *controller)
+{
+    weft_stats_load(&controller->stats, controller->inbox_count + controller->scheduler.queue_count,
+                    controller->scheduler.running_count, controller->pages.page_count - controller->pages.free_count);
+}
+
 static void finish(struct weft_controller *controller, struct weft_job *job, enum weft_finish how,
                    enum weft_status status)
 {
@@ -107,6 +117,8 @@ static void finish(struct weft_controller *controller, struct weft_job *job, enu
         return;
     }
     weft_scheduler_remove(&controller->scheduler, &job->sequence);
+    note_load(controller);
+    weft_stats_finish(&controller->stats, how, job->last_token_ns - job->submit_ns);
     if (job->digest != NULL && EVP_DigestFinal_ex(job->digest, digest, NULL) == 1) {
         weft_sha256_text(digest, job->logits_sha256);
     }
@@ -120,7 +132,13 @@ static void publish(struct weft_controller *controller, struct weft_job *job, en
     enum weft_status status = weft_text_append(&job->pending, job->fresh.data, job->fresh.size);
 
     job->published_count = job->output_count;
-    job->first_token_ns = job->first_token_ns == 0 ? now : job->first_token_ns;
+    if (job->first_token_ns == 0) {
+        weft_stats_first_token(&controller->stats, job->prompt_count, job->first_step_ns - job->submit_ns,
+                               now - job->submit_ns);
+        job->first_token_ns = now;
+    } else {
+        weft_stats_next_token(&controller->stats, now - job->last_token_ns);
+    }
     job->last_token_ns = now;
     if (status != WEFT_OK) {
         finish(controller, job, WEFT_FINISH_ERROR, status);
@@ -161,6 +179,7 @@ static uint32_t next_step(struct weft_controller *controller, enum life *life_ou
     if (controller->life == LIFE_RUNNING) {
         take_inbox(controller);
         count = weft_scheduler_next(&controller->scheduler, controller->entries);
+        note_load(controller);
     }
     for (uint32_t i = 0; i < count; i++) {
         struct weft_job *job = (struct weft_job *)controller->entries[i].sequence;
@@ -201,6 +220,7 @@ static enum weft_status run_step(struct weft_controller *controller, uint32_t co
 {
     WEFT_TRY(weft_stepper_run(controller->stepper, controller->entries, count, controller->results));
     weft_scheduler_commit(controller->entries, count);
+    weft_stats_step(&controller->stats);
     if (controller->options.options->is_traced) {
         struct weft_comm_stats stats;
         weft_comm_stats(controller->group->comm, &stats);
@@ -408,6 +428,7 @@ static enum weft_status enqueue(struct weft_controller *controller, struct weft_
     }
     if (waiting >= controller->options.options->queue_count_max) {
         weft_log_keep_error("%u requests are waiting already: try again later", waiting);
+        weft_stats_refuse(&controller->stats);
         return WEFT_ERR_LIMIT;
     }
     job->id = ++controller->last_id;
@@ -420,6 +441,7 @@ static enum weft_status enqueue(struct weft_controller *controller, struct weft_
     }
     controller->inbox_last = job;
     controller->inbox_count++;
+    note_load(controller);
     return WEFT_OK;
 }
 
@@ -504,24 +526,10 @@ static enum weft_status check_stuck(struct weft_controller *controller)
     return WEFT_ERR_PEER;
 }
 
-static struct timespec deadline_after(uint32_t timeout_ms)
-{
-    struct timespec deadline;
-
-    clock_gettime(CLOCK_MONOTONIC, &deadline);
-    deadline.tv_sec += timeout_ms / 1000;
-    deadline.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
-    if (deadline.tv_nsec >= 1000000000) {
-        deadline.tv_sec++;
-        deadline.tv_nsec -= 1000000000;
-    }
-    return deadline;
-}
-
 enum weft_status weft_controller_poll(struct weft_controller *controller, uint32_t timeout_ms,
                                       struct weft_event *events_out, uint32_t capacity, uint32_t *count_out)
 {
-    const struct timespec deadline = deadline_after(timeout_ms);
+    const struct timespec deadline = weft_clock_after(timeout_ms);
     enum weft_status status = WEFT_OK;
     uint32_t count = 0;
 
@@ -568,6 +576,16 @@ void weft_controller_failure(struct weft_controller *controller, char *text_out,
     if (text_out[0] == '\0') {
         (void)weft_bootstrap_lost(controller->group->bootstrap, &rank, text_out, size);
     }
+}
+
+void weft_controller_stats(const struct weft_controller *controller, struct weft_engine_stats *stats_out)
+{
+    weft_stats_read(&controller->stats, stats_out);
+    stats_out->rank_count = controller->group->rank_count;
+    stats_out->waiting_max = controller->options.options->queue_count_max;
+    stats_out->running_max = controller->options.options->sequence_count_max;
+    stats_out->kv_page_count = controller->pages.page_count;
+    stats_out->kv_page_positions = WEFT_PAGE_POSITIONS;
 }
 
 void weft_controller_comm_stats(struct weft_controller *controller, struct weft_comm_stats *stats_out)

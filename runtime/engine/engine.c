@@ -384,6 +384,14 @@ void weft_engine_info(const struct weft_engine *engine, struct weft_engine_info 
                                           .load_ms = engine->load_ms};
 }
 
+void weft_engine_stats(const struct weft_engine *engine, struct weft_engine_stats *stats_out)
+{
+    *stats_out = (struct weft_engine_stats){0};
+    if (engine->controller != NULL) {
+        weft_controller_stats(engine->controller, stats_out);
+    }
+}
+
 uint32_t weft_engine_collectives(struct weft_engine *engine, struct weft_collective_stats *stats_out, uint32_t capacity)
 {
     static const char *const names[WEFT_COMM_OP_COUNT] = {"tree_sum", "all_gather", "broadcast", "barrier"};

@@ -336,11 +336,25 @@ static void *submit_some(void *context)
     return NULL;
 }
 
+static uint64_t histogram_count(const struct weft_histogram *histogram)
+{
+    uint64_t count = 0;
+
+    for (uint32_t i = 0; i <= WEFT_HISTOGRAM_BOUND_COUNT; i++) {
+        count += histogram->buckets[i];
+    }
+    return count;
+}
+
 static void test_clients_in_many_threads(void **state)
 {
     struct weft_engine_options options;
     pthread_t threads[CLIENTS];
     uint32_t ended = 0;
+    uint32_t whole = 0;
+    uint64_t made = 0;
+    double ttft_ms = 0;
+    struct weft_engine_stats now;
     void *trouble;
 
     (void)state;
@@ -354,10 +368,26 @@ static void test_clients_in_many_threads(void **state)
         struct weft_event events[2];
         uint32_t count;
         assert_int_equal(weft_engine_poll(engine, 100, events, 2, &count), WEFT_OK);
+        weft_engine_stats(engine, &now);
+        assert_true(now.running_count <= now.running_max && now.kv_page_used_count <= now.kv_page_count);
         for (uint32_t i = 0; i < count; i++) {
             ended += events[i].finish != WEFT_FINISH_NONE;
+            whole += events[i].finish == WEFT_FINISH_LENGTH;
+            made += events[i].token_count;
+            ttft_ms += events[i].finish != WEFT_FINISH_NONE ? events[i].timings.ttft_ms : 0.0;
         }
+        assert_true(now.output_token_count >= made);
     }
+    weft_engine_stats(engine, &now);
+    assert_int_equal(now.rank_count, 3);
+    assert_int_equal(now.output_token_count, made);
+    assert_int_equal(now.finish_counts[WEFT_FINISH_LENGTH], whole);
+    assert_int_equal(now.finish_counts[WEFT_FINISH_CANCELLED], ended - whole);
+    assert_int_equal(histogram_count(&now.request), whole);
+    assert_int_equal(histogram_count(&now.inter_token), made - histogram_count(&now.ttft));
+    assert_int_equal(now.prompt_token_count, histogram_count(&now.ttft) * TEST_COUNT(prompt));
+    assert_true(now.ttft.sum_ms > 0.999 * ttft_ms && now.ttft.sum_ms < 1.001 * ttft_ms);
+    assert_true(now.step_count > 0 && now.running_count + now.waiting_count + now.kv_page_used_count == 0);
     for (uint32_t i = 0; i < CLIENTS; i++) {
         assert_int_equal(pthread_join(threads[i], &trouble), 0);
         assert_null(trouble);
