@@ -66,6 +66,9 @@ const struct weft_option weft_options[] = {
     {"grpc", 'g', WEFT_OPTION_TEXT, SERVE, server_group, "HOST:PORT",
      "listen for gRPC here (0.0.0.0:PORT for every interface, port 0 for a free one)", "127.0.0.1:50051", "WEFT_GRPC",
      AT(grpc)},
+    {"http", 0, WEFT_OPTION_TEXT, SERVE, server_group, "HOST:PORT",
+     "listen for HTTP here: GET /metrics (Prometheus) and GET /health. Meant for a trusted network, as gRPC is", "off",
+     "WEFT_HTTP", AT(http)},
     {"drain", 0, WEFT_OPTION_TIME, SERVE, server_group, "TIME",
      "after SIGTERM let running requests go on for this long before they are cancelled", "0s", "WEFT_DRAIN",
      AT(drain_ms), .min = 0, .max = 86400},
@@ -186,12 +189,13 @@ const struct weft_command_text weft_commands[] = {
      "  weft run --ranks 2 --model DIR --prompt 'Once'     two processes share the model\n"
      "  mpirun -n 4 weft run --model DIR --prompt 'Once'   ranks on every host of mpirun's\n"
      "  weft run --model DIR --output json < prompt.txt    for programs\n"},
-    {WEFT_COMMAND_SERVE, "serve", "serve a model over gRPC", "[--grpc HOST:PORT] [OPTION...]",
+    {WEFT_COMMAND_SERVE, "serve", "serve a model over gRPC", "[--grpc HOST:PORT] [--http HOST:PORT] [OPTION...]",
      "Loads the model and answers weft.v1.Inference (runtime/serve/weft.proto) and grpc.health.v1.Health until SIGTERM "
      "or SIGINT: the first cancels what runs (see --drain) and stops every rank, a second stops at once.",
      NULL,
      "  weft serve                                              the demo model on 127.0.0.1:50051\n"
      "  weft serve --model DIR --ranks 2 --grpc 0.0.0.0:50051   two processes, every interface\n"
+     "  weft serve --http 127.0.0.1:9001                        and http://127.0.0.1:9001/metrics\n"
      "  weft serve --hosts here,b,c:2 --model DIR               and over ssh on b and, two of them, on c\n"
      "  mpirun -n 4 weft serve --model DIR                      rank 0 listens\n"},
     {WEFT_COMMAND_INFO, "info", "show what a model folder is and what each rank would hold", "[MODEL] [OPTION...]",

@@ -16,6 +16,7 @@ libxxhash-dev|checksums of streamed weights
 libprotobuf-c-dev|messages: plans and gRPC
 protobuf-c-compiler|generates their C code
 libgrpc-dev|gRPC server (C core)
+libmicrohttpd-dev|HTTP server: metrics and health
 libopenmpi-dev|mpi bootstrap and backend
 openmpi-bin|mpirun
 libucx-dev|ucx backend (InfiniBand, RoCE)
@@ -48,6 +49,7 @@ mmdebstrap|the container image without a container engine
 weft_packages_image='
 libgrpc29|gRPC server (C core)
 libjansson4|JSON
+libmicrohttpd12|HTTP server: metrics and health
 libpcre2-8-0|regular expressions of tokenizers
 libprotobuf-c1|messages: plans and gRPC
 libssl3|SHA-256, rendezvous secret

@@ -1,4 +1,4 @@
-/* weft serve: a model behind gRPC until a signal or the loss of a rank. */
+/* weft serve: a model behind gRPC, and HTTP if asked, until a signal or the loss of a rank. */
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -54,10 +54,16 @@ static bool pid_file_write(const char *path)
     return true;
 }
 
+/* `address` with the port that was bound. */
+static void log_address(const char *what, const char *address, uint32_t port)
+{
+    weft_log(WEFT_LOG_INFO, "serve", "%s on %.*s:%u", what, (int)(strrchr(address, ':') - address), address, port);
+}
+
 static int serve(struct weft_engine *engine, void *context)
 {
     const struct weft_settings *settings = context;
-    struct weft_server_options options = {.engine = engine, .address = settings->grpc};
+    struct weft_server_options options = {.engine = engine, .address = settings->grpc, .http_address = settings->http};
     struct weft_server *server = NULL;
     struct weft_engine_info info;
     int code = WEFT_EXIT_OK;
@@ -72,8 +78,10 @@ static int serve(struct weft_engine *engine, void *context)
     weft_engine_info(engine, &info);
     weft_log(WEFT_LOG_INFO, "serve", "%s ready after %.1f s on %u ranks x %u threads (%s, %s)", info.model,
              info.load_ms / 1000, info.rank_count, info.thread_count, info.device, info.comm);
-    weft_log(WEFT_LOG_INFO, "serve", "gRPC on %.*s:%u", (int)(strrchr(settings->grpc, ':') - settings->grpc),
-             settings->grpc, weft_server_port(server));
+    if (settings->http != NULL) {
+        log_address("HTTP", settings->http, weft_server_http_port(server));
+    }
+    log_address("gRPC", settings->grpc, weft_server_port(server));
     if (stop_wait(server)) {
         weft_log(WEFT_LOG_INFO, "serve", "%s: stopping, %u requests open", strsignal(weft_signals_caught()),
                  weft_server_active_count(server));
@@ -103,10 +111,13 @@ int weft_command_serve(struct weft_settings *settings)
         return code;
     }
     weft_terminal_init(&terminal, settings->is_quiet || weft_setup_is_worker(&setup), settings->is_verbose);
-    /* On a group over several hosts only the leader's host may have this address, and who leads is not yet known. */
+    /* On a group over several hosts only the leader's host may have these addresses, and who leads is not yet known. */
     if (!weft_setup_is_distributed(&setup)) {
         enum weft_status status = weft_server_address_check(settings->grpc);
 
+        if (status == WEFT_OK && settings->http != NULL) {
+            status = weft_server_address_check(settings->http);
+        }
         if (status != WEFT_OK) {
             return status == WEFT_ERR_ARGUMENT ? WEFT_EXIT_USAGE : WEFT_EXIT_FAILURE;
         }

@@ -77,6 +77,7 @@ struct weft_settings {
     uint32_t rounds;
     /* server */
     const char *grpc;
+    const char *http; /* NULL: no HTTP */
     uint32_t drain_ms;
     const char *pid_file;
     /* output */

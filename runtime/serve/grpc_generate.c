@@ -135,7 +135,7 @@ static void status_set_unavailable(struct weft_rpc_call *call)
 {
     char text[WEFT_RPC_DETAILS_SIZE];
 
-    weft_rpc_unavailable_text(call->server, text);
+    weft_service_reason(call->server->service, text);
     status_set(call->state, GRPC_STATUS_UNAVAILABLE, text);
 }
 
@@ -286,7 +286,7 @@ static void submit(struct weft_rpc_call *call, const Weft__V1__GenerateRequest *
 
         (void)snprintf(reason, sizeof(reason), "%s", weft_engine_error());
         if (weft_codec_status(status) == GRPC_STATUS_UNAVAILABLE) {
-            weft_rpc_unavailable_text(call->server, reason);
+            weft_service_reason(call->server->service, reason);
         }
         weft_rpc_finish(call, NULL, weft_codec_status(status), reason);
         weft_rpc_release(call);

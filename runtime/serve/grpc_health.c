@@ -119,7 +119,7 @@ static void watch_pump(struct weft_rpc_call *call)
     if (watch->is_closing) {
         reply.has_status = true;
         reply.status = GRPC_STATUS_UNAVAILABLE;
-        weft_rpc_unavailable_text(call->server, text);
+        weft_service_reason(call->server->service, text);
         reply.details = text;
     }
     weft_rpc_send_locked(call, &reply);

@@ -75,9 +75,7 @@ void weft_rpc_retry_fini(struct weft_rpc_retry *retry);
 /* How long until a group that took load_ms to load serves again. */
 uint32_t weft_rpc_retry_ms(double load_ms);
 
-/* Why the server takes nothing: it shuts down, or "rank 3 on node-b failed: ...". */
-enum { WEFT_RPC_DETAILS_SIZE = 384 };
-void weft_rpc_unavailable_text(struct weft_server *server, char text_out[WEFT_RPC_DETAILS_SIZE]);
+enum { WEFT_RPC_DETAILS_SIZE = WEFT_SERVICE_REASON_SIZE };
 
 /* Under the call's mutex, nothing under way and no status sent yet. */
 void weft_rpc_send_locked(struct weft_rpc_call *call, const struct weft_rpc_reply *reply);
@@ -115,6 +113,7 @@ void weft_health_close(struct weft_server *server);
 
 struct weft_server {
     struct weft_service *service;
+    struct weft_http_server *http; /* NULL: off */
     grpc_server *server;
     struct {
         struct weft_server *server;

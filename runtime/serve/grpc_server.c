@@ -9,16 +9,15 @@
 #include <grpc/grpc_security.h>
 #include <grpc/support/log.h>
 #include <grpc/support/time.h>
-#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "grpc_internal.h"
+#include "http_routes.h"
 #include "weft/log.h"
 
 enum {
@@ -101,17 +100,6 @@ static void on_state(void *context, enum weft_service_state state)
     }
 }
 
-void weft_rpc_unavailable_text(struct weft_server *server, char text_out[WEFT_RPC_DETAILS_SIZE])
-{
-    weft_engine_failure(weft_service_engine(server->service), text_out, WEFT_RPC_DETAILS_SIZE);
-    if (text_out[0] == '\0') {
-        bool has_failed = weft_service_state(server->service) == WEFT_SERVICE_FAILED;
-
-        (void)snprintf(text_out, WEFT_RPC_DETAILS_SIZE, "%s",
-                       has_failed ? "the group has failed" : "the server is shutting down");
-    }
-}
-
 /* C-core's own lines are for its developers; what matters to an operator we say ourselves. */
 static void core_log(gpr_log_func_args *line)
 {
@@ -145,67 +133,6 @@ static grpc_server *core_server_create(const struct weft_server_options *options
     grpc_channel_args list = {sizeof(args) / sizeof(args[0]), args};
 
     return grpc_server_create(&list, NULL);
-}
-
-/* Splits "host:port" or "[v6]:port"; true when it has that form. */
-static bool address_split(const char *address, char *host, size_t host_size, const char **port_out)
-{
-    const char *colon = strrchr(address, ':');
-    size_t size;
-
-    if (colon == NULL || colon == address || colon[1] == 0 || strspn(colon + 1, "0123456789") != strlen(colon + 1) ||
-        strlen(colon + 1) > 5 || atoi(colon + 1) > 65535) {
-        return false;
-    }
-    size = (size_t)(colon - address);
-    if (address[0] == '[' && address[size - 1] == ']') {
-        address++;
-        size -= 2;
-    } else if (memchr(address, ':', size) != NULL) {
-        return false;
-    }
-    if (size == 0 || size >= host_size) {
-        return false;
-    }
-    memcpy(host, address, size);
-    host[size] = 0;
-    *port_out = colon + 1;
-    return true;
-}
-
-enum weft_status weft_server_address_check(const char *address)
-{
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
-    struct addrinfo *found = NULL;
-    enum weft_status status = WEFT_OK;
-    const char *port;
-    const int one = 1;
-    char host[256];
-    int error;
-    int fd;
-
-    if (!address_split(address, host, sizeof(host), &port)) {
-        weft_log(WEFT_LOG_ERROR, "serve", "address \"%s\": expected HOST:PORT, for example 127.0.0.1:50051", address);
-        return WEFT_ERR_ARGUMENT;
-    }
-    error = getaddrinfo(host, port, &hints, &found);
-    if (error != 0) {
-        weft_log(WEFT_LOG_ERROR, "serve", "address \"%s\": %s", address, gai_strerror(error));
-        return WEFT_ERR_IO;
-    }
-    fd = socket(found->ai_family, found->ai_socktype | SOCK_CLOEXEC, found->ai_protocol);
-    if (fd >= 0) {
-        (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    }
-    if (fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, 1) != 0) {
-        weft_log(WEFT_LOG_ERROR, "serve", "cannot listen on %s: %s", address, strerror(errno));
-        status = WEFT_ERR_IO;
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
-    freeaddrinfo(found);
-    return status;
 }
 
 static enum weft_status queues_start(struct weft_server *server)
@@ -281,6 +208,9 @@ enum weft_status weft_server_open(const struct weft_server_options *options, str
     if (status == WEFT_OK) {
         status = core_start(server, options);
     }
+    if (status == WEFT_OK && options->http_address != NULL) {
+        status = weft_http_open(options->http_address, server->service, &server->http);
+    }
     if (status != WEFT_OK) {
         weft_server_close(&server);
         return status;
@@ -354,6 +284,7 @@ void weft_server_close(struct weft_server **server)
             grpc_completion_queue_destroy(s->queues[i].queue);
         }
     }
+    weft_http_server_close(&s->http);
     weft_service_close(&s->service); /* last: calls use it until their queues are empty */
     grpc_shutdown_blocking();
     if (s->failure_fd >= 0) {
@@ -368,6 +299,11 @@ void weft_server_close(struct weft_server **server)
 uint32_t weft_server_port(const struct weft_server *server)
 {
     return server->port;
+}
+
+uint32_t weft_server_http_port(const struct weft_server *server)
+{
+    return server->http != NULL ? weft_http_server_port(server->http) : 0;
 }
 
 int weft_server_failure_fd(const struct weft_server *server)

@@ -1,6 +1,7 @@
 /*
  * The servers of `weft serve`, over an engine that the caller has opened (and so forked) before: gRPC (weft.proto,
- * health.proto). Not part of libweft; uses the engine through weft.h only.
+ * health.proto) and, when asked for, HTTP (/metrics, /health). Not part of libweft; uses the engine through weft.h
+ * only.
  */
 #ifndef WEFT_SERVE_H
 #define WEFT_SERVE_H
@@ -15,7 +16,8 @@ struct weft_server;
 
 struct weft_server_options {
     struct weft_engine *engine;  /* leader's; borrowed until close. Only the server may poll it */
-    const char *address;         /* "host:port" or "[v6]:port"; port 0 takes a free one */
+    const char *address;         /* of gRPC: "host:port" or "[v6]:port"; port 0 takes a free one */
+    const char *http_address;    /* the same for HTTP; NULL: none */
     size_t reply_size_max;       /* bytes an answer may wait for a slow reader before it is cancelled; 0: 1 MiB */
     uint32_t request_size_max;   /* bytes of one request; 0: 16 MiB */
     uint32_t keepalive_time_ms;  /* ping a silent client after this; 0: 20000 */
@@ -28,8 +30,9 @@ struct weft_server_options {
  */
 WEFT_MUST_CHECK enum weft_status weft_server_open(const struct weft_server_options *options, struct weft_server **out);
 
-/* The port that was bound. */
+/* The ports that were bound; 0: no HTTP. */
 uint32_t weft_server_port(const struct weft_server *server);
+uint32_t weft_server_http_port(const struct weft_server *server);
 
 /* Becomes readable when the group has failed: every answer has got its status, health says NOT_SERVING, and all that
  * is left to do is to close. */

@@ -4,10 +4,12 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "weft/log.h"
 
 enum {
@@ -255,15 +257,8 @@ void weft_service_drain(struct weft_service *service)
 
 void weft_service_cancel_all(struct weft_service *service, uint32_t timeout_ms)
 {
-    struct timespec until;
+    const struct timespec until = weft_clock_after(timeout_ms);
 
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += timeout_ms / 1000;
-    until.tv_nsec += (long)(timeout_ms % 1000) * 1000000L;
-    if (until.tv_nsec >= 1000000000L) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000L;
-    }
     pthread_mutex_lock(&service->mutex);
     service->is_cancelling = true;
     for (const struct weft_service_job *job = service->jobs; job != NULL; job = job->next) {
@@ -287,6 +282,17 @@ enum weft_service_state weft_service_state(struct weft_service *service)
     state = service->state;
     pthread_mutex_unlock(&service->mutex);
     return state;
+}
+
+void weft_service_reason(struct weft_service *service, char text_out[WEFT_SERVICE_REASON_SIZE])
+{
+    weft_engine_failure(service->engine, text_out, WEFT_SERVICE_REASON_SIZE);
+    if (text_out[0] == '\0') {
+        bool has_failed = weft_service_state(service) == WEFT_SERVICE_FAILED;
+
+        (void)snprintf(text_out, WEFT_SERVICE_REASON_SIZE, "%s",
+                       has_failed ? "the group has failed" : "the server is shutting down");
+    }
 }
 
 uint32_t weft_service_job_count(struct weft_service *service)

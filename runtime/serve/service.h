@@ -56,6 +56,9 @@ void weft_service_drain(struct weft_service *service);
 void weft_service_cancel_all(struct weft_service *service, uint32_t timeout_ms);
 
 enum weft_service_state weft_service_state(struct weft_service *service);
+/* Why it takes nothing: it shuts down, or "rank 3 on node-b failed: ...". */
+enum { WEFT_SERVICE_REASON_SIZE = 384 };
+void weft_service_reason(struct weft_service *service, char text_out[WEFT_SERVICE_REASON_SIZE]);
 uint32_t weft_service_job_count(struct weft_service *service);
 struct weft_engine *weft_service_engine(struct weft_service *service);
 

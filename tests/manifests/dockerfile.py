@@ -216,7 +216,7 @@ class Builder:
             elif word == "USER":
                 image.user = rest
             elif word == "EXPOSE":
-                image.exposed.append(int(rest))
+                image.exposed += map(int, rest.split())
             elif word in ("COPY", "RUN", "WORKDIR"):
                 if word == "WORKDIR":
                     image.workdir = rest

@@ -30,9 +30,9 @@ def inside(image, *command):
 
 
 def test_image_holds_the_roles_and_little_else(image):
-    """63 MiB when this was written; a library that nothing uses, or a lost one, shows here."""
-    assert 40 < dockerfile.size_of(image.root) / 2**20 < 75
-    assert (image.user, image.command[:2], image.exposed) == ("1000:1000", ["weft", "serve"], [9000])
+    """69 MiB when this was written, 75 with the CUDA module; a library that nothing uses, or a lost one, shows here."""
+    assert 40 < dockerfile.size_of(image.root) / 2**20 < 80
+    assert (image.user, image.command[:2], image.exposed) == ("1000:1000", ["weft", "serve"], [9000, 9001])
     for program in ("weft", "weft-mpirun", "mpirun", "orted", "ssh", "/usr/sbin/sshd", "sleep", "bash"):
         assert inside(image, "sh", "-c", f"command -v {program}").returncode == 0, program
     for program in ("apt-get", "dpkg", "perl", "gcc", "su", "mount"):

@@ -389,6 +389,26 @@ enum weft_status weft_engine_inspect(const struct weft_engine_options *options, 
     return WEFT_OK;
 }
 
+/* A scrape sees what waits and runs; the rest of the figures is the engine's own affair. */
+void weft_engine_stats(const struct weft_engine *engine, struct weft_engine_stats *stats_out)
+{
+    struct weft_engine *own = (struct weft_engine *)engine;
+
+    memset(stats_out, 0, sizeof(*stats_out));
+    pthread_mutex_lock(&own->mutex);
+    stats_out->rank_count = 1;
+    stats_out->running_max = own->sequence_count;
+    stats_out->waiting_max = own->queue_count;
+    stats_out->running_count = own->request_count < own->sequence_count ? own->request_count : own->sequence_count;
+    stats_out->waiting_count = own->request_count - stats_out->running_count;
+    pthread_mutex_unlock(&own->mutex);
+}
+
+double weft_histogram_bound_ms(uint32_t index)
+{
+    return 1 + index;
+}
+
 uint32_t weft_engine_collectives(struct weft_engine *engine, struct weft_collective_stats *stats_out, uint32_t capacity)
 {
     (void)engine;

@@ -59,6 +59,7 @@ class Server:
                                         env={**os.environ, **(environment or {})})
         self.log = []
         self.port = None
+        self.http_port = None
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -69,9 +70,11 @@ class Server:
     def _read(self):
         for line in self.process.stderr:
             self.log.append(line)
-            found = re.search(r"gRPC on .*:(\d+)", line)
-            if found:
-                self.port = int(found.group(1))
+            found = re.search(r"(gRPC|HTTP) on .*:(\d+)", line)
+            if found and found.group(1) == "HTTP":
+                self.http_port = int(found.group(2))
+            elif found:
+                self.port = int(found.group(2))
                 self._ready.set()
         self._ready.set()
 
