@@ -1,5 +1,6 @@
 """What happens to the pods of launch/k8s; run by test_cluster.py inside the namespaces of a node."""
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from cluster import Cluster
 from crd import pod_templates
 from kustomize import render
+from metrics_client import Scrape, get
 from weft_server import ROOT, WEFT, weft_pb2, weft_pb2_grpc
 
 K8S, KSERVE = ROOT / "launch" / "k8s", ROOT / "launch" / "kserve"
@@ -196,6 +198,44 @@ def test_leader_worker_set(cluster, wanted, secret):
     assert stream.finish() == 400
     assert [p.exits for p in pods] == [[0]] * 4
     assert all("grace" not in p.log() for p in cluster.made), cluster.report()
+
+
+def targets_of(cluster, monitor):
+    """(address, port, path) of what Prometheus scrapes because of a PodMonitor."""
+    labels, endpoints = monitor["spec"]["selector"]["matchLabels"], monitor["spec"]["podMetricsEndpoints"]
+    pods = [p for p in cluster.pods.values() if labels.items() <= p.document["metadata"]["labels"].items()]
+    return [(pod.address, port["containerPort"], endpoint["path"]) for pod in pods for endpoint in endpoints
+            for port in pod.container.get("ports", []) if port["name"] == endpoint["port"]]
+
+
+def test_leader_worker_set_is_scaled_by_what_is_there(cluster, wanted, secret):
+    """What the PodMonitor leads to has the autoscaler's metric, which rises when requests wait for a place."""
+    secret()
+    documents = render(K8S / "overlays" / "lws-keda")
+    cluster.apply(documents)
+    check_serves(cluster, wanted)
+    leader = leader_of(cluster)
+    (monitor, scaled) = ([d for d in documents if d["kind"] == kind][0] for kind in ("PodMonitor", "ScaledObject"))
+    (host, port, path), = targets_of(cluster, monitor)
+    assert (host, path) == (leader.address, "/metrics")
+    (name,) = re.findall(r"\bweft_\w+", scaled["spec"]["triggers"][0]["metadata"]["query"])
+
+    def figure(metric=name):
+        return Scrape(port, host=host)[metric]
+    assert figure() == 0 and figure("weft_ranks") == 4
+    request = weft_pb2.GenerateRequest(prompt="Once", max_tokens=900, ignore_eos=True)
+    streams = [stub_of(leader).Generate(request, timeout=HANG_S) for _ in range(30)]
+    until(lambda: figure() > float(scaled["spec"]["triggers"][0]["metadata"]["threshold"]), "more waiting than one group may have")
+    assert figure("weft_requests_running") == figure("weft_requests_running_limit")
+    for stream in streams:
+        stream.cancel()
+    until(lambda: figure() == 0, "nobody waiting")
+    assert get(port, "/health", host=host)[0] == 200
+
+    stream = Stream(leader, 400)
+    threading.Thread(target=cluster.delete, args=("LeaderWorkerSet",)).start()
+    until(lambda: get(port, "/health", host=host)[0] == 503, "no readiness while draining")
+    assert stream.finish() == 400
 
 
 def test_stateful_set(cluster, wanted, secret):

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from crd import CRDS, LAUNCH, ROOT, findings, needs_crd, pod_templates
 from kustomize import read_kustomization, render
+from metrics_client import Scrape
+from weft_server import Server
 
 WEFT = (ROOT / os.environ.get("WEFT_BUILD", "build")).resolve() / "weft"
 FOLDERS = sorted(p.parent for p in LAUNCH.rglob("kustomization.yaml"))
@@ -167,16 +169,26 @@ def test_ports_agree(whole):
     for document in of_kind(whole, "Service"):
         for port in document["spec"].get("ports", []):
             assert ports[("leader", port["targetPort"])] == port["port"]
-            assert port["appProtocol"] == "kubernetes.io/h2c"
+            assert (port["name"], port["appProtocol"]) in (("grpc", "kubernetes.io/h2c"), ("metrics", "http"))
+    for document in of_kind(whole, "PodMonitor"):
+        assert [(e["port"], e["path"]) for e in document["spec"]["podMetricsEndpoints"]] == [("metrics", "/metrics")]
+    for document in of_kind(whole, "ClusterServingRuntime"):
+        assert document["spec"]["annotations"] == {
+            "prometheus.kserve.io/port": str(next(p["containerPort"] for p in document["spec"]["containers"][0]["ports"]
+                                                  if p["name"] == "metrics")), "prometheus.kserve.io/path": "/metrics"}
     for document in of_kind(whole, "NetworkPolicy"):
         named = [p["port"] for rule in document["spec"]["ingress"] for p in rule.get("ports", [])]
-        assert named and all(("leader", name) in ports for name in named)
+        assert set(named) == {name for role, name in ports if role == "leader"}
     for container in containers(whole):
         words = [*container["command"], *container.get("args", [])]
         mine = [p["containerPort"] for p in container.get("ports", [])]
         if "--grpc" in words:
-            host, port = words[words.index("--grpc") + 1].rsplit(":", 1)
-            assert host == "0.0.0.0" and int(port) in mine  # the kubelet probes the pod's address
+            for option, name in (("--grpc", "grpc|h2c"), ("--http", "metrics")):
+                host, port = words[words.index(option) + 1].rsplit(":", 1)
+                assert host == "0.0.0.0"  # the kubelet and Prometheus come to the pod's address
+                assert [p["containerPort"] for p in container["ports"] if re.fullmatch(name, p["name"])] == [int(port)]
+            # KServe and Knative take the first.
+            assert container["ports"][0]["name"] in ("grpc", "h2c")
         if "/usr/sbin/sshd" in words:
             sshd = (LAUNCH / "docker" / "sshd_config").read_text()
             assert mine == [int(re.search(r"^Port (\d+)$", sshd, re.M)[1])]
@@ -193,6 +205,24 @@ def test_probes_name_services_that_the_server_knows(whole):
             probe = container[kind + "Probe"]["grpc"]
             assert probe["service"] == kind and kind in known
             assert probe["port"] in [p["containerPort"] for p in container["ports"]]
+
+
+def metrics_named_in(documents):
+    """Of Weft's metrics, those that autoscalers go by."""
+    queries = [m["pods"]["metric"]["name"] for d in of_kind(documents, "HorizontalPodAutoscaler") for m in d["spec"]["metrics"]]
+    queries += [t["metadata"]["query"] for d in of_kind(documents, "ScaledObject") for t in d["spec"]["triggers"]]
+    return {name for query in queries for name in re.findall(r"\bweft_\w+", query)}
+
+
+def test_autoscalers_go_by_metrics_that_exist():
+    if not WEFT.exists():
+        pytest.skip(f"no {WEFT}: build it first")
+    named = {name_of(f): metrics_named_in(render(f)) for f in GROUPS}
+    assert {folder for folder, names in named.items() if names} == {"k8s/overlays/lws-hpa", "k8s/overlays/lws-keda"}
+    with Server("--http", "127.0.0.1:0") as server:
+        families = Scrape(server.http_port).families
+    for name in set.union(*named.values()):
+        assert families[name].type == "gauge", name
 
 
 def options_of(*command):
