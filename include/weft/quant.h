@@ -13,6 +13,8 @@
  * dot[b] is the exact integer sum of the products of weights and activations of block b, at most 2^19; the product of
  * the scales is rounded to f32. *Chunks* cut the blocks of a leaf as weft_quant_chunk() says: short enough for a GPU to
  * work on many at a time, and depending on the leaf alone. Leaves are then added along the tree, as for every matrix.
+ *
+ * A weight by itself, as an embedding has it, is (float)value * scale, which is exact; a zero has the scale's sign.
  */
 #ifndef WEFT_QUANT_H
 #define WEFT_QUANT_H

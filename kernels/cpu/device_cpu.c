@@ -14,6 +14,7 @@ static void cpu_close(struct weft_device *device)
 
     weft_pool_close(&cpu->pool);
     free(cpu->scratch);
+    free(cpu->quant_x);
     free(cpu);
 }
 
@@ -213,8 +214,12 @@ enum weft_status weft_device_open_cpu(const struct weft_device_options *options,
     (void)weft_cpu_level_detect(&reason);
     cpu = calloc(1, sizeof(*cpu));
     if (cpu == NULL ||
-        posix_memalign((void **)&cpu->scratch, 64, options->thread_count * sizeof(float) * WEFT_CPU_SCRATCH_FLOATS)) {
+        posix_memalign((void **)&cpu->scratch, 64, options->thread_count * sizeof(float) * WEFT_CPU_SCRATCH_FLOATS) ||
+        posix_memalign((void **)&cpu->quant_x, 64, sizeof(*cpu->quant_x) * WEFT_CPU_QUANT_BLOCKS)) {
         weft_log(WEFT_LOG_ERROR, "kernels/cpu", "out of memory for a device of %u threads", options->thread_count);
+        if (cpu != NULL) {
+            free(cpu->scratch);
+        }
         free(cpu);
         return WEFT_ERR_MEMORY;
     }

@@ -10,14 +10,18 @@ enum {
     WEFT_CPU_THREAD_MAX = 1024,
     WEFT_CPU_HEAD_SIZE_MAX = 1024,       /* E; sizes the scratch of attention */
     WEFT_CPU_SCRATCH_FLOATS = 32 * 1024, /* 128 KiB per worker: stays in L2 beside the weights that stream through */
+    /* 5 MiB of quantised activations: 512 tokens of 8192 columns before weights are read once more, and no row of a
+     * matrix has 4 million columns. */
+    WEFT_CPU_QUANT_BLOCKS = 128 * 1024,
 };
 
 struct weft_cpu_device {
     struct weft_device base;
     struct weft_cpu_kernels kernels;
     uint32_t thread_count;
-    struct weft_pool *pool; /* owned */
-    float *scratch;         /* [thread_count][WEFT_CPU_SCRATCH_FLOATS], owned */
+    struct weft_pool *pool;           /* owned */
+    float *scratch;                   /* [thread_count][WEFT_CPU_SCRATCH_FLOATS], owned */
+    struct weft_cpu_quant_x *quant_x; /* [WEFT_CPU_QUANT_BLOCKS] of the multiplication in progress, owned */
 };
 
 static inline struct weft_cpu_device *weft_cpu_device(struct weft_device *device)
@@ -53,6 +57,8 @@ enum weft_status weft_cpu_matrix_write_rows(struct weft_device *device, struct w
                                             uint32_t row_count, const void *rows, size_t row_stride);
 void weft_cpu_embed(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows, uint32_t count,
                     float *out);
+
+/* matmul.c */
 void weft_cpu_matmul(struct weft_device *device, const struct weft_matrix *matrix, const float *x, uint32_t token_count,
                      const float *bias, float *out);
 

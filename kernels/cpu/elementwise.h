@@ -12,6 +12,7 @@
 
 #include "cpu/kernels.h"
 #include "weft/numeric.h"
+#include "weft/quant.h"
 
 static float sum_lanes(float *lanes)
 {
@@ -182,6 +183,82 @@ static float exp_sum(const float *x, size_t count, float largest, float factor)
     return sum_lanes(lanes);
 }
 
+/* Largest magnitude of a block, infinity or NaN when any element is one: as integers, magnitudes order like that. */
+static inline float largest_magnitude(const float *x)
+{
+    uint32_t most = 0;
+
+    for (uint32_t i = 0; i < WEFT_QUANT_BLOCK; i++) {
+        uint32_t magnitude = weft_f32_bits(x[i]) & 0x7fffffffU;
+
+        most = magnitude > most ? magnitude : most;
+    }
+    return weft_f32_from_bits(most);
+}
+
+static inline void quantise_x_block(const float *x, int32_t offset, struct weft_cpu_quant_x *block)
+{
+    float most = largest_magnitude(x);
+    float factor = weft_quant_x_factor(most);
+    int32_t sum = 0;
+
+    for (uint32_t i = 0; i < WEFT_QUANT_BLOCK; i++) {
+        /* Selected by bits: a product with what is not finite has no integer. */
+        float product = weft_quant_is_finite(x[i]) ? x[i] * factor : 0.0f;
+        int32_t value = weft_quant_round(product);
+
+        block->values[i] = (int8_t)value;
+        sum += value;
+    }
+    block->scale = weft_quant_x_scale(most);
+    block->start = -offset * sum;
+}
+
+static void quantise_x(const float *x, uint32_t count, int32_t offset, struct weft_cpu_quant_x *blocks)
+{
+    uint32_t whole = count / WEFT_QUANT_BLOCK;
+    uint32_t rest = count % WEFT_QUANT_BLOCK;
+
+    for (uint32_t b = 0; b < whole; b++) {
+        quantise_x_block(x + (size_t)b * WEFT_QUANT_BLOCK, offset, &blocks[b]);
+    }
+    if (rest > 0) {
+        float last[WEFT_QUANT_BLOCK] = {0};
+
+        memcpy(last, x + (size_t)whole * WEFT_QUANT_BLOCK, rest * sizeof(*x));
+        quantise_x_block(last, offset, &blocks[whole]);
+    }
+}
+
+static inline void quantise_w(const float *x, float most, float divisor, float low, float high, int8_t *values,
+                              uint16_t *scale_out)
+{
+    uint16_t scale = weft_quant_w_scale(most, divisor);
+
+    for (uint32_t i = 0; i < WEFT_QUANT_BLOCK; i++) {
+        values[i] = (int8_t)weft_quant_w_value(x[i], scale, low, high);
+    }
+    *scale_out = scale;
+}
+
+static void quantise_q8_0(const float *x, int8_t *values, uint16_t *scale_out)
+{
+    quantise_w(x, largest_magnitude(x), 127.0f, -127.0f, 127.0f, values, scale_out);
+}
+
+static void quantise_q4_0(const float *x, int8_t *values, uint16_t *scale_out)
+{
+    uint32_t magnitude = weft_f32_bits(largest_magnitude(x));
+    uint32_t most = magnitude;
+
+    for (uint32_t i = WEFT_QUANT_BLOCK; i-- > 0;) { /* the first of equal ones is looked at last */
+        uint32_t bits = weft_f32_bits(x[i]);
+
+        most = (bits & 0x7fffffffU) == magnitude ? bits : most;
+    }
+    quantise_w(x, weft_f32_from_bits(most), -8.0f, -8.0f, 7.0f, values, scale_out);
+}
+
 static inline void fill_elementwise(struct weft_cpu_kernels *kernels)
 {
     kernels->rms_norm = rms_norm;
@@ -194,6 +271,9 @@ static inline void fill_elementwise(struct weft_cpu_kernels *kernels)
     kernels->divide = divide;
     kernels->max = max;
     kernels->exp_sum = exp_sum;
+    kernels->quantise_x = quantise_x;
+    kernels->quantise_q8_0 = quantise_q8_0;
+    kernels->quantise_q4_0 = quantise_q4_0;
 }
 
 #endif

@@ -8,6 +8,13 @@
  *   f16, bf16     [column][16] uint16_t
  *   bf16 pairs    [column / 2][16] uint32_t: even column in the low half, odd column in the high half
  * An odd last column of a pair panel has an unspecified high half that is never used.
+ *
+ * A quantised panel (weft/quant.h) is chunk after chunk, leaf after leaf. A chunk of n blocks is the scales of all its
+ * blocks, then their values, unsigned by an offset, in *quads* of four columns, so that a vector has 16 rows of a quad:
+ *   scales        [n][16] f16, padded with zeros to a multiple of 64 bytes
+ *   q8_0 values   [n][8 quads][16][4] uint8_t: value + 128
+ *   q4_0 values   [n][4 pairs of quads][16][4] uint8_t: value + 8 of the even quad in the low nibble, of the odd quad
+ *                 in the high nibble
  */
 #ifndef WEFT_CPU_KERNELS_H
 #define WEFT_CPU_KERNELS_H
@@ -16,6 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "weft/quant.h"
 #include "weft/status.h"
 #include "weft/tree.h"
 
@@ -47,6 +55,27 @@ struct weft_cpu_dot {
 };
 typedef void weft_cpu_dot_fn(const struct weft_cpu_dot *args);
 
+/* Activations of one block. */
+struct weft_cpu_quant_x {
+    int8_t values[WEFT_QUANT_BLOCK];
+    float scale;
+    int32_t start; /* -offset * sum of values: an integer sum over values + offset that begins here is exact */
+};
+
+/* out[v][16 p + i] <- the sum of one leaf as weft/quant.h says. */
+struct weft_cpu_dot_quant {
+    const void *const *panels;               /* [panel_count], each 64-byte aligned, at the first chunk of the leaf */
+    uint32_t panel_count;                    /* 1 .. WEFT_DOT_PANELS_MAX */
+    uint32_t vector_count;                   /* 1 .. WEFT_DOT_VECTORS_MAX */
+    const struct weft_cpu_quant_x *const *x; /* [vector_count][block_count] */
+    uint32_t block_count;                    /* may be 0 */
+    float *out;                              /* [vector_count], rows of 16 * panel_count */
+    size_t out_stride;                       /* elements from one vector to the next */
+    const void *const *ahead;                /* as in struct weft_cpu_dot */
+    uint32_t ahead_count;
+};
+typedef void weft_cpu_dot_quant_fn(const struct weft_cpu_dot_quant *args);
+
 /*
  * Horizontal sums and maxima use 16 lanes: lane i takes elements i, i + 16, ... in ascending order; then lane i <- lane
  * i op lane (i + 8), then + 4, + 2, + 1.
@@ -56,6 +85,16 @@ struct weft_cpu_kernels {
     weft_cpu_dot_fn *dot_f16;
     weft_cpu_dot_fn *dot_bf16;
     weft_cpu_dot_fn *dot_bf16_pairs;
+    weft_cpu_dot_quant_fn *dot_q8_0;
+    weft_cpu_dot_quant_fn *dot_q4_0;
+
+    /* blocks[ceil(count / 32)] <- x[count], a short last block filled up with zeros. offset: 128 for q8_0, 8 for q4_0.
+     */
+    void (*quantise_x)(const float *x, uint32_t count, int32_t offset, struct weft_cpu_quant_x *blocks);
+
+    /* values[32], *scale_out <- the weights x[32] of one block (zeros where a block is short). */
+    void (*quantise_q8_0)(const float *x, int8_t *values, uint16_t *scale_out);
+    void (*quantise_q4_0)(const float *x, int8_t *values, uint16_t *scale_out);
 
     /* out[i] <- x[i] * (1 / sqrt(sum of squares / width + eps)) * weight[i]; out may be x. */
     void (*rms_norm)(const float *x, const float *weight, uint32_t width, float eps, float *out);
@@ -100,6 +139,11 @@ struct weft_cpu_kernels {
     X(dot_f16)                                                                                                         \
     X(dot_bf16)                                                                                                        \
     X(dot_bf16_pairs)                                                                                                  \
+    X(dot_q8_0)                                                                                                        \
+    X(dot_q4_0)                                                                                                        \
+    X(quantise_x)                                                                                                      \
+    X(quantise_q8_0)                                                                                                   \
+    X(quantise_q4_0)                                                                                                   \
     X(rms_norm)                                                                                                        \
     X(add)                                                                                                             \
     X(add_norm)                                                                                                        \

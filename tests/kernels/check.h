@@ -27,6 +27,7 @@ struct check {
     uint64_t random;                        /* state */
     uint64_t compared_count;                /* floats compared: a part that compares nothing has failed */
     uint32_t failure_count;
+    bool is_skipped; /* a part may set it: what it checks is not there on this device */
 };
 
 /* ---- values ---- */
@@ -84,12 +85,14 @@ WEFT_CPU_KERNEL_LIST(CHECK_DECLARE)
 #undef CHECK_DECLARE
 
 /* check_numeric.c: weft/numeric.h. check_pool.c: the thread pool. check_device.c, check_matmul.c,
- * check_attention.c, check_candidates.c, check_ordered.c: the device table. */
+ * check_quant_matmul.c, check_attention.c, check_candidates.c, check_ordered.c: the device table. */
 void check_numeric(struct check *check);
 void check_pool(struct check *check);
 void check_device_options(struct check *check);
 void check_device_memory(struct check *check);
 void check_device_matmul(struct check *check);
+/* Quantised weights. */
+void check_device_matmul_quant(struct check *check);
 /* 16-bit weights on tensor cores: near the exact product, and the same bits whatever a token is computed with. */
 void check_device_matmul_exact(struct check *check);
 void check_device_rows(struct check *check);

@@ -3,88 +3,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "check.h"
+#include "model_matrix.h"
 #include "weft/numeric.h"
-
-/* A matrix with what it was made of. */
-struct model_matrix {
-    enum weft_dtype dtype;
-    uint32_t row_count;
-    uint32_t col_count;
-    uint32_t leaf_count; /* 0: column-parallel */
-    uint32_t add_count;
-    struct weft_range leaves[WEFT_LEAF_COUNT_MAX];
-    struct weft_tree_add adds[WEFT_LEAF_COUNT_MAX];
-    unsigned char *rows; /* as in a file, owned */
-    float *values;       /* [row_count][col_count] what they mean, owned */
-};
-
-/* Random even cuts (some leaves empty), and random merges of neighbours down to a random number of nodes. */
-static void make_leaves(struct check *check, struct model_matrix *matrix, uint32_t leaf_count)
-{
-    uint8_t alive[WEFT_LEAF_COUNT_MAX];
-    uint32_t alive_count = leaf_count;
-    uint32_t node_count = 1 + check_below(check, leaf_count);
-    uint32_t begin = 0;
-
-    matrix->leaf_count = leaf_count;
-    for (uint32_t i = 0; i < leaf_count; i++) {
-        uint32_t pairs = (matrix->col_count - begin) / 2;
-        uint32_t size = 2 * check_below(check, 2 * (pairs / (leaf_count - i)) + 2); /* about an equal share */
-        uint32_t end = i + 1 == leaf_count || begin + size > matrix->col_count ? matrix->col_count : begin + size;
-
-        if (i + 1 < leaf_count && end % 2 != 0) {
-            end--;
-        }
-        matrix->leaves[i] = (struct weft_range){begin, end};
-        alive[i] = (uint8_t)i;
-        begin = end;
-    }
-    while (alive_count > node_count) {
-        uint32_t i = check_below(check, alive_count - 1);
-
-        matrix->adds[matrix->add_count++] = (struct weft_tree_add){alive[i], alive[i + 1]};
-        memmove(&alive[i + 1], &alive[i + 2], alive_count - i - 2);
-        alive_count--;
-    }
-}
-
-static void model_matrix_init(struct check *check, struct model_matrix *matrix)
-{
-    size_t count = (size_t)matrix->row_count * matrix->col_count;
-
-    matrix->rows = malloc(count * weft_dtype_size(matrix->dtype) + 1);
-    matrix->values = malloc(count * sizeof(float) + 1);
-    for (size_t i = 0; i < count; i++) {
-        float value = check_value(check, CHECK_PLAIN);
-
-        if (matrix->dtype == WEFT_F32) {
-            ((float *)matrix->rows)[i] = value;
-        } else if (matrix->dtype == WEFT_F16) {
-            ((uint16_t *)matrix->rows)[i] = weft_f32_to_f16(value);
-            value = weft_f16_to_f32(weft_f32_to_f16(value));
-        } else {
-            ((uint16_t *)matrix->rows)[i] = weft_f32_to_bf16(value);
-            value = weft_bf16_to_f32(weft_f32_to_bf16(value));
-        }
-        matrix->values[i] = value;
-    }
-}
-
-static void model_matrix_fini(struct model_matrix *matrix)
-{
-    free(matrix->rows);
-    free(matrix->values);
-}
 
 /* The contract, word for word: one ascending chain per leaf, then the additions; the nodes that remain, in order. */
 static uint32_t model_product(const struct model_matrix *matrix, uint32_t row, const float *x, float *nodes)
 {
     struct weft_range all = {0, matrix->col_count};
     uint32_t slots = matrix->leaf_count == 0 ? 1 : matrix->leaf_count;
-    bool is_gone[WEFT_LEAF_COUNT_MAX] = {false};
     float sums[WEFT_LEAF_COUNT_MAX];
-    uint32_t node_count = 0;
 
     for (uint32_t i = 0; i < slots; i++) {
         struct weft_range leaf = matrix->leaf_count == 0 ? all : matrix->leaves[i];
@@ -94,67 +21,14 @@ static uint32_t model_product(const struct model_matrix *matrix, uint32_t row, c
             sums[i] = __builtin_fmaf(matrix->values[(size_t)row * matrix->col_count + k], x[k], sums[i]);
         }
     }
-    for (uint32_t i = 0; i < matrix->add_count; i++) {
-        sums[matrix->adds[i].left] += sums[matrix->adds[i].right];
-        is_gone[matrix->adds[i].right] = true;
-    }
-    for (uint32_t i = 0; i < slots; i++) {
-        if (!is_gone[i]) {
-            nodes[node_count++] = sums[i];
-        }
-    }
-    return node_count;
-}
-
-static struct weft_matrix *open_matrix(struct check *check, struct weft_device *device,
-                                       const struct model_matrix *model)
-{
-    struct weft_matrix_desc desc = {.dtype = model->dtype,
-                                    .row_count = model->row_count,
-                                    .col_count = model->col_count,
-                                    .leaves = model->leaf_count > 0 ? model->leaves : NULL,
-                                    .leaf_count = model->leaf_count,
-                                    .adds = model->adds,
-                                    .add_count = model->add_count};
-    size_t stride = model->col_count * weft_dtype_size(model->dtype);
-    uint32_t cut = check_below(check, model->row_count + 1);
-    struct weft_matrix *matrix;
-
-    if (weft_matrix_size(device, &desc) < model->row_count * stride ||
-        weft_matrix_open(device, &desc, &matrix) != WEFT_OK ||
-        weft_matrix_write_rows(device, matrix, cut, model->row_count - cut, model->rows + cut * stride, stride) !=
-            WEFT_OK ||
-        weft_matrix_write_rows(device, matrix, 0, cut, model->rows, stride) != WEFT_OK) {
-        abort();
-    }
-    return matrix;
-}
-
-static uint32_t node_count_of(const struct model_matrix *model)
-{
-    return model->leaf_count == 0 ? 1 : model->leaf_count - model->add_count;
-}
-
-static void multiply(struct check *check, struct weft_device *device, const struct weft_matrix *matrix,
-                     const struct model_matrix *model, uint32_t token_count, float *x, float *bias, float *out)
-{
-    size_t x_size = (size_t)token_count * model->col_count * sizeof(*x);
-    size_t out_size = (size_t)node_count_of(model) * token_count * model->row_count * sizeof(*out);
-    float *lent_x = check_lend(device, x, x_size);
-    float *lent_bias = check_lend(device, bias, model->row_count * sizeof(*bias));
-    float *lent_out = check_lend(device, out, out_size);
-
-    weft_device_matmul(device, matrix, lent_x, token_count, lent_bias, lent_out);
-    check_return(check, device, lent_out, out, out_size);
-    check_return(check, device, lent_bias, bias, model->row_count * sizeof(*bias));
-    check_return(check, device, lent_x, x, x_size);
+    return model_matrix_combine(matrix, sums, nodes);
 }
 
 static void matmul_case(struct check *check, struct weft_device *device, const struct model_matrix *model,
                         uint32_t token_count, bool has_bias)
 {
-    struct weft_matrix *matrix = open_matrix(check, device, model);
-    uint32_t node_count = node_count_of(model);
+    struct weft_matrix *matrix = model_matrix_open(check, device, model);
+    uint32_t node_count = model_matrix_nodes(model);
     size_t out_count = (size_t)node_count * token_count * model->row_count;
     struct check_buffer x = check_floats((size_t)token_count * model->col_count, check_below(check, 16));
     struct check_buffer bias = check_floats(model->row_count, 0);
@@ -173,7 +47,7 @@ static void matmul_case(struct check *check, struct weft_device *device, const s
                 has_bias ? nodes[j] + ((float *)bias.data)[i % model->row_count] : nodes[j];
         }
     }
-    multiply(check, device, matrix, model, token_count, x.data, has_bias ? bias.data : NULL, found.data);
+    model_matrix_multiply(check, device, matrix, model, token_count, x.data, has_bias ? bias.data : NULL, found.data);
     check_same(check, found.data, expected.data, out_count,
                "matmul %s [%u, %u], %u leaves, %u nodes, %u tokens, bias %d, %s", weft_dtype_name(model->dtype),
                model->row_count, model->col_count, model->leaf_count, node_count, token_count, has_bias,
@@ -209,7 +83,7 @@ void check_device_matmul(struct check *check)
                                          .col_count = 1 + check_below(check, 140)};
 
             if (leaf_counts[i / 3] > 0) {
-                make_leaves(check, &model, leaf_counts[i / 3]);
+                model_matrix_cut(check, &model, leaf_counts[i / 3]);
             }
             model_matrix_init(check, &model);
             matmul_case(check, device, &model, token_counts[check_below(check, 7)], false);
@@ -243,7 +117,7 @@ static double tiny_of(enum weft_dtype dtype)
 static void check_bound(struct check *check, const struct model_matrix *model, uint32_t token_count, const float *x,
                         const float *found)
 {
-    uint32_t node_count = node_count_of(model);
+    uint32_t node_count = model_matrix_nodes(model);
 
     for (uint32_t i = 0; i < token_count * model->row_count; i++) {
         const float *w = model->values + (size_t)(i % model->row_count) * model->col_count;
@@ -269,23 +143,6 @@ static void check_bound(struct check *check, const struct model_matrix *model, u
     }
 }
 
-/* Part of a matrix: some rows, the columns of some leaves. */
-static void model_matrix_part(const struct model_matrix *whole, struct weft_range rows, struct weft_range columns,
-                              struct model_matrix *part)
-{
-    size_t size = weft_dtype_size(whole->dtype);
-    uint32_t width = weft_range_count(columns);
-
-    *part = (struct model_matrix){
-        .dtype = whole->dtype, .row_count = weft_range_count(rows), .col_count = width, .leaf_count = 0};
-    part->rows = malloc((size_t)part->row_count * width * size + 1);
-    part->values = NULL;
-    for (uint32_t row = 0; row < part->row_count; row++) {
-        memcpy(part->rows + (size_t)row * width * size,
-               whole->rows + ((size_t)(rows.begin + row) * whole->col_count + columns.begin) * size, width * size);
-    }
-}
-
 /* Some rows of one leaf, as a matrix of another rank would have them, give the bits they had in the whole. */
 static void check_part(struct check *check, struct weft_device *device, const struct model_matrix *whole,
                        uint32_t token_count, const float *x, const float *found)
@@ -303,13 +160,13 @@ static void check_part(struct check *check, struct weft_device *device, const st
         return;
     }
     model_matrix_part(whole, rows, columns, &part);
-    matrix = open_matrix(check, device, &part);
+    matrix = model_matrix_open(check, device, &part);
     part_x = malloc((size_t)token_count * width * sizeof(*part_x));
     out = malloc((size_t)token_count * part.row_count * sizeof(*out));
     for (uint32_t t = 0; t < token_count; t++) {
         memcpy(part_x + (size_t)t * width, x + (size_t)t * whole->col_count + columns.begin, width * sizeof(*x));
     }
-    multiply(check, device, matrix, &part, token_count, part_x, NULL, out);
+    model_matrix_multiply(check, device, matrix, &part, token_count, part_x, NULL, out);
     for (uint32_t t = 0; t < token_count; t++) {
         check_same(check, out + (size_t)t * part.row_count,
                    found + ((size_t)leaf * token_count + t) * whole->row_count + rows.begin, part.row_count,
@@ -327,7 +184,7 @@ static void check_batches(struct check *check, struct weft_device *device, const
                           const struct model_matrix *model, uint32_t token_count, float *x, const float *found)
 {
     static const uint32_t sizes[] = {1, 2, 8, 9, 16, 17, 64, 65, 100};
-    uint32_t node_count = node_count_of(model);
+    uint32_t node_count = model_matrix_nodes(model);
     uint32_t token = check_below(check, token_count);
 
     for (uint32_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++) {
@@ -339,7 +196,7 @@ static void check_batches(struct check *check, struct weft_device *device, const
         check_fill(check, CHECK_EDGE, batch, (size_t)size * model->col_count); /* neighbours may hold NaN */
         memcpy(batch + (size_t)place * model->col_count, x + (size_t)token * model->col_count,
                model->col_count * sizeof(*x));
-        multiply(check, device, matrix, model, size, batch, NULL, out);
+        model_matrix_multiply(check, device, matrix, model, size, batch, NULL, out);
         for (uint32_t j = 0; j < node_count; j++) {
             check_same(check, out + ((size_t)j * size + place) * model->row_count,
                        found + ((size_t)j * token_count + token) * model->row_count, model->row_count,
@@ -369,14 +226,14 @@ void check_device_matmul_exact(struct check *check)
         float *out;
 
         if (i % 3 > 0) {
-            make_leaves(check, &model, 1 + check_below(check, 8));
+            model_matrix_cut(check, &model, 1 + check_below(check, 8));
             model.add_count = i % 3 == 1 ? 0 : model.add_count; /* every leaf a node of its own */
         }
         model_matrix_init(check, &model);
-        matrix = open_matrix(check, device, &model);
-        out = malloc((size_t)node_count_of(&model) * token_count * model.row_count * sizeof(*out));
+        matrix = model_matrix_open(check, device, &model);
+        out = malloc((size_t)model_matrix_nodes(&model) * token_count * model.row_count * sizeof(*out));
         check_fill(check, CHECK_PLAIN, x, (size_t)token_count * model.col_count);
-        multiply(check, device, matrix, &model, token_count, x, NULL, out);
+        model_matrix_multiply(check, device, matrix, &model, token_count, x, NULL, out);
         check_bound(check, &model, token_count, x, out);
         check_batches(check, device, matrix, &model, token_count, x, out);
         if (i % 3 == 1) {

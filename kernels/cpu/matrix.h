@@ -1,0 +1,48 @@
+/* A packed weight matrix, shared by matrix.c (packing), matrix_quant.c (of quantised ones) and matmul.c. */
+#ifndef WEFT_CPU_MATRIX_H
+#define WEFT_CPU_MATRIX_H
+
+#include "cpu/device_cpu.h"
+
+struct weft_matrix {
+    enum weft_dtype dtype;
+    enum weft_dtype source; /* of rows written to a quantised matrix */
+    uint32_t row_count;
+    uint32_t col_count;
+    uint32_t leaf_count; /* 1 for a column-parallel matrix */
+    uint32_t add_count;
+    uint32_t node_count;
+    struct weft_range leaves[WEFT_LEAF_COUNT_MAX];
+    struct weft_tree_add adds[WEFT_LEAF_COUNT_MAX];
+    uint8_t node_slots[WEFT_LEAF_COUNT_MAX];   /* [node_count] leaf slot in which each node ends up */
+    size_t leaf_offsets[WEFT_LEAF_COUNT_MAX];  /* [leaf_count] bytes from the start of a panel; even columns in bf16 */
+    uint32_t leaf_blocks[WEFT_LEAF_COUNT_MAX]; /* [leaf_count] first block of each leaf, when quantised */
+    uint32_t block_count;                      /* of all leaves, when quantised */
+    size_t panel_size;                         /* bytes */
+    unsigned char *panels;                     /* [panel_count][panel_size], owned */
+};
+
+static inline uint32_t weft_cpu_panel_count(uint32_t row_count)
+{
+    return weft_ceil_div(row_count, WEFT_LANES);
+}
+
+/*
+ * Quantises rows[0 .. lane_count) of the matrix's source type (may be unaligned) into rows first_lane, first_lane + 1,
+ * ... of the panel.
+ */
+void weft_cpu_quant_pack(const struct weft_matrix *matrix, const struct weft_cpu_kernels *kernels,
+                         const unsigned char *const *rows, uint32_t first_lane, uint32_t lane_count,
+                         unsigned char *panel);
+
+/* out[col_count] <- row `lane` of the panel. */
+void weft_cpu_quant_unpack(const struct weft_matrix *matrix, const unsigned char *panel, uint32_t lane, float *out);
+
+/* Tokens whose activations the device's scratch holds at a time; at least 1. */
+uint32_t weft_cpu_quant_tokens_max(const struct weft_matrix *matrix);
+
+/* The device's quant_x [token_count][block_count] <- x [token_count][col_count], leaf by leaf, by all threads. */
+void weft_cpu_quant_activations(struct weft_cpu_device *device, const struct weft_matrix *matrix, const float *x,
+                                uint32_t token_count);
+
+#endif
