@@ -1,6 +1,6 @@
 /*
  * The device table: memory and whole operations on tensors, for one rank. forward.c calls only this. Backends: cpu
- * (kernels/cpu).
+ * (kernels/cpu) and cuda (kernels/cuda).
  *
  * Shape legend (one for the project): B sequences, T tokens in this step, D width, H query heads, G KV heads, E head
  * width, F FFN width, N vocabulary, L layers. H, G, F, N are this rank's share here. Row-major, slowest first: [T, H,
@@ -53,7 +53,7 @@ struct weft_device_options {
     enum weft_wait_policy wait; /* between the device's own threads, and for the GPU */
     uint32_t gpu_index;         /* for "cuda" and "auto" */
     /* GPU only, how 16-bit weights are multiplied: NULL or "exact": tensor cores, one order for every batch size;
-     * "reference": the CPU's order and bits; "fast": whatever is fastest. */
+     * "reference": the CPU's order and bits; "fast": may give up exactness for speed, but is "exact" so far. */
     const char *numerics;
     const char *module;  /* file of the CUDA module; NULL: weft_cuda.so beside this program or library */
     uint32_t timeout_ms; /* for everything that waits for the GPU; 0: 30000 */

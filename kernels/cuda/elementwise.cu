@@ -163,13 +163,14 @@ void weft_cuda_add_norm(struct weft_device *device, const struct weft_add_norm_a
 
 /* ---- activation ---- */
 
-/* `width` in units of V. */
+/* `width` in units of V. Starts early, as norm() does. */
 template <typename V>
 static __global__ void __launch_bounds__(BLOCK) silu_mul(const V *gate_up, size_t count, uint32_t width, V *out)
 {
     const size_t i = blockIdx.x * static_cast<size_t>(BLOCK) + threadIdx.x;
 
     weft_ptx_let_next_start();
+    weft_ptx_wait_for_previous();
     if (i >= count) {
         return;
     }
@@ -193,13 +194,13 @@ void weft_cuda_silu_mul(struct weft_device *base, const float *gate_up, uint32_t
         return;
     }
     if (is_by_four(gate_up, out, NULL, width)) {
-        WEFT_CUDA_LAUNCH(silu_mul<four>, grid_for(count, 4), dim3(BLOCK), 0, device->stream,
-                         reinterpret_cast<const struct four *>(gate_up), count / 4, width / 4,
-                         reinterpret_cast<struct four *>(out));
+        WEFT_CUDA_LAUNCH_EARLY(device->can_start_early, silu_mul<four>, grid_for(count, 4), dim3(BLOCK), 0,
+                               device->stream, reinterpret_cast<const struct four *>(gate_up), count / 4, width / 4,
+                               reinterpret_cast<struct four *>(out));
     } else {
-        WEFT_CUDA_LAUNCH(silu_mul<one>, grid_for(count, 1), dim3(BLOCK), 0, device->stream,
-                         reinterpret_cast<const struct one *>(gate_up), count, width,
-                         reinterpret_cast<struct one *>(out));
+        WEFT_CUDA_LAUNCH_EARLY(device->can_start_early, silu_mul<one>, grid_for(count, 1), dim3(BLOCK), 0,
+                               device->stream, reinterpret_cast<const struct one *>(gate_up), count, width,
+                               reinterpret_cast<struct one *>(out));
     }
     (void)weft_cuda_launched(device, "silu_mul");
 }

@@ -4,7 +4,9 @@
  * A block has one or two row tiles and all their chunks, dealt to its warps. Weights go straight to registers, several
  * loads in flight per lane; activations are read as f32 and rounded on the way. Chunk sums meet in shared memory, where
  * the program runs: one launch per product, nothing in scratch. Weights are read before the kernel that makes the
- * activations has ended. Its predecessors in decode say early that it may start.
+ * activations has ended. Its predecessors in decode say early that it may start, and so does each block once its
+ * weights have been read: a small kernel that follows is there when the last block ends, and the product after that one
+ * begins with its weights.
  */
 #include "cuda/matrix_tensor.h"
 
@@ -133,6 +135,7 @@ static __global__ void __launch_bounds__(FEW_WARPS *WEFT_CUDA_WARP) multiply_few
         few_chunk<IS_BF16, ROW_TILES>(&source, chunk.tile_count, sums);
         few_store<ROW_TILES>(partial, i, lane, sums);
     }
+    weft_ptx_let_next_start(); /* the first warp here has read its weights, the others nearly */
     __syncthreads();
     product.leaves = leaves;
     for (uint32_t i = threadIdx.x; i < product.token_count * few_rows(ROW_TILES); i += blockDim.x) {
