@@ -58,7 +58,7 @@ static bool measure(struct weft_engine *engine, uint32_t round_count, struct res
 static void head_print(const struct weft_engine_info *info, const struct weft_settings *settings)
 {
     printf("%s: %s, %.1f million parameters, %s\n", info->model, info->architecture,
-           (double)info->parameter_count / 1e6, info->weight_dtype);
+           (double)info->parameter_count / 1e6, info->weight_text);
     printf("%s, ranks x threads %u x %u over %s, KV cache %s, loaded in %.1f s; medians of %u rounds\n\n", info->device,
            info->rank_count, info->thread_count, info->comm, info->kv_dtype, info->load_ms / 1000, settings->rounds);
     printf("%6s %14s %16s %8s %12s %16s %8s %12s\n", "batch", "prompt tokens", "prefill tok/s", "spread", "made tokens",
@@ -93,10 +93,10 @@ static bool results_print_json(const struct weft_engine_info *info, uint32_t rou
                             "prefill_tokens_per_s", result->median.prefill, "prefill_spread", result->spread.prefill,
                             "decode_tokens_per_s", result->median.decode, "decode_spread", result->spread.decode));
     }
-    object = json_pack("{s:s, s:s, s:s, s:i, s:i, s:s, s:s, s:f, s:i, s:o}", "model", info->model, "architecture",
+    object = json_pack("{s:s, s:s, s:s, s:i, s:i, s:s, s:s, s:s, s:f, s:i, s:o}", "model", info->model, "architecture",
                        info->architecture, "device", info->device, "ranks", (int)info->rank_count, "threads",
-                       (int)info->thread_count, "comm", info->comm, "kv_dtype", info->kv_dtype, "load_s",
-                       info->load_ms / 1000, "rounds", (int)round_count, "results", list);
+                       (int)info->thread_count, "comm", info->comm, "weight_dtype", info->weight_dtype, "kv_dtype",
+                       info->kv_dtype, "load_s", info->load_ms / 1000, "rounds", (int)round_count, "results", list);
     line = object != NULL ? json_dumps(object, JSON_REAL_PRECISION(6)) : NULL;
     is_done = line != NULL && puts(line) >= 0 && fflush(stdout) == 0;
     free(line);

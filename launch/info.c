@@ -29,7 +29,7 @@ static void summary_print(const char *folder, const struct weft_model_summary *m
 
     printf("model         %s\n", folder);
     printf("architecture  %s\n", model->architecture);
-    printf("parameters    %s, %s\n", count_text(model->parameter_count, text[0]), model->weight_dtype);
+    printf("parameters    %s, %s\n", count_text(model->parameter_count, text[0]), model->weight_text);
     printf("layers        %u, width %u, FFN %u\n", model->layer_count, model->width, model->ffn_width);
     printf("heads         %u of %u, %u KV heads\n", model->head_count, model->head_size, model->kv_head_count);
     printf("vocabulary    %u tokens\n", model->vocab_size);

@@ -26,6 +26,7 @@ struct weft_settings {
     uint32_t context;
     uint64_t memory;
     const char *kv_dtype;
+    const char *quantize;
     uint32_t kv_tokens;
     uint32_t sequences;
     uint32_t queue;

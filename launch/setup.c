@@ -258,6 +258,7 @@ static void options_fill(struct weft_engine_options *options, const struct weft_
     options->comm = settings->comm;
     options->interface = settings->interface;
     options->kv_dtype = settings->kv_dtype;
+    options->quantize = settings->quantize;
     options->memory_limit = settings->memory;
     options->context_length = settings->context;
     options->sequence_count_max = settings->sequences;

@@ -67,6 +67,8 @@ struct weft_engine_options {
     const char *comm;            /* NULL: auto; "self", "shm", "tcp", "ucx", "mpi", "nccl" */
     const char *interface;       /* networks between hosts, by preference: names or CIDRs, "eth0,10.0.0.0/8" */
     const char *kv_dtype;        /* NULL: "f32"; "bf16" halves the cache (and changes the bits) */
+    const char *quantize;        /* NULL or "none": weights as they are stored; "q8_0", "q4_0": quantised while they are
+                                    loaded, 8.5 or 4.5 bits each (and other numbers) */
     uint64_t memory_limit;       /* bytes per rank for weights + KV + activations; 0: 90 % of what is available there */
     uint32_t context_length;     /* positions per request; 0: the model's */
     uint32_t sequence_count_max; /* requests running at once; 0: 16 */
@@ -90,7 +92,8 @@ WEFT_API void weft_engine_options_init(struct weft_engine_options *options);
 /* What a model folder is and what each rank would hold, without starting ranks or reading weights. */
 struct weft_model_summary {
     char architecture[48];
-    char weight_dtype[8];
+    char weight_dtype[8]; /* of the layers' matrices in memory */
+    char weight_text[96]; /* "q4_0 (embedding and head q8_0), quantised while loading, from bf16" */
     uint64_t parameter_count;
     uint32_t layer_count;
     uint32_t width;
@@ -114,8 +117,8 @@ struct weft_rank_summary {
     uint64_t kv_token_size;   /* bytes per cached position */
 };
 /*
- * Uses model, rank_count (0: 1), shares, leaf_count, kv_dtype and the limits of `options`; fills rank_out[capacity]
- * with at most rank_count entries. The same refusals as weft_engine_open().
+ * Uses model, rank_count (0: 1), shares, leaf_count, kv_dtype, quantize and the limits of `options`; fills
+ * rank_out[capacity] with at most rank_count entries. The same refusals as weft_engine_open().
  */
 WEFT_MUST_CHECK WEFT_API enum weft_status weft_engine_inspect(const struct weft_engine_options *options,
                                                               struct weft_model_summary *summary_out,
@@ -235,7 +238,8 @@ struct weft_engine_info {
     uint32_t rank_count;
     uint32_t thread_count;
     uint32_t leaf_count;
-    const char *weight_dtype;
+    const char *weight_dtype; /* of the layers' matrices in memory */
+    const char *weight_text;  /* and where it comes from, as in weft_model_summary */
     const char *kv_dtype;
     double load_ms;
 };

@@ -143,6 +143,7 @@ static void read_model(const char *folder, struct weft_doctor_facts *facts)
     options.device = "cpu";
     options.numerics = "exact";
     options.kv_dtype = "f32";
+    options.quantize = "none";
     options.comm = "auto";
     was_quiet = weft_log_set_quiet(true); /* it becomes a finding */
     status = weft_identity_read(&options, &identity);

@@ -7,7 +7,9 @@
 #include "base/clock.h"
 #include "doctor/findings.h"
 #include "engine/speed.h"
+#include "model/quantise.h"
 #include "weft/log.h"
+#include "weft/quant.h"
 
 enum {
     SUM_COUNT = 200,
@@ -19,14 +21,32 @@ static const double SIZE_WORTH = 64 << 20;
 /* The probe takes 200 MB of it; nobody shall be killed for a prediction. */
 static const uint64_t MEMORY_WORTH = (uint64_t)1 << 30;
 
+/* Bytes of one weight of a matrix kept as `dtype`, the scales of its blocks included. */
+static double weight_size(const char *dtype)
+{
+    static const struct {
+        const char *name;
+        double size;
+    } sizes[] = {{"f32", 4}, {"q8_0", 34.0 / WEFT_QUANT_BLOCK}, {"q4_0", 18.0 / WEFT_QUANT_BLOCK}};
+
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        if (strcmp(dtype, sizes[i].name) == 0) {
+            return sizes[i].size;
+        }
+    }
+    return 2; /* f16, bf16 */
+}
+
 double weft_doctor_token_size(const struct weft_model_summary *summary)
 {
     double heads = (double)summary->head_count * summary->head_size;
     double kv_heads = (double)summary->kv_head_count * summary->head_size;
     double layer = summary->width * (2 * heads + 2 * kv_heads + 3.0 * summary->ffn_width);
-    double count = summary->layer_count * layer + (double)summary->width * summary->vocab_size;
+    const char *dtype = summary->weight_dtype;
+    const char *head_dtype = strcmp(dtype, "q4_0") == 0 ? "q8_0" : dtype;
 
-    return count * (strcmp(summary->weight_dtype, "f32") == 0 ? 4 : 2);
+    return summary->layer_count * layer * weight_size(dtype) +
+           (double)summary->width * summary->vocab_size * weight_size(head_dtype);
 }
 
 void weft_doctor_predict(const struct weft_model_summary *summary, const struct weft_rank_summary *ranks,
@@ -61,6 +81,7 @@ struct plan {
     uint32_t is_wanted;
     uint32_t width;
     uint32_t leaf_count;
+    uint32_t dtype; /* enum weft_dtype of the weights to measure with */
     uint32_t alone_thread_count;
     uint32_t thread_counts[WEFT_LEAF_COUNT_MAX];
     uint32_t waits[WEFT_LEAF_COUNT_MAX]; /* enum weft_wait_policy */
@@ -85,6 +106,7 @@ static void fill_plan(const struct weft_doctor_rates_args *args, struct plan *pl
 {
     struct weft_member members[WEFT_LEAF_COUNT_MAX];
     enum weft_wait_policy waits[WEFT_LEAF_COUNT_MAX];
+    enum weft_quantise quantise = WEFT_QUANTISE_NONE;
 
     if (args->summary == NULL || weft_doctor_token_size(args->summary) < SIZE_WORTH * args->rank_count) {
         return;
@@ -92,6 +114,8 @@ static void fill_plan(const struct weft_doctor_rates_args *args, struct plan *pl
     plan->is_wanted = 1;
     plan->width = args->summary->width;
     plan->leaf_count = args->summary->leaf_count;
+    (void)weft_quantise_parse(args->engine->quantize, &quantise); /* what is none was refused with the model */
+    plan->dtype = (uint32_t)weft_speed_dtype(quantise);
     for (uint32_t r = 0; r < args->rank_count; r++) {
         members[r] = args->facts[r].member;
         members[r].machine = args->facts[r].machine;
@@ -128,37 +152,45 @@ static enum weft_status share_plan(const struct weft_doctor_rates_args *args, st
     return status;
 }
 
-/* Passes of about SPEED_MS together, begun by all at the same time. `is_counted`: this rank is among them. */
-static enum weft_status measure_speed(struct weft_comm *comm, uint32_t thread_count, enum weft_wait_policy wait,
-                                      bool is_counted, double *bytes_per_second_out)
+/* One measurement of weights passing through CPUs. */
+struct speed_args {
+    struct weft_comm *comm;
+    uint32_t thread_count;
+    enum weft_wait_policy wait;
+    enum weft_dtype dtype;
+    bool is_counted; /* this rank is among them */
+};
+
+/* Passes of about SPEED_MS together, begun by all at the same time. */
+static enum weft_status measure_speed(const struct speed_args *args, double *bytes_per_second_out)
 {
-    const struct weft_device_options options = {.kind = "cpu", .thread_count = thread_count, .wait = wait};
+    const struct weft_device_options options = {.kind = "cpu", .thread_count = args->thread_count, .wait = args->wait};
     struct weft_device *device = NULL;
     struct weft_speed_probe *probe = NULL;
     double total = 0, seconds = 0;
     uint32_t passes = 0;
-    enum weft_status status = is_counted ? weft_device_open(&options, &device) : WEFT_OK;
+    enum weft_status status = args->is_counted ? weft_device_open(&options, &device) : WEFT_OK;
 
-    if (status == WEFT_OK && is_counted) {
-        status = weft_speed_probe_open(device, &probe);
+    if (status == WEFT_OK && args->is_counted) {
+        status = weft_speed_probe_open(device, args->dtype, &probe);
     }
-    if (status == WEFT_OK && is_counted) {
+    if (status == WEFT_OK && args->is_counted) {
         status = weft_speed_probe_run(probe, &seconds); /* pages and clocks warm up */
     }
     if (status == WEFT_OK) {
-        status = weft_comm_barrier(comm);
+        status = weft_comm_barrier(args->comm);
     }
-    while (status == WEFT_OK && is_counted && total * 1e3 < SPEED_MS) {
+    while (status == WEFT_OK && args->is_counted && total * 1e3 < SPEED_MS) {
         status = weft_speed_probe_run(probe, &seconds);
         total += seconds;
         passes++;
     }
-    if (status == WEFT_OK && is_counted) {
-        *bytes_per_second_out = passes * weft_speed_probe_size() / total;
+    if (status == WEFT_OK && args->is_counted) {
+        *bytes_per_second_out = passes * weft_speed_probe_size(probe) / total;
     }
     weft_speed_probe_close(&probe);
     weft_device_close(&device);
-    return status == WEFT_OK ? weft_comm_barrier(comm) : status;
+    return status == WEFT_OK ? weft_comm_barrier(args->comm) : status;
 }
 
 static enum weft_status measure_sum(struct weft_comm *comm, const struct plan *plan, double *sum_us_out)
@@ -183,11 +215,21 @@ static enum weft_status measure(const struct weft_doctor_rates_args *args, struc
                                 const struct plan *plan, struct weft_doctor_rates *rates)
 {
     uint32_t rank = weft_bootstrap_rank(args->bootstrap);
+    const struct speed_args alone = {.comm = comm,
+                                     .thread_count = plan->alone_thread_count,
+                                     .wait = WEFT_WAIT_SPIN,
+                                     .dtype = (enum weft_dtype)plan->dtype,
+                                     .is_counted = rank == 0};
+    const struct speed_args together = {.comm = comm,
+                                        .thread_count = plan->thread_counts[rank],
+                                        .wait = (enum weft_wait_policy)plan->waits[rank],
+                                        .dtype = (enum weft_dtype)plan->dtype,
+                                        .is_counted = true};
     size_t sizes[WEFT_LEAF_COUNT_MAX];
     double own = 0;
 
-    WEFT_TRY(measure_speed(comm, plan->alone_thread_count, WEFT_WAIT_SPIN, rank == 0, &rates->alone_speed));
-    WEFT_TRY(measure_speed(comm, plan->thread_counts[rank], (enum weft_wait_policy)plan->waits[rank], true, &own));
+    WEFT_TRY(measure_speed(&alone, &rates->alone_speed));
+    WEFT_TRY(measure_speed(&together, &own));
     if (args->rank_count > 1) {
         WEFT_TRY(measure_sum(comm, plan, &rates->sum_us));
     }

@@ -19,6 +19,7 @@
 #include "engine/options.h"
 #include "engine/rendezvous.h"
 #include "engine/worker.h"
+#include "model/quantise.h"
 #include "weft/log.h"
 #include "weft/tokenizer.h"
 #include "weft/weft.h"
@@ -37,7 +38,8 @@ struct weft_engine {
     struct weft_arena arena;
     struct weft_engine_options options; /* resolved; texts in the arena */
     struct weft_identity identity;
-    struct weft_tokenizer *tokenizer; /* owned; leader, when the folder has one */
+    char weight_text[WEFT_WEIGHTS_TEXT_SIZE]; /* filled by weft_engine_open() */
+    struct weft_tokenizer *tokenizer;         /* owned; leader, when the folder has one */
     struct weft_group group;
     bool has_group;
     struct weft_controller *controller; /* owned; leader */
@@ -266,6 +268,7 @@ enum weft_status weft_engine_open(const struct weft_engine_options *options, str
     }
     engine->load_ms = (double)(weft_clock_ns() - begin) / NS_PER_MS;
     log_start(engine, begin);
+    (void)weft_weights_text(&engine->identity.config, engine->weight_text);
     *out = engine;
     return WEFT_OK;
 }
@@ -369,19 +372,21 @@ void weft_engine_info(const struct weft_engine *engine, struct weft_engine_info 
 {
     const struct weft_model_config *config = &engine->identity.config;
 
-    *info_out = (struct weft_engine_info){.model = engine->options.model,
-                                          .architecture = config->architecture,
-                                          .device = weft_device_name(engine->group.device),
-                                          .comm = weft_comm_backend(engine->group.comm),
-                                          .parameter_count = config->parameter_count,
-                                          .vocab_size = config->vocab_size,
-                                          .context_length = engine->group.limits.context_length,
-                                          .rank_count = engine->group.rank_count,
-                                          .thread_count = engine->group.thread_count,
-                                          .leaf_count = engine->group.leaf_count,
-                                          .weight_dtype = weft_dtype_name(config->dtype),
-                                          .kv_dtype = engine->options.kv_dtype,
-                                          .load_ms = engine->load_ms};
+    *info_out =
+        (struct weft_engine_info){.model = engine->options.model,
+                                  .architecture = config->architecture,
+                                  .device = weft_device_name(engine->group.device),
+                                  .comm = weft_comm_backend(engine->group.comm),
+                                  .parameter_count = config->parameter_count,
+                                  .vocab_size = config->vocab_size,
+                                  .context_length = engine->group.limits.context_length,
+                                  .rank_count = engine->group.rank_count,
+                                  .thread_count = engine->group.thread_count,
+                                  .leaf_count = engine->group.leaf_count,
+                                  .weight_dtype = weft_dtype_name(weft_quantise_layer(config->quantise, config->dtype)),
+                                  .weight_text = engine->weight_text,
+                                  .kv_dtype = engine->options.kv_dtype,
+                                  .load_ms = engine->load_ms};
 }
 
 void weft_engine_stats(const struct weft_engine *engine, struct weft_engine_stats *stats_out)

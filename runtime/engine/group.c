@@ -17,10 +17,11 @@
 #include "engine/rendezvous.h"
 #include "engine/scheduler.h"
 #include "engine/speed.h"
+#include "model/quantise.h"
 #include "weft/log.h"
 
 /* Of wire.proto; raised whenever the meaning of a message changes. */
-enum { PROTOCOL = 2 };
+enum { PROTOCOL = 3 };
 
 /* State of one open, on the caller's stack. */
 struct opening {
@@ -43,6 +44,7 @@ static void fill_hello(struct opening *opening, struct weft_hello *hello)
         opening->status = weft_member_read_gpus(args->options, &hello->member);
     }
     hello->status = opening->status;
+    hello->quantise = weft_options_quantise(args->options);
     snprintf(hello->version, sizeof(hello->version), "%s", weft_version());
     if (hello->status == WEFT_OK) {
         memcpy(hello->model, args->identity->model, sizeof(hello->model));
@@ -78,6 +80,12 @@ static enum weft_status check_hello(const struct opening *opening, uint32_t rank
                  "rank %u on %s has other model files: fingerprint %02x%02x%02x%02x, the leader's is %02x%02x%02x%02x",
                  rank, host, hello->model[0], hello->model[1], hello->model[2], hello->model[3], identity->model[0],
                  identity->model[1], identity->model[2], identity->model[3]);
+        return WEFT_ERR_ARGUMENT;
+    }
+    if (hello->quantise != weft_options_quantise(opening->args->options)) {
+        weft_log(WEFT_LOG_ERROR, "engine/group",
+                 "rank %u on %s was started with --quantize %s: the leader was with --quantize %s", rank, host,
+                 weft_quantise_name(hello->quantise), opening->args->options->quantize);
         return WEFT_ERR_ARGUMENT;
     }
     if (memcmp(hello->options, identity->options, sizeof(hello->options)) != 0) {
@@ -186,6 +194,7 @@ static enum weft_status deal_leaves_by_speed(struct opening *opening)
                                          .rank_count = group->rank_count,
                                          .seats = opening->seats,
                                          .device = group->device,
+                                         .dtype = weft_speed_dtype(group->config->quantise),
                                          .timeout_ms = group->timeout_ms};
     double speeds[WEFT_RANK_COUNT_MAX];
     uint32_t shares[WEFT_RANK_COUNT_MAX];
@@ -198,6 +207,20 @@ static enum weft_status deal_leaves_by_speed(struct opening *opening)
                  speeds[r] * 1e-9, weft_range_count(group->leaves[r]), group->leaf_count);
     }
     return WEFT_OK;
+}
+
+/* Before the table of memory: as what weights are kept, when that is not how they are stored. */
+static void say_weights(const struct opening *opening)
+{
+    const struct weft_engine_options *options = opening->args->options;
+    const struct weft_model_config *config = opening->group->config;
+    char text[WEFT_WEIGHTS_TEXT_SIZE];
+    char line[WEFT_WEIGHTS_TEXT_SIZE + 16];
+
+    if (options->memory_table != NULL && config->quantise != WEFT_QUANTISE_NONE) {
+        snprintf(line, sizeof(line), "weights %s", weft_weights_text(config, text));
+        options->memory_table(options->callback_context, line);
+    }
 }
 
 static enum weft_status decide(struct opening *opening, const struct weft_member *members)
@@ -232,6 +255,7 @@ static enum weft_status decide(struct opening *opening, const struct weft_member
                                                  .kv_token_count = options->kv_token_count,
                                                  .line = options->memory_table,
                                                  .context = options->callback_context};
+    say_weights(opening);
     return weft_deal_memory(&memory, &group->limits.page_count, &group->limits.context_length);
 }
 
@@ -277,7 +301,9 @@ static enum weft_status hear_setup(struct opening *opening, struct weft_setup *s
         return WEFT_OK;
     }
     enum weft_status status = take_seat(opening, &setup_out->seat);
-    WEFT_TRY(weft_speed_answer(group->bootstrap, group->device, status, group->timeout_ms));
+    WEFT_TRY(weft_speed_answer(group->bootstrap, group->device,
+                               weft_speed_dtype(weft_options_quantise(opening->args->options)), status,
+                               group->timeout_ms));
     return weft_setup_recv(group->bootstrap, UINT32_MAX, setup_out);
 }
 
@@ -298,6 +324,7 @@ static enum weft_status join(struct opening *opening)
     WEFT_TRY(opening->status);
     if (opening->args->lacks_model) {
         WEFT_TRY(weft_model_recv(group->bootstrap, group->timeout_ms, &opening->args->identity->config));
+        opening->args->identity->config.quantise = weft_options_quantise(opening->args->options);
     }
     for (uint32_t r = 0; r < group->rank_count; r++) {
         if (setup.leaves[r].begin != leaf || setup.leaves[r].end <= leaf || setup.leaves[r].end > group->leaf_count) {

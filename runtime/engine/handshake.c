@@ -100,6 +100,7 @@ enum weft_status weft_hello_send(struct weft_bootstrap *bootstrap, const struct 
     message.status = copy.status;
     message.text = copy.reason;
     message.lacks_model = copy.lacks_model;
+    message.quantise = (uint32_t)copy.quantise;
     message.device_kind = (uint32_t)copy.member.device_kind;
     message.gpu_index = copy.member.gpu_index;
     message.no_gpu_text = copy.member.no_gpu_reason;
@@ -132,6 +133,8 @@ enum weft_status weft_hello_recv(struct weft_bootstrap *bootstrap, uint32_t rank
     hello_out->status = take_status(message->status);
     copy_text(hello_out->reason, sizeof(hello_out->reason), message->text);
     hello_out->lacks_model = message->lacks_model != 0;
+    hello_out->quantise =
+        (enum weft_quantise)message->quantise; /* any value: one that is ours only if it is the leader's */
     protobuf_c_message_free_unpacked(base, NULL);
     return WEFT_OK;
 }

@@ -27,6 +27,7 @@ struct weft_hello {
     enum weft_status status; /* not OK: cannot take part, `reason` says why */
     char reason[WEFT_REASON_SIZE];
     bool lacks_model; /* has no folder to read */
+    enum weft_quantise quantise;
 };
 
 /* How fast a rank is, for dealing leaves by speed. */

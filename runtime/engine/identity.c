@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "engine/options.h"
 #include "weft/log.h"
 
 enum { PATH_SIZE = 4096, SAMPLE_SIZE = 64 * 1024 };
@@ -94,11 +95,12 @@ static void digest_options(EVP_MD_CTX *digest, const struct weft_engine_options 
     char text[1024];
 
     snprintf(text, sizeof(text),
-             "weft %s leaves %u numerics %s kv %s comm %s context %u sequences %u cache %u chunk %u "
+             "weft %s leaves %u numerics %s kv %s quantize %s comm %s context %u sequences %u cache %u chunk %u "
              "candidates %u weights %s shares%s",
-             weft_version(), options->leaf_count, options->numerics, options->kv_dtype, options->comm,
-             options->context_length, options->sequence_count_max, options->kv_token_count, options->prefill_chunk,
-             options->candidate_count, options->weights, options->is_share_measured ? " measured" : "");
+             weft_version(), options->leaf_count, options->numerics, options->kv_dtype, options->quantize,
+             options->comm, options->context_length, options->sequence_count_max, options->kv_token_count,
+             options->prefill_chunk, options->candidate_count, options->weights,
+             options->is_share_measured ? " measured" : "");
     EVP_DigestUpdate(digest, text, strlen(text));
     for (uint32_t i = 0; i < options->share_count; i++) {
         snprintf(text, sizeof(text), " %u", options->shares[i]);
@@ -143,6 +145,7 @@ enum weft_status weft_identity_read(const struct weft_engine_options *options, s
     memset(&identity, 0, sizeof(identity));
     WEFT_TRY(weft_model_folder_check(options->model));
     WEFT_TRY(weft_model_config_read(options->model, &identity.config));
+    identity.config.quantise = weft_options_quantise(options);
     buffer = malloc(SAMPLE_SIZE);
     digest = EVP_MD_CTX_new();
     if (buffer == NULL || digest == NULL || EVP_DigestInit_ex(digest, EVP_sha256(), NULL) != 1) {

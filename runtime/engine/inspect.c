@@ -10,6 +10,7 @@
 #include "engine/scheduler.h"
 #include "model/config.h"
 #include "model/model.h"
+#include "model/quantise.h"
 #include "weft/device.h"
 #include "weft/log.h"
 #include "weft/weft.h"
@@ -38,7 +39,10 @@ static void fill_summary(const struct weft_model_config *config, const struct we
                                            .leaf_count = options->leaf_count,
                                            .rank_count = rank_count};
     snprintf(summary->architecture, sizeof(summary->architecture), "%s", config->architecture);
-    snprintf(summary->weight_dtype, sizeof(summary->weight_dtype), "%s", weft_dtype_name(config->dtype));
+    snprintf(summary->weight_dtype, sizeof(summary->weight_dtype), "%s",
+             weft_dtype_name(weft_quantise_layer(config->quantise, config->dtype)));
+    _Static_assert(sizeof(summary->weight_text) == WEFT_WEIGHTS_TEXT_SIZE, "room for the text");
+    (void)weft_weights_text(config, summary->weight_text);
 }
 
 /* Without kv_token_count: one request's whole context. */
@@ -85,6 +89,7 @@ static enum weft_status inspect(const struct weft_engine_options *options, struc
 
     WEFT_TRY(weft_model_folder_check(options->model));
     WEFT_TRY(weft_model_config_read(options->model, &config));
+    config.quantise = weft_options_quantise(options);
     WEFT_TRY(weft_deal_leaves(options->leaf_count, rank_count, options->shares, options->share_count, leaves));
     WEFT_TRY(weft_device_open(&device_options, &device));
     for (uint32_t r = 0; r < rank_count && r < capacity; r++) {

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "engine/machine.h"
+#include "model/quantise.h"
 #include "weft/log.h"
 #include "weft/tree.h"
 
@@ -61,7 +62,7 @@ static enum weft_status copy_texts(struct weft_arena *arena, struct weft_engine_
 {
     const char **const texts[] = {&options->model,    &options->leader,      &options->secret,   &options->device,
                                   &options->comm,     &options->interface,   &options->kv_dtype, &options->cpu_level,
-                                  &options->numerics, &options->cuda_module, &options->weights};
+                                  &options->numerics, &options->cuda_module, &options->weights,  &options->quantize};
 
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
         if (*texts[i] != NULL) {
@@ -116,6 +117,7 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", "nccl", NULL};
     static const char *const dtypes[] = {"f32", "bf16", NULL};
     static const char *const weights[] = {"local", "stream", NULL};
+    static const char *const quantize[] = {"none", "q8_0", "q4_0", NULL};
     struct weft_engine_options resolved = *options;
     enum weft_device_kind kind;
     uint32_t gpu_index;
@@ -130,6 +132,7 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     resolved.numerics = resolved.numerics == NULL ? "exact" : resolved.numerics;
     resolved.comm = resolved.comm == NULL ? "auto" : resolved.comm;
     resolved.weights = resolved.weights == NULL ? "local" : resolved.weights;
+    resolved.quantize = resolved.quantize == NULL ? "none" : resolved.quantize;
     resolved.kv_dtype = resolved.kv_dtype == NULL ? "f32" : resolved.kv_dtype;
     if (resolved.prefill_chunk > PREFILL_CHUNK_MAX) {
         resolved.prefill_chunk = PREFILL_CHUNK_MAX; /* "the whole prompt" */
@@ -149,6 +152,7 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     WEFT_TRY(check_word("comm", resolved.comm, comms));
     WEFT_TRY(check_word("weights", resolved.weights, weights));
     WEFT_TRY(check_word("KV cache type", resolved.kv_dtype, dtypes));
+    WEFT_TRY(check_word("quantize", resolved.quantize, quantize));
     WEFT_TRY(copy_texts(arena, &resolved));
     *resolved_out = resolved;
     return WEFT_OK;
@@ -157,6 +161,14 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
 bool weft_options_are_streamed(const struct weft_engine_options *options)
 {
     return strcmp(options->weights, "stream") == 0;
+}
+
+enum weft_quantise weft_options_quantise(const struct weft_engine_options *options)
+{
+    enum weft_quantise quantise = WEFT_QUANTISE_NONE;
+
+    (void)weft_quantise_parse(options->quantize, &quantise); /* checked when resolved */
+    return quantise;
 }
 
 enum weft_dtype weft_kv_dtype(const struct weft_engine_options *options)

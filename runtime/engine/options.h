@@ -3,6 +3,7 @@
 #define WEFT_ENGINE_OPTIONS_H
 
 #include "base/arena.h"
+#include "model/config.h"
 #include "weft/device.h"
 #include "weft/status.h"
 #include "weft/weft.h"
@@ -16,5 +17,6 @@ WEFT_MUST_CHECK enum weft_status weft_options_resolve(const struct weft_engine_o
 /* Of resolved options. */
 bool weft_options_are_streamed(const struct weft_engine_options *options); /* rank 0 reads the weights for all */
 enum weft_dtype weft_kv_dtype(const struct weft_engine_options *options);
+enum weft_quantise weft_options_quantise(const struct weft_engine_options *options);
 
 #endif

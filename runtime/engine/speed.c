@@ -5,11 +5,13 @@
 #include <stdlib.h>
 
 #include "base/clock.h"
+#include "model/quantise.h"
 #include "weft/log.h"
 
 enum {
-    MATRIX_COUNT = 12,
-    ROW_COUNT = 2048, /* 16 MiB each: several times the usual share of a core in its last cache, all of them more */
+    PROBE_SIZE = 192 << 20, /* several times the usual share of a core in its last cache */
+    MATRIX_MAX = 48,        /* of 4.5 MiB, the smallest kind */
+    ROW_COUNT = 2048,       /* 16 MiB each as bf16 */
     COL_COUNT = 4096,
     ROW_STRIP = 64,
     ROUND_COUNT = 3,
@@ -17,14 +19,17 @@ enum {
 
 struct weft_speed_probe {
     struct weft_device *device;
-    struct weft_matrix *matrices[MATRIX_COUNT];
-    float *x; /* [COL_COUNT] */
-    float *y; /* [ROW_COUNT] */
+    struct weft_matrix *matrices[MATRIX_MAX];
+    uint32_t count;
+    size_t matrix_size; /* bytes */
+    float *x;           /* [COL_COUNT] */
+    float *y;           /* [ROW_COUNT] */
 };
 
-static enum weft_status fill_probe(struct weft_speed_probe *probe)
+static enum weft_status fill_probe(struct weft_speed_probe *probe, enum weft_dtype dtype)
 {
-    const struct weft_matrix_desc desc = {.dtype = WEFT_BF16, .row_count = ROW_COUNT, .col_count = COL_COUNT};
+    const struct weft_matrix_desc desc = {
+        .dtype = dtype, .source = WEFT_BF16, .row_count = ROW_COUNT, .col_count = COL_COUNT};
     uint16_t *rows = calloc((size_t)ROW_STRIP * COL_COUNT, sizeof(*rows));
     enum weft_status status = WEFT_OK;
 
@@ -34,7 +39,10 @@ static enum weft_status fill_probe(struct weft_speed_probe *probe)
         weft_log(WEFT_LOG_ERROR, "engine/speed", "out of memory for measuring");
         status = WEFT_ERR_MEMORY;
     }
-    for (int i = 0; i < MATRIX_COUNT && status == WEFT_OK; i++) {
+    probe->matrix_size = weft_matrix_size(probe->device, &desc);
+    probe->count = (uint32_t)((PROBE_SIZE + probe->matrix_size - 1) / probe->matrix_size);
+    probe->count = probe->count < MATRIX_MAX ? probe->count : MATRIX_MAX;
+    for (uint32_t i = 0; i < probe->count && status == WEFT_OK; i++) {
         status = weft_matrix_open(probe->device, &desc, &probe->matrices[i]);
         for (uint32_t row = 0; row < ROW_COUNT && status == WEFT_OK; row += ROW_STRIP) {
             status = weft_matrix_write_rows(probe->device, probe->matrices[i], row, ROW_STRIP, rows,
@@ -45,7 +53,7 @@ static enum weft_status fill_probe(struct weft_speed_probe *probe)
     return status;
 }
 
-enum weft_status weft_speed_probe_open(struct weft_device *device, struct weft_speed_probe **out)
+enum weft_status weft_speed_probe_open(struct weft_device *device, enum weft_dtype dtype, struct weft_speed_probe **out)
 {
     struct weft_speed_probe *probe = calloc(1, sizeof(*probe));
     enum weft_status status;
@@ -55,7 +63,7 @@ enum weft_status weft_speed_probe_open(struct weft_device *device, struct weft_s
         return WEFT_ERR_MEMORY;
     }
     probe->device = device;
-    status = fill_probe(probe);
+    status = fill_probe(probe, dtype);
     if (status != WEFT_OK) {
         weft_speed_probe_close(&probe);
         return status;
@@ -69,7 +77,7 @@ void weft_speed_probe_close(struct weft_speed_probe **probe)
     if (*probe == NULL) {
         return;
     }
-    for (int i = 0; i < MATRIX_COUNT; i++) {
+    for (uint32_t i = 0; i < (*probe)->count; i++) {
         if ((*probe)->matrices[i] != NULL) {
             weft_matrix_close((*probe)->device, &(*probe)->matrices[i]);
         }
@@ -84,7 +92,7 @@ enum weft_status weft_speed_probe_run(struct weft_speed_probe *probe, double *se
 {
     int64_t begin = weft_clock_ns();
 
-    for (int i = 0; i < MATRIX_COUNT; i++) {
+    for (uint32_t i = 0; i < probe->count; i++) {
         weft_device_matmul(probe->device, probe->matrices[i], probe->x, 1, NULL, probe->y);
     }
     WEFT_TRY(weft_device_sync(probe->device));
@@ -92,16 +100,21 @@ enum weft_status weft_speed_probe_run(struct weft_speed_probe *probe, double *se
     return WEFT_OK;
 }
 
-double weft_speed_probe_size(void)
+double weft_speed_probe_size(const struct weft_speed_probe *probe)
 {
-    return (double)MATRIX_COUNT * ROW_COUNT * COL_COUNT * sizeof(uint16_t);
+    return (double)probe->count * (double)probe->matrix_size;
 }
 
-enum weft_status weft_speed_measure(struct weft_device *device, double *bytes_per_second_out)
+enum weft_dtype weft_speed_dtype(enum weft_quantise quantise)
+{
+    return weft_quantise_layer(quantise, WEFT_BF16);
+}
+
+enum weft_status weft_speed_measure(struct weft_device *device, enum weft_dtype dtype, double *bytes_per_second_out)
 {
     struct weft_speed_probe *probe = NULL;
-    double best = 0;
-    enum weft_status status = weft_speed_probe_open(device, &probe);
+    double best = 0, size = 0;
+    enum weft_status status = weft_speed_probe_open(device, dtype, &probe);
 
     for (int round = 0; round < ROUND_COUNT && status == WEFT_OK; round++) {
         double seconds = 0;
@@ -109,9 +122,12 @@ enum weft_status weft_speed_measure(struct weft_device *device, double *bytes_pe
         status = weft_speed_probe_run(probe, &seconds);
         best = round == 0 || seconds < best ? seconds : best;
     }
+    if (status == WEFT_OK) {
+        size = weft_speed_probe_size(probe);
+    }
     weft_speed_probe_close(&probe);
     if (status == WEFT_OK) {
-        *bytes_per_second_out = weft_speed_probe_size() / (best > 1e-9 ? best : 1e-9);
+        *bytes_per_second_out = size / (best > 1e-9 ? best : 1e-9);
     }
     return status;
 }
@@ -154,7 +170,7 @@ enum weft_status weft_speed_ask(const struct weft_speed_args *args, double *spee
         const struct weft_setup probe = {.is_probe = true, .seat = args->seats[r]};
         WEFT_TRY(weft_setup_send(args->bootstrap, r, &probe, args->timeout_ms));
     }
-    enum weft_status status = weft_speed_measure(args->device, &speeds_out[0]);
+    enum weft_status status = weft_speed_measure(args->device, args->dtype, &speeds_out[0]);
     for (uint32_t r = 1; r < args->rank_count; r++) { /* all of them: they say it in any case */
         enum weft_status heard = hear_speed(args, r, &speeds_out[r]);
         status = status == WEFT_OK ? heard : status;
@@ -162,13 +178,13 @@ enum weft_status weft_speed_ask(const struct weft_speed_args *args, double *spee
     return status;
 }
 
-enum weft_status weft_speed_answer(struct weft_bootstrap *bootstrap, struct weft_device *device,
+enum weft_status weft_speed_answer(struct weft_bootstrap *bootstrap, struct weft_device *device, enum weft_dtype dtype,
                                    enum weft_status status, uint32_t timeout_ms)
 {
     struct weft_speed speed = {.status = status};
 
     if (status == WEFT_OK) {
-        speed.status = weft_speed_measure(device, &speed.bytes_per_second);
+        speed.status = weft_speed_measure(device, dtype, &speed.bytes_per_second);
     }
     if (speed.status != WEFT_OK) {
         snprintf(speed.reason, sizeof(speed.reason), "%s", weft_log_last_error());

@@ -1,6 +1,7 @@
 /*
  * How fast this rank reads weights, for dealing leaves in proportion (--shares auto). What decides the time of decoding
- * is the bandwidth at which weights pass through the device, so that is what is measured: one token, bf16.
+ * is the bandwidth at which weights pass through the device, so that is what is measured: one token, weights of the
+ * type that the model's layers will have, since fewer bits a weight are not read at quite the same rate.
  */
 #ifndef WEFT_ENGINE_SPEED_H
 #define WEFT_ENGINE_SPEED_H
@@ -13,19 +14,23 @@
 #include "weft/status.h"
 
 /*
- * Multiplies one token with matrices that no cache holds (192 MiB in all, for about a quarter of a second; freed
- * again). *out: bytes of weights per second, the best of three rounds: the best says what the machine can do, the
- * others what disturbed it. ERR_MEMORY, ERR_IO: logged.
+ * Multiplies one token with matrices of type `dtype` that no cache holds (192 MiB in all, for about a quarter of a
+ * second; freed again). *out: bytes of weights per second, the best of three rounds: the best says what the machine can
+ * do, the others what disturbed it. ERR_MEMORY, ERR_IO: logged.
  */
-WEFT_MUST_CHECK enum weft_status weft_speed_measure(struct weft_device *device, double *bytes_per_second_out);
+WEFT_MUST_CHECK enum weft_status weft_speed_measure(struct weft_device *device, enum weft_dtype dtype,
+                                                    double *bytes_per_second_out);
+/* What to measure for a model whose layers are quantised so: bf16 stands for all that are not. */
+enum weft_dtype weft_speed_dtype(enum weft_quantise quantise);
 
 /* The same in parts, for who wants to choose when: open, passes (about 10 ms each), close. */
 struct weft_speed_probe;
-WEFT_MUST_CHECK enum weft_status weft_speed_probe_open(struct weft_device *device, struct weft_speed_probe **out);
+WEFT_MUST_CHECK enum weft_status weft_speed_probe_open(struct weft_device *device, enum weft_dtype dtype,
+                                                       struct weft_speed_probe **out);
 /* One pass over all matrices. */
 WEFT_MUST_CHECK enum weft_status weft_speed_probe_run(struct weft_speed_probe *probe, double *seconds_out);
 /* Bytes of weights in a pass. */
-double weft_speed_probe_size(void);
+double weft_speed_probe_size(const struct weft_speed_probe *probe);
 void weft_speed_probe_close(struct weft_speed_probe **probe);
 
 /*
@@ -37,13 +42,14 @@ struct weft_speed_args {
     uint32_t rank_count;
     const struct weft_rank_seat *seats; /* [rank_count] */
     struct weft_device *device;         /* the leader's own */
+    enum weft_dtype dtype;
     uint32_t timeout_ms;
 };
 WEFT_MUST_CHECK enum weft_status weft_speed_ask(const struct weft_speed_args *args, double *speeds_out);
 
 /* A worker's answer to the leader, measured on its device; or the status and last error with which it could not. */
 WEFT_MUST_CHECK enum weft_status weft_speed_answer(struct weft_bootstrap *bootstrap, struct weft_device *device,
-                                                   enum weft_status status, uint32_t timeout_ms);
+                                                   enum weft_dtype dtype, enum weft_status status, uint32_t timeout_ms);
 
 /* Speeds as whole numbers for weft_tree_deal(): the fastest has 1000, nobody less than 1. */
 void weft_speed_shares(const double *speeds, uint32_t rank_count, uint32_t *shares_out);

@@ -23,8 +23,8 @@
 enum weft_family { WEFT_FAMILY_LLAMA, WEFT_FAMILY_MISTRAL, WEFT_FAMILY_QWEN2, WEFT_FAMILY_QWEN3 };
 
 /*
- * How the matrices of a model are kept in memory. A matrix made of several tensors (qkv, gate_up) has one dtype: the
- * tensors' own when they agree, else f32, which holds f16 and bf16 exactly.
+ * How the matrices of a model are stored. A matrix made of several tensors (qkv, gate_up) has one dtype: the tensors'
+ * own when they agree, else f32, which holds f16 and bf16 exactly. They are kept in memory as that, or quantised.
  */
 struct weft_model_dtypes {
     enum weft_dtype embedding;
@@ -34,6 +34,9 @@ struct weft_model_dtypes {
     enum weft_dtype gate_up[WEFT_LAYER_COUNT_MAX];
     enum weft_dtype down[WEFT_LAYER_COUNT_MAX];
 };
+
+/* To what matrices are quantised while they are loaded; see quantise.h. */
+enum weft_quantise { WEFT_QUANTISE_NONE, WEFT_QUANTISE_Q8_0, WEFT_QUANTISE_Q4_0 };
 
 struct weft_model_config {
     enum weft_family family;
@@ -55,6 +58,7 @@ struct weft_model_config {
     uint32_t windows[WEFT_LAYER_COUNT_MAX]; /* sliding window per layer, 0: none */
     enum weft_dtype dtype;                  /* torch_dtype or dtype: what the config says */
     struct weft_model_dtypes dtypes;        /* what the tensors say; all `dtype` when only the config was read */
+    enum weft_quantise quantise;            /* NONE as read; set by who loads the model, the same on all ranks */
     /* [E/2] RoPE frequencies, scaling applied, f32 as Hugging Face computes them (to the last bit but one) */
     float inv_freq[WEFT_HEAD_SIZE_MAX / 2];
     float rope_scale;                          /* factor on cos and sin (yarn's attention factor), else 1 */

@@ -21,7 +21,7 @@ struct weft_read {
     uint32_t row_width;   /* elements of a whole row in the file */
     uint32_t col_begin;   /* columns wanted, [col_begin, col_begin + col_count) */
     uint32_t col_count;
-    struct weft_matrix *matrix; /* destination, rows from row_begin, element type `to`; or NULL and */
+    struct weft_matrix *matrix; /* destination, rows from row_begin, written as type `to`; or NULL and */
     enum weft_dtype to;
     uint32_t row_begin;
     float *vector; /* destination [row_count] f32 in device memory, row_width 1 */

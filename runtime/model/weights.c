@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "model/quantise.h"
 #include "model/slice.h"
 #include "model/stream.h"
 #include "model/tensors.h"
@@ -39,41 +40,53 @@ static void plan_leaves(const struct weft_model_config *config, const struct wef
     plan->desc.add_count = (uint32_t)weft_tree_adds(slice->leaf_count, inputs, count, plan->adds);
 }
 
+/* Type of the rows that are written to a matrix of a layer. */
+static enum weft_dtype layer_source(const struct weft_model_config *config, uint32_t layer,
+                                    enum weft_layer_matrix matrix)
+{
+    switch (matrix) {
+    case WEFT_QKV: return config->dtypes.qkv[layer];
+    case WEFT_ATTENTION_OUT: return config->dtypes.attention_out[layer];
+    case WEFT_GATE_UP: return config->dtypes.gate_up[layer];
+    default: return config->dtypes.down[layer];
+    }
+}
+
 static void plan_matrix(const struct weft_model_config *config, const struct weft_slice *slice, uint32_t layer,
                         enum weft_layer_matrix matrix, struct matrix_plan *plan)
 {
-    const struct weft_model_dtypes *dtypes = &config->dtypes;
     uint32_t heads = weft_range_count(slice->heads), kv_heads = weft_range_count(slice->kv_heads);
     uint32_t ffn = weft_range_count(slice->ffn), width = config->width;
 
     *plan = (struct matrix_plan){0};
     switch (matrix) {
     case WEFT_QKV:
-        plan->desc = (struct weft_matrix_desc){
-            .dtype = dtypes->qkv[layer], .row_count = (heads + 2 * kv_heads) * config->head_size, .col_count = width};
+        plan->desc =
+            (struct weft_matrix_desc){.row_count = (heads + 2 * kv_heads) * config->head_size, .col_count = width};
         break;
     case WEFT_ATTENTION_OUT:
-        plan->desc = (struct weft_matrix_desc){
-            .dtype = dtypes->attention_out[layer], .row_count = width, .col_count = heads * config->head_size};
+        plan->desc = (struct weft_matrix_desc){.row_count = width, .col_count = heads * config->head_size};
         plan_leaves(config, slice, true, plan);
         break;
-    case WEFT_GATE_UP:
-        plan->desc =
-            (struct weft_matrix_desc){.dtype = dtypes->gate_up[layer], .row_count = 2 * ffn, .col_count = width};
-        break;
+    case WEFT_GATE_UP: plan->desc = (struct weft_matrix_desc){.row_count = 2 * ffn, .col_count = width}; break;
     case WEFT_DOWN:
-        plan->desc = (struct weft_matrix_desc){.dtype = dtypes->down[layer], .row_count = width, .col_count = ffn};
+        plan->desc = (struct weft_matrix_desc){.row_count = width, .col_count = ffn};
         plan_leaves(config, slice, false, plan);
         break;
     case WEFT_LAYER_MATRIX_COUNT: break;
     }
+    plan->desc.source = layer_source(config, layer, matrix);
+    plan->desc.dtype = weft_quantise_layer(config->quantise, plan->desc.source);
 }
 
+/* Of the embedding or the head. */
 static struct weft_matrix_desc vocab_desc(const struct weft_model_config *config, const struct weft_slice *slice,
-                                          enum weft_dtype dtype)
+                                          enum weft_dtype source)
 {
-    return (struct weft_matrix_desc){
-        .dtype = dtype, .row_count = weft_range_count(slice->vocab), .col_count = config->width};
+    return (struct weft_matrix_desc){.dtype = weft_quantise_end(config->quantise, source),
+                                     .source = source,
+                                     .row_count = weft_range_count(slice->vocab),
+                                     .col_count = config->width};
 }
 
 static uint32_t aligned(uint32_t count)
@@ -204,16 +217,6 @@ static struct weft_read plan_read(const struct weft_tensor *tensor, enum weft_dt
     };
 }
 
-static enum weft_dtype layer_dtype(const struct weft_model_config *config, uint32_t layer, int matrix)
-{
-    switch (matrix) {
-    case WEFT_QKV: return config->dtypes.qkv[layer];
-    case WEFT_ATTENTION_OUT: return config->dtypes.attention_out[layer];
-    case WEFT_GATE_UP: return config->dtypes.gate_up[layer];
-    default: return config->dtypes.down[layer];
-    }
-}
-
 static enum weft_status locate(const struct weft_weights_args *args, const char *name, const struct weft_part *part,
                                const struct weft_tensor **tensor_out, enum weft_dtype *dtype_out)
 {
@@ -234,7 +237,7 @@ static enum weft_status plan_layer_reads(const struct weft_weights_args *args, c
         reads[i] = plan_read(tensor, from, part);
         if (part->matrix >= 0) {
             reads[i].matrix = weights->matrices[part->matrix];
-            reads[i].to = layer_dtype(args->config, layer, part->matrix);
+            reads[i].to = layer_source(args->config, layer, (enum weft_layer_matrix)part->matrix);
         } else if (reads[i].row_count > 0) {
             reads[i].vector = weights->vectors[part->vector] + part->row_to;
         }

@@ -1,0 +1,54 @@
+/* Which matrices --quantize changes, and into what. */
+#include "model/quantise.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char *const names[] = {
+    [WEFT_QUANTISE_NONE] = "none", [WEFT_QUANTISE_Q8_0] = "q8_0", [WEFT_QUANTISE_Q4_0] = "q4_0"};
+enum { NAME_COUNT = sizeof(names) / sizeof(names[0]) };
+
+const char *weft_quantise_name(enum weft_quantise quantise)
+{
+    return (unsigned)quantise < NAME_COUNT ? names[quantise] : "unknown";
+}
+
+int weft_quantise_parse(const char *text, enum weft_quantise *out)
+{
+    for (int i = 0; i < NAME_COUNT; i++) {
+        if (strcmp(text == NULL ? "none" : text, names[i]) == 0) {
+            *out = (enum weft_quantise)i;
+            return 0;
+        }
+    }
+    return -1;
+}
+
+enum weft_dtype weft_quantise_layer(enum weft_quantise quantise, enum weft_dtype stored)
+{
+    switch (quantise) {
+    case WEFT_QUANTISE_Q8_0: return WEFT_Q8_0;
+    case WEFT_QUANTISE_Q4_0: return WEFT_Q4_0;
+    case WEFT_QUANTISE_NONE: break;
+    }
+    return stored;
+}
+
+enum weft_dtype weft_quantise_end(enum weft_quantise quantise, enum weft_dtype stored)
+{
+    return quantise == WEFT_QUANTISE_NONE ? stored : WEFT_Q8_0;
+}
+
+const char *weft_weights_text(const struct weft_model_config *config, char *text)
+{
+    const char *kept = weft_dtype_name(weft_quantise_layer(config->quantise, config->dtype));
+    const char *ends = config->quantise == WEFT_QUANTISE_Q4_0 ? " (embedding and head q8_0)" : "";
+    const char *stored = weft_dtype_name(config->dtype);
+
+    if (config->quantise == WEFT_QUANTISE_NONE) {
+        snprintf(text, WEFT_WEIGHTS_TEXT_SIZE, "%s", kept);
+    } else {
+        snprintf(text, WEFT_WEIGHTS_TEXT_SIZE, "%s%s, quantised while loading, from %s", kept, ends, stored);
+    }
+    return text;
+}
