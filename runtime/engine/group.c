@@ -217,7 +217,7 @@ static void say_weights(const struct opening *opening)
     char text[WEFT_WEIGHTS_TEXT_SIZE];
     char line[WEFT_WEIGHTS_TEXT_SIZE + 16];
 
-    if (options->memory_table != NULL && config->quantise != WEFT_QUANTISE_NONE) {
+    if (options->memory_table != NULL && (config->quantise != WEFT_QUANTISE_NONE || config->fp8.is_there)) {
         snprintf(line, sizeof(line), "weights %s", weft_weights_text(config, text));
         options->memory_table(options->callback_context, line);
     }

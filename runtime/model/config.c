@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "model/checkpoint.h"
+#include "model/fp8.h"
 #include "model/rope.h"
 #include "model/tensors.h"
 #include "weft/log.h"
@@ -133,16 +134,8 @@ static enum weft_status find_family(const char *name, const json_t *root, const 
 /* Settings that change what the weights mean and that we do not do. */
 static enum weft_status check_supported(const char *name, const json_t *root)
 {
-    const json_t *quantization = json_object_get(root, "quantization_config");
     const char *activation;
 
-    if (quantization != NULL && !json_is_null(quantization)) {
-        const char *method = json_string_value(json_object_get(quantization, "quant_method"));
-        weft_log(WEFT_LOG_ERROR, where,
-                 "%s: quantization_config: quantized weights (%.40s) are not supported, f32, f16 and bf16 are", name,
-                 method != NULL ? method : "unnamed method");
-        return WEFT_ERR_UNSUPPORTED;
-    }
     WEFT_TRY(get_text(name, root, "hidden_act", &activation));
     if (activation != NULL && strcmp(activation, "silu") != 0 && strcmp(activation, "swish") != 0) {
         weft_log(WEFT_LOG_ERROR, where, "%s: hidden_act \"%.40s\" is not supported, only silu", name, activation);
@@ -379,6 +372,8 @@ static enum weft_status parse(const char *name, const json_t *root, const json_t
     WEFT_TRY(get_switches(name, root, traits, config));
     WEFT_TRY(get_windows(name, root, traits, config));
     WEFT_TRY(get_dtype(name, root, &config->dtype));
+    WEFT_TRY(weft_fp8_parse(name, root, &config->fp8));
+    config->dtype = config->fp8.is_there ? WEFT_BF16 : config->dtype;
     WEFT_TRY(get_special_tokens(name, root, generation, config));
     WEFT_TRY(weft_rope_init(name, root, config));
     set_dtypes(config);

@@ -24,7 +24,8 @@ enum weft_family { WEFT_FAMILY_LLAMA, WEFT_FAMILY_MISTRAL, WEFT_FAMILY_QWEN2, WE
 
 /*
  * How the matrices of a model are stored. A matrix made of several tensors (qkv, gate_up) has one dtype: the tensors'
- * own when they agree, else f32, which holds f16 and bf16 exactly. They are kept in memory as that, or quantised.
+ * own when they agree, else f32, which holds f16 and bf16 exactly; FP8 counts as bf16. They are kept in memory as that,
+ * or quantised.
  */
 struct weft_model_dtypes {
     enum weft_dtype embedding;
@@ -37,6 +38,13 @@ struct weft_model_dtypes {
 
 /* To what matrices are quantised while they are loaded; see quantise.h. */
 enum weft_quantise { WEFT_QUANTISE_NONE, WEFT_QUANTISE_Q8_0, WEFT_QUANTISE_Q4_0 };
+
+/* Whether matrices may be stored as FP8 (E4M3), and how their scales lie; see fp8.h. */
+struct weft_fp8 {
+    bool is_there;
+    uint32_t block_rows; /* of the blocks that have a scale each; 0: one scale for each row, or for the whole tensor */
+    uint32_t block_cols; /* 0 exactly when block_rows is */
+};
 
 struct weft_model_config {
     enum weft_family family;
@@ -56,9 +64,10 @@ struct weft_model_config {
     bool has_qk_norm;
     bool is_tied; /* one matrix is embedding and output head: tie_word_embeddings, unless the tensors say otherwise */
     uint32_t windows[WEFT_LAYER_COUNT_MAX]; /* sliding window per layer, 0: none */
-    enum weft_dtype dtype;                  /* torch_dtype or dtype: what the config says */
+    enum weft_dtype dtype;                  /* torch_dtype or dtype: what the config says; bf16 with FP8 */
     struct weft_model_dtypes dtypes;        /* what the tensors say; all `dtype` when only the config was read */
-    enum weft_quantise quantise;            /* NONE as read; set by who loads the model, the same on all ranks */
+    struct weft_fp8 fp8;
+    enum weft_quantise quantise; /* NONE as read; set by who loads the model, the same on all ranks */
     /* [E/2] RoPE frequencies, scaling applied, f32 as Hugging Face computes them (to the last bit but one) */
     float inv_freq[WEFT_HEAD_SIZE_MAX / 2];
     float rope_scale;                          /* factor on cos and sin (yarn's attention factor), else 1 */

@@ -22,8 +22,12 @@ const char *weft_quantise_name(enum weft_quantise quantise);
 enum weft_dtype weft_quantise_layer(enum weft_quantise quantise, enum weft_dtype stored);
 enum weft_dtype weft_quantise_end(enum weft_quantise quantise, enum weft_dtype stored);
 
-/* "bf16"; "q4_0 (embedding and head q8_0), quantised while loading, from bf16" into text[WEFT_WEIGHTS_TEXT_SIZE];
- * returns text. */
+/* As which type rows are written to such a matrix: as they are stored, but FP8 as f32 when it is quantised, so that it
+ * is rounded once. */
+enum weft_dtype weft_quantise_source(const struct weft_model_config *config, enum weft_dtype stored);
+
+/* "bf16"; "bf16, converted while loading, from f8_e4m3"; "q4_0 (embedding and head q8_0), quantised while loading, from
+ * bf16" into text[WEFT_WEIGHTS_TEXT_SIZE]; returns text. */
 #define WEFT_WEIGHTS_TEXT_SIZE 96
 const char *weft_weights_text(const struct weft_model_config *config, char *text);
 

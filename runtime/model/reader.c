@@ -24,19 +24,22 @@ struct reader {
     size_t staging_size;
     unsigned char *staging; /* [staging_size]: the window, or gathered column ranges */
     float *converted;       /* staging_size bytes: rows in another element type */
-    uint32_t file;          /* the window holds [begin, end) of this file */
+    struct weft_fp8_reader fp8;
+    float *scales; /* of the rows that are delivered next; NULL without FP8 */
+    float table[256];
+    uint32_t file; /* the window holds [begin, end) of this file */
     uint64_t begin;
     uint64_t end;
 };
 
 static uint64_t row_size(const struct weft_read *read)
 {
-    return (uint64_t)read->row_width * weft_dtype_size(read->from);
+    return (uint64_t)read->row_width * weft_element_size(read->from);
 }
 
 static uint64_t col_size(const struct weft_read *read)
 {
-    return (uint64_t)read->col_count * weft_dtype_size(read->from);
+    return (uint64_t)read->col_count * weft_element_size(read->from);
 }
 
 /* Row by row when less than three quarters of each row, or more than a page of it, would be read for nothing. */
@@ -53,7 +56,7 @@ static bool is_empty(const struct weft_read *read)
 /* First and last byte that a read asks of the file. */
 static uint64_t read_begin(const struct weft_read *read)
 {
-    return read->offset + (uint64_t)read->col_begin * weft_dtype_size(read->from);
+    return read->offset + (uint64_t)read->col_begin * weft_element_size(read->from);
 }
 
 static uint64_t read_end(const struct weft_read *read)
@@ -124,36 +127,57 @@ static enum weft_status slide(struct reader *reader, uint32_t file, uint64_t off
     return report(reader);
 }
 
-static float element(const unsigned char *bytes, enum weft_dtype dtype)
+static struct weft_range cols_of(const struct weft_read *read)
 {
-    uint16_t half;
-    float value;
-
-    if (dtype == WEFT_F32) {
-        memcpy(&value, bytes, sizeof(value));
-        return value;
-    }
-    memcpy(&half, bytes, sizeof(half));
-    return dtype == WEFT_F16 ? weft_f16_to_f32(half) : weft_bf16_to_f32(half);
+    return (struct weft_range){read->col_begin, read->col_begin + read->col_count};
 }
 
-/* One batch, which fits into `converted` when it has to go through there. */
-static enum weft_status deliver_batch(const struct weft_deliver_args *args, uint32_t first, uint32_t count,
-                                      const unsigned char *rows)
+/* to[col_count] <- row `row` of those that `args` is about, its wanted columns at `bytes`. */
+static void convert(const struct weft_deliver_args *args, uint32_t row, const unsigned char *bytes, float *to)
 {
     const struct weft_read *read = args->read;
-    size_t size = weft_dtype_size(read->from);
+    size_t size = weft_element_size(read->from);
 
-    for (uint32_t i = 0; i < count; i++) {
-        for (uint32_t j = 0; j < read->col_count; j++) {
-            args->converted[(size_t)i * read->col_count + j] = element(rows + i * args->stride + j * size, read->from);
-        }
+    if (read->from == WEFT_ELEMENT_F8_E4M3) {
+        struct weft_range cols = cols_of(read);
+        const float *scales = args->scales + (size_t)row * weft_fp8_row_scales(args->fp8, cols);
+        weft_fp8_decode(args->fp8, args->table, bytes, cols, scales, to);
+        return;
     }
-    if (read->matrix != NULL) {
-        return weft_matrix_write_rows(args->device, read->matrix, read->row_begin + first, count, args->converted,
-                                      read->col_count * sizeof(float));
+    for (uint32_t j = 0; j < read->col_count; j++) {
+        to[j] = weft_element_value(bytes + j * size, read->from);
     }
-    return weft_device_write(args->device, read->vector + first, args->converted, (size_t)count * sizeof(float));
+}
+
+/* Rounds values[count] to bf16, in their place. */
+static void narrow(float *values, size_t count)
+{
+    unsigned char *to = (unsigned char *)values;
+
+    for (size_t i = 0; i < count; i++) {
+        uint16_t half = weft_f32_to_bf16(values[i]);
+        memcpy(to + i * sizeof(half), &half, sizeof(half));
+    }
+}
+
+/* Rows [done, done + count) of those that come from `first` on: they fit into `converted`. */
+static enum weft_status deliver_batch(const struct weft_deliver_args *args, uint32_t first, uint32_t done,
+                                      uint32_t count, const unsigned char *rows)
+{
+    const struct weft_read *read = args->read;
+    size_t width = read->col_count;
+
+    for (uint32_t i = done; i < done + count; i++) {
+        convert(args, i, rows + i * args->stride, args->converted + (i - done) * width);
+    }
+    if (read->matrix == NULL) {
+        return weft_device_write(args->device, read->vector + first + done, args->converted, count * sizeof(float));
+    }
+    if (read->to == WEFT_BF16) {
+        narrow(args->converted, count * width);
+    }
+    return weft_matrix_write_rows(args->device, read->matrix, read->row_begin + first + done, count, args->converted,
+                                  width * weft_dtype_size(read->to));
 }
 
 enum weft_status weft_read_deliver(const struct weft_deliver_args *args, uint32_t first, uint32_t count,
@@ -163,12 +187,12 @@ enum weft_status weft_read_deliver(const struct weft_deliver_args *args, uint32_
     const unsigned char *bytes = rows;
     uint32_t most = (uint32_t)(args->converted_size / ((size_t)read->col_count * sizeof(float)));
 
-    if (read->matrix != NULL && read->to == read->from) {
+    if (read->matrix != NULL && read->from != WEFT_ELEMENT_F8_E4M3 && read->to == weft_element_dtype(read->from)) {
         return weft_matrix_write_rows(args->device, read->matrix, read->row_begin + first, count, rows, args->stride);
     }
     for (uint32_t done = 0; done < count;) {
         uint32_t batch = count - done < most ? count - done : most;
-        WEFT_TRY(deliver_batch(args, first + done, batch, bytes + done * args->stride));
+        WEFT_TRY(deliver_batch(args, first, done, batch, bytes));
         done += batch;
     }
     return WEFT_OK;
@@ -179,15 +203,36 @@ static uint32_t min_u64(uint64_t a, uint64_t b)
     return (uint32_t)(a < b ? a : b);
 }
 
-static enum weft_status deliver(const struct reader *reader, const struct weft_read *read, uint32_t first,
-                                uint32_t count, const unsigned char *rows, size_t stride)
+/* Before FP8 rows are delivered: they are numbers, and reader->scales has what belongs to them. */
+static enum weft_status prepare_fp8(struct reader *reader, const struct weft_read *read, uint32_t first, uint32_t count,
+                                    const unsigned char *rows, size_t stride)
+{
+    const struct weft_range wanted = {read->tensor_row, read->tensor_row + read->row_count};
+    const struct weft_fp8_part part = {.tensor = read->tensor,
+                                       .scale = read->scale,
+                                       .rows = {wanted.begin + first, wanted.begin + first + count},
+                                       .cols = cols_of(read)};
+
+    WEFT_TRY(weft_fp8_check(reader->args->checkpoint, &part, rows, stride));
+    return weft_fp8_scales(&reader->fp8, &part, wanted, reader->scales, &reader->stats.byte_count,
+                           &reader->stats.call_count);
+}
+
+static enum weft_status deliver(struct reader *reader, const struct weft_read *read, uint32_t first, uint32_t count,
+                                const unsigned char *rows, size_t stride)
 {
     const struct weft_deliver_args args = {.device = reader->args->device,
                                            .read = read,
                                            .stride = stride,
+                                           .fp8 = reader->args->fp8,
+                                           .table = reader->table,
+                                           .scales = reader->scales,
                                            .converted = reader->converted,
                                            .converted_size = reader->staging_size};
 
+    if (read->from == WEFT_ELEMENT_F8_E4M3) {
+        WEFT_TRY(prepare_fp8(reader, read, first, count, rows, stride));
+    }
     return weft_read_deliver(&args, first, count, rows);
 }
 
@@ -259,31 +304,72 @@ static enum weft_status run_all(struct reader *reader)
     return WEFT_OK;
 }
 
-enum weft_status weft_reader_run(const struct weft_reader_args *args, struct weft_reader_stats *stats_out)
+/* Scales of as many rows as are delivered at once, at most. */
+static size_t scale_count(const struct reader *reader, const struct weft_read *read)
 {
-    struct reader reader = {.args = args, .staging_size = WEFT_STAGING_SIZE};
-    int64_t begin = weft_clock_ns();
+    if (read->from != WEFT_ELEMENT_F8_E4M3 || is_empty(read)) {
+        return 0;
+    }
+    size_t most = reader->staging_size / col_size(read) + 1;
+    size_t rows = read->row_count < most ? read->row_count : most;
+    return rows * weft_fp8_row_scales(reader->args->fp8, cols_of(read));
+}
+
+/* Sizes of buffers, and the buffers. ERR_MEMORY, logged; what was allocated is close_buffers()'. */
+static enum weft_status open_buffers(struct reader *reader)
+{
+    const struct weft_reader_args *args = reader->args;
+    size_t scales = 0;
 
     for (size_t i = 0; i < args->read_count; i++) {
-        uint64_t longest = (uint64_t)args->reads[i].row_width * sizeof(float);
-        reader.byte_total += read_size(&args->reads[i]);
-        reader.staging_size = longest > reader.staging_size ? longest : reader.staging_size;
-    }
-    qsort(args->reads, args->read_count, sizeof(args->reads[0]), compare_reads);
-    /* The device's own kind of host memory: a GPU takes from it without another copy. */
-    reader.staging = weft_device_alloc_host(args->device, reader.staging_size);
-    reader.converted = malloc(reader.staging_size);
-    enum weft_status status = WEFT_ERR_MEMORY;
-    if (reader.staging != NULL && reader.converted != NULL) {
-        status = report(&reader);
-        if (status == WEFT_OK) {
-            status = run_all(&reader);
+        const struct weft_read *read = &args->reads[i];
+        uint64_t longest = (uint64_t)read->row_width * sizeof(float);
+        reader->byte_total += read_size(read);
+        if (read->from == WEFT_ELEMENT_F8_E4M3 && !is_empty(read)) {
+            struct weft_range rows = {read->tensor_row, read->tensor_row + read->row_count};
+            reader->byte_total += weft_fp8_scales_size(args->fp8, read->tensor, read->scale, rows);
         }
-    } else if (reader.converted == NULL) {
-        weft_log(WEFT_LOG_ERROR, where, "out of memory for %zu bytes of staging", reader.staging_size);
+        reader->staging_size = longest > reader->staging_size ? longest : reader->staging_size;
     }
-    weft_device_free_host(args->device, reader.staging);
-    free(reader.converted);
+    for (size_t i = 0; i < args->read_count; i++) {
+        size_t count = scale_count(reader, &args->reads[i]);
+        scales = count > scales ? count : scales;
+    }
+    /* The device's own kind of host memory: a GPU takes from it without another copy. */
+    reader->staging = weft_device_alloc_host(args->device, reader->staging_size);
+    reader->converted = malloc(reader->staging_size);
+    reader->scales = scales > 0 ? malloc(scales * sizeof(float)) : NULL;
+    if (reader->converted == NULL || (scales > 0 && reader->scales == NULL)) {
+        weft_log(WEFT_LOG_ERROR, where, "out of memory for %zu bytes of staging", reader->staging_size);
+        return WEFT_ERR_MEMORY;
+    }
+    return reader->staging != NULL ? WEFT_OK : WEFT_ERR_MEMORY;
+}
+
+static void close_buffers(struct reader *reader)
+{
+    weft_device_free_host(reader->args->device, reader->staging);
+    free(reader->converted);
+    free(reader->scales);
+    weft_fp8_reader_fini(&reader->fp8);
+}
+
+enum weft_status weft_reader_run(const struct weft_reader_args *args, struct weft_reader_stats *stats_out)
+{
+    struct reader reader = {
+        .args = args, .staging_size = WEFT_STAGING_SIZE, .fp8 = {.checkpoint = args->checkpoint, .fp8 = args->fp8}};
+    int64_t begin = weft_clock_ns();
+
+    weft_fp8_table(reader.table);
+    enum weft_status status = open_buffers(&reader);
+    if (status == WEFT_OK) {
+        qsort(args->reads, args->read_count, sizeof(args->reads[0]), compare_reads);
+        status = report(&reader);
+    }
+    if (status == WEFT_OK) {
+        status = run_all(&reader);
+    }
+    close_buffers(&reader);
     if (status == WEFT_OK) {
         reader.stats.time_ns = (uint64_t)(weft_clock_ns() - begin);
         *stats_out = reader.stats;

@@ -9,17 +9,22 @@
 #include <stdint.h>
 
 #include "model/checkpoint.h"
+#include "model/fp8.h"
 #include "model/model.h"
 #include "weft/device.h"
 
 /* Rows of a tensor, or a column range of them, and where they go. */
 struct weft_read {
-    uint32_t file;        /* of the checkpoint */
-    enum weft_dtype from; /* element type in the file */
-    uint64_t offset;      /* of the first row wanted, in the file */
-    uint32_t row_count;   /* rows wanted, adjacent */
-    uint32_t row_width;   /* elements of a whole row in the file */
-    uint32_t col_begin;   /* columns wanted, [col_begin, col_begin + col_count) */
+    uint32_t file;          /* of the checkpoint */
+    enum weft_element from; /* in the file */
+    /* FP8 only: the tensor, its scales, and which of its rows is the first wanted */
+    const struct weft_tensor *tensor;
+    const struct weft_tensor *scale;
+    uint32_t tensor_row;
+    uint64_t offset;    /* of the first row wanted, in the file */
+    uint32_t row_count; /* rows wanted, adjacent */
+    uint32_t row_width; /* elements of a whole row in the file */
+    uint32_t col_begin; /* columns wanted, [col_begin, col_begin + col_count) */
     uint32_t col_count;
     struct weft_matrix *matrix; /* destination, rows from row_begin, written as type `to`; or NULL and */
     enum weft_dtype to;
@@ -35,6 +40,9 @@ struct weft_deliver_args {
     struct weft_device *device;
     const struct weft_read *read; /* its destination, from, col_count */
     size_t stride;                /* bytes from one row to the next, as they lie in host memory */
+    const struct weft_fp8 *fp8;   /* with FP8: its form, */
+    const float *table;           /* [256] weft_fp8_table(), */
+    const float *scales;          /* [count][weft_fp8_row_scales()] of the rows */
     float *converted;             /* converted_size bytes: at least one row in f32 */
     size_t converted_size;
 };
@@ -52,13 +60,15 @@ struct weft_reader_stats {
 struct weft_reader_args {
     struct weft_device *device;
     const struct weft_checkpoint *checkpoint;
-    struct weft_read *reads; /* [read_count]; sorted by place, reads of nothing are skipped */
+    const struct weft_fp8 *fp8; /* may be NULL when no read is of FP8 */
+    struct weft_read *reads;    /* [read_count]; sorted by place, reads of nothing are skipped */
     size_t read_count;
     weft_model_progress *progress; /* or NULL */
     void *progress_context;
 };
 
-/* Does all reads. Host memory: 16 MiB, or twice the longest row when that is more. ERR_IO, ERR_MEMORY: logged. */
+/* Does all reads. Host memory: 16 MiB, or twice the longest row when that is more, and with FP8 the scales of one
+ * tensor. ERR_IO, ERR_MEMORY: logged. */
 WEFT_MUST_CHECK enum weft_status weft_reader_run(const struct weft_reader_args *args,
                                                  struct weft_reader_stats *stats_out);
 

@@ -11,6 +11,7 @@
 
 #include "base/json.h"
 #include "weft/log.h"
+#include "weft/numeric.h"
 
 static const char where[] = "model/safetensors";
 
@@ -34,18 +35,49 @@ static uint32_t element_size(const char *dtype)
     return 0;
 }
 
-int weft_tensor_dtype(const struct weft_tensor *tensor, enum weft_dtype *out)
+int weft_tensor_element(const struct weft_tensor *tensor, enum weft_element *out)
 {
-    if (strcmp(tensor->dtype, "F32") == 0) {
-        *out = WEFT_F32;
-    } else if (strcmp(tensor->dtype, "F16") == 0) {
-        *out = WEFT_F16;
-    } else if (strcmp(tensor->dtype, "BF16") == 0) {
-        *out = WEFT_BF16;
-    } else {
-        return -1;
+    static const char *const names[] = {[WEFT_ELEMENT_F32] = "F32",
+                                        [WEFT_ELEMENT_F16] = "F16",
+                                        [WEFT_ELEMENT_BF16] = "BF16",
+                                        [WEFT_ELEMENT_F8_E4M3] = "F8_E4M3"};
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(tensor->dtype, names[i]) == 0) {
+            *out = (enum weft_element)i;
+            return 0;
+        }
     }
-    return 0;
+    return -1;
+}
+
+size_t weft_element_size(enum weft_element element)
+{
+    return element == WEFT_ELEMENT_F8_E4M3 ? 1 : weft_dtype_size(weft_element_dtype(element));
+}
+
+enum weft_dtype weft_element_dtype(enum weft_element element)
+{
+    switch (element) {
+    case WEFT_ELEMENT_F32: return WEFT_F32;
+    case WEFT_ELEMENT_F16: return WEFT_F16;
+    case WEFT_ELEMENT_BF16:
+    case WEFT_ELEMENT_F8_E4M3: break;
+    }
+    return WEFT_BF16;
+}
+
+float weft_element_value(const unsigned char *bytes, enum weft_element element)
+{
+    uint16_t half;
+    float value;
+
+    if (element == WEFT_ELEMENT_F32) {
+        memcpy(&value, bytes, sizeof(value));
+        return value;
+    }
+    memcpy(&half, bytes, sizeof(half));
+    return element == WEFT_ELEMENT_F16 ? weft_f16_to_f32(half) : weft_bf16_to_f32(half);
 }
 
 const char *weft_tensor_shape(const struct weft_tensor *tensor, char *text, size_t size)

@@ -43,8 +43,17 @@ WEFT_MUST_CHECK enum weft_status weft_safetensors_parse(const char *name, const 
 WEFT_MUST_CHECK enum weft_status weft_safetensors_read(const char *name, int fd, struct weft_arena *arena,
                                                        struct weft_tensor **tensors_out, size_t *count_out);
 
-/* Element type of a tensor when it is one of ours: F32, F16, BF16. Returns 0, or -1. */
-int weft_tensor_dtype(const struct weft_tensor *tensor, enum weft_dtype *out);
+/* Types of elements in files that we can read. Numbers travel (stream.c): do not change them. */
+enum weft_element { WEFT_ELEMENT_F32, WEFT_ELEMENT_F16, WEFT_ELEMENT_BF16, WEFT_ELEMENT_F8_E4M3 };
+
+/* Element type of a tensor when it is one of ours. Returns 0, or -1. */
+int weft_tensor_element(const struct weft_tensor *tensor, enum weft_element *out);
+/* Bytes: 4, 2, 2, 1. */
+size_t weft_element_size(enum weft_element element);
+/* As which type a matrix of such elements is written to the device: the same; bf16 for FP8. */
+enum weft_dtype weft_element_dtype(enum weft_element element);
+/* One element as f32, little endian, unaligned. Not FP8, whose value takes a scale (fp8.h). */
+float weft_element_value(const unsigned char *bytes, enum weft_element element);
 
 /* "[64, 128]" into text[size]; returns text. */
 const char *weft_tensor_shape(const struct weft_tensor *tensor, char *text, size_t size);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/fp8.h"
 #include "model/slice.h"
 #include "weft/log.h"
 
@@ -192,9 +193,10 @@ static enum weft_status missing(const struct weft_checkpoint *checkpoint, const 
 }
 
 /* The tensor has the part's shape and a type that we can read. */
-static enum weft_status check(const struct weft_checkpoint *checkpoint, const struct weft_tensor *tensor,
-                              const struct weft_part *part, enum weft_dtype *dtype_out)
+static enum weft_status check(const struct weft_checkpoint *checkpoint, const struct weft_model_config *config,
+                              const struct weft_tensor *tensor, const struct weft_part *part, struct weft_stored *out)
 {
+    struct weft_stored stored = {.tensor = tensor};
     char found[200], expected[64];
     bool is_vector = part->col_count == 0;
 
@@ -206,25 +208,28 @@ static enum weft_status check(const struct weft_checkpoint *checkpoint, const st
                  weft_tensor_shape(tensor, found, sizeof(found)));
         return WEFT_ERR_FORMAT;
     }
-    if (weft_tensor_dtype(tensor, dtype_out) != 0) {
-        weft_log(WEFT_LOG_ERROR, where, "%s: %s: element type %s is not supported: F32, F16, BF16 are",
-                 weft_checkpoint_file(checkpoint, tensor->file), tensor->name, tensor->dtype);
+    if (weft_tensor_element(tensor, &stored.element) != 0 || (is_vector && stored.element == WEFT_ELEMENT_F8_E4M3)) {
+        weft_log(WEFT_LOG_ERROR, where, "%s: %s: element type %s is not supported: F32, F16, BF16%s are",
+                 weft_checkpoint_file(checkpoint, tensor->file), tensor->name, tensor->dtype,
+                 is_vector ? "" : ", F8_E4M3");
         return WEFT_ERR_UNSUPPORTED;
     }
+    if (stored.element == WEFT_ELEMENT_F8_E4M3) {
+        WEFT_TRY(weft_fp8_scale_find(checkpoint, &config->fp8, tensor, &stored.scale));
+    }
+    *out = stored;
     return WEFT_OK;
 }
 
-enum weft_status weft_tensor_locate(const struct weft_checkpoint *checkpoint, const char *name,
-                                    const struct weft_part *part, const struct weft_tensor **tensor_out,
-                                    enum weft_dtype *dtype_out)
+enum weft_status weft_tensor_locate(const struct weft_checkpoint *checkpoint, const struct weft_model_config *config,
+                                    const char *name, const struct weft_part *part, struct weft_stored *out)
 {
     const struct weft_tensor *tensor = weft_tensor_find(checkpoint, name);
 
     if (tensor == NULL) {
         return missing(checkpoint, name);
     }
-    *tensor_out = tensor;
-    return check(checkpoint, tensor, part, dtype_out);
+    return check(checkpoint, config, tensor, part, out);
 }
 
 static enum weft_status resolve_layer(const struct weft_checkpoint *checkpoint, const struct weft_part_list *list,
@@ -237,15 +242,15 @@ static enum weft_status resolve_layer(const struct weft_checkpoint *checkpoint, 
         [WEFT_DOWN] = &config->dtypes.down[layer],
     };
     bool is_seen[WEFT_LAYER_MATRIX_COUNT] = {false};
-    const struct weft_tensor *tensor;
-    enum weft_dtype dtype;
+    struct weft_stored stored;
     char name[WEFT_TENSOR_NAME_SIZE];
 
     for (uint32_t i = 0; i < list->count; i++) {
         const struct weft_part *part = &list->parts[i];
         weft_tensor_layer_name(layer, part->suffix, name);
-        WEFT_TRY(weft_tensor_locate(checkpoint, name, part, &tensor, &dtype));
+        WEFT_TRY(weft_tensor_locate(checkpoint, config, name, part, &stored));
         if (part->matrix >= 0) {
+            enum weft_dtype dtype = weft_element_dtype(stored.element);
             *to[part->matrix] = !is_seen[part->matrix] || *to[part->matrix] == dtype ? dtype : WEFT_F32;
             is_seen[part->matrix] = true;
         }
@@ -264,16 +269,17 @@ static enum weft_status resolve_ends(const struct weft_checkpoint *checkpoint, s
     struct weft_part norm = weft_part_global(config, &slice, WEFT_NORM);
     const struct weft_tensor *embedding = weft_tensor_find(checkpoint, weft_tensor_global_name(WEFT_EMBEDDING));
     const struct weft_tensor *head = weft_tensor_find(checkpoint, weft_tensor_global_name(WEFT_HEAD));
-    const struct weft_tensor *tensor;
-    enum weft_dtype dtype;
+    struct weft_stored stored;
 
     if (embedding == NULL && head == NULL) {
         return missing(checkpoint, weft_tensor_global_name(WEFT_EMBEDDING));
     }
-    WEFT_TRY(check(checkpoint, embedding != NULL ? embedding : head, &part, &config->dtypes.embedding));
-    WEFT_TRY(check(checkpoint, head != NULL ? head : embedding, &part, &config->dtypes.head));
+    WEFT_TRY(check(checkpoint, config, embedding != NULL ? embedding : head, &part, &stored));
+    config->dtypes.embedding = weft_element_dtype(stored.element);
+    WEFT_TRY(check(checkpoint, config, head != NULL ? head : embedding, &part, &stored));
+    config->dtypes.head = weft_element_dtype(stored.element);
     config->is_tied = embedding == NULL || head == NULL;
-    return weft_tensor_locate(checkpoint, weft_tensor_global_name(WEFT_NORM), &norm, &tensor, &dtype);
+    return weft_tensor_locate(checkpoint, config, weft_tensor_global_name(WEFT_NORM), &norm, &stored);
 }
 
 enum weft_status weft_tensors_resolve(const struct weft_checkpoint *checkpoint, struct weft_model_config *config)

@@ -77,10 +77,18 @@ const char *weft_tensor_global_name(enum weft_global global);
 /* The tensor "model.NAME" or "NAME"; NULL when there is neither. */
 const struct weft_tensor *weft_tensor_find(const struct weft_checkpoint *checkpoint, const char *name);
 
-/* The same, with its element type; missing, misshapen or of a type that we cannot read is an error, logged. */
-WEFT_MUST_CHECK enum weft_status weft_tensor_locate(const struct weft_checkpoint *checkpoint, const char *name,
-                                                    const struct weft_part *part, const struct weft_tensor **tensor_out,
-                                                    enum weft_dtype *dtype_out);
+/* A tensor as a checkpoint has it; borrowed. */
+struct weft_stored {
+    const struct weft_tensor *tensor;
+    enum weft_element element;
+    const struct weft_tensor *scale; /* FP8 only, else NULL */
+};
+
+/* The same, with its element type and scales; missing, misshapen or of a type that we cannot read is an error, logged.
+ */
+WEFT_MUST_CHECK enum weft_status weft_tensor_locate(const struct weft_checkpoint *checkpoint,
+                                                    const struct weft_model_config *config, const char *name,
+                                                    const struct weft_part *part, struct weft_stored *out);
 
 /*
  * Locates every tensor that `config` calls for; sets config's dtypes, is_tied and parameter_count by what is there. The

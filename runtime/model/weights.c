@@ -40,16 +40,23 @@ static void plan_leaves(const struct weft_model_config *config, const struct wef
     plan->desc.add_count = (uint32_t)weft_tree_adds(slice->leaf_count, inputs, count, plan->adds);
 }
 
-/* Type of the rows that are written to a matrix of a layer. */
+/* Type of the rows that are written to a matrix of a layer, and to the embedding or the head. */
 static enum weft_dtype layer_source(const struct weft_model_config *config, uint32_t layer,
                                     enum weft_layer_matrix matrix)
 {
+    const struct weft_model_dtypes *dtypes = &config->dtypes;
+
     switch (matrix) {
-    case WEFT_QKV: return config->dtypes.qkv[layer];
-    case WEFT_ATTENTION_OUT: return config->dtypes.attention_out[layer];
-    case WEFT_GATE_UP: return config->dtypes.gate_up[layer];
-    default: return config->dtypes.down[layer];
+    case WEFT_QKV: return weft_quantise_source(config, dtypes->qkv[layer]);
+    case WEFT_ATTENTION_OUT: return weft_quantise_source(config, dtypes->attention_out[layer]);
+    case WEFT_GATE_UP: return weft_quantise_source(config, dtypes->gate_up[layer]);
+    default: return weft_quantise_source(config, dtypes->down[layer]);
     }
+}
+
+static enum weft_dtype end_source(const struct weft_model_config *config, bool is_embedding)
+{
+    return weft_quantise_source(config, is_embedding ? config->dtypes.embedding : config->dtypes.head);
 }
 
 static void plan_matrix(const struct weft_model_config *config, const struct weft_slice *slice, uint32_t layer,
@@ -81,8 +88,10 @@ static void plan_matrix(const struct weft_model_config *config, const struct wef
 
 /* Of the embedding or the head. */
 static struct weft_matrix_desc vocab_desc(const struct weft_model_config *config, const struct weft_slice *slice,
-                                          enum weft_dtype source)
+                                          bool is_embedding)
 {
+    enum weft_dtype source = end_source(config, is_embedding);
+
     return (struct weft_matrix_desc){.dtype = weft_quantise_end(config->quantise, source),
                                      .source = source,
                                      .row_count = weft_range_count(slice->vocab),
@@ -124,8 +133,8 @@ static size_t vector_total(const struct weft_model_config *config, const struct 
 size_t weft_weights_size(const struct weft_device *device, const struct weft_model_config *config,
                          const struct weft_slice *slice)
 {
-    struct weft_matrix_desc embedding = vocab_desc(config, slice, config->dtypes.embedding);
-    struct weft_matrix_desc head = vocab_desc(config, slice, config->dtypes.head);
+    struct weft_matrix_desc embedding = vocab_desc(config, slice, true);
+    struct weft_matrix_desc head = vocab_desc(config, slice, false);
     struct matrix_plan plan;
     size_t size = vector_total(config, slice) * sizeof(float) + weft_matrix_size(device, &embedding);
 
@@ -176,8 +185,8 @@ static void place_vectors(const struct weft_weights_args *args, struct weft_weig
 static enum weft_status allocate(const struct weft_weights_args *args, struct weft_weights *weights)
 {
     const struct weft_model_config *config = args->config;
-    struct weft_matrix_desc embedding = vocab_desc(config, &args->slices[args->rank], config->dtypes.embedding);
-    struct weft_matrix_desc head = vocab_desc(config, &args->slices[args->rank], config->dtypes.head);
+    struct weft_matrix_desc embedding = vocab_desc(config, &args->slices[args->rank], true);
+    struct weft_matrix_desc head = vocab_desc(config, &args->slices[args->rank], false);
 
     weights->layers = weft_arena_alloc(&weights->arena, config->layer_count, sizeof(weights->layers[0]));
     weights->vectors = weft_device_alloc(args->device, vector_total(config, &args->slices[args->rank]) * sizeof(float));
@@ -198,17 +207,22 @@ static enum weft_status allocate(const struct weft_weights_args *args, struct we
 }
 
 /*
- * The read that brings a part of `tensor` to its place; without a tensor (this rank has no checkpoint) only the place
+ * The read that brings a part of a tensor to its place; without a tensor (this rank has no checkpoint) only the place
  * is known.
  */
-static struct weft_read plan_read(const struct weft_tensor *tensor, enum weft_dtype from, const struct weft_part *part)
+static struct weft_read plan_read(const struct weft_stored *stored, const struct weft_part *part)
 {
+    const struct weft_tensor *tensor = stored->tensor;
     uint32_t width = part->col_count == 0 ? 1 : part->col_count;
+    uint64_t before = (uint64_t)part->rows.begin * width * weft_element_size(stored->element);
 
     return (struct weft_read){
         .file = tensor == NULL ? 0 : tensor->file,
-        .from = from,
-        .offset = (tensor == NULL ? 0 : tensor->offset) + (uint64_t)part->rows.begin * width * weft_dtype_size(from),
+        .from = stored->element,
+        .tensor = tensor,
+        .scale = stored->scale,
+        .tensor_row = part->rows.begin,
+        .offset = (tensor == NULL ? 0 : tensor->offset) + before,
         .row_count = weft_range_count(part->rows),
         .row_width = width,
         .col_begin = part->cols.begin,
@@ -218,23 +232,23 @@ static struct weft_read plan_read(const struct weft_tensor *tensor, enum weft_dt
 }
 
 static enum weft_status locate(const struct weft_weights_args *args, const char *name, const struct weft_part *part,
-                               const struct weft_tensor **tensor_out, enum weft_dtype *dtype_out)
+                               struct weft_stored *out)
 {
-    return args->checkpoint == NULL ? WEFT_OK : weft_tensor_locate(args->checkpoint, name, part, tensor_out, dtype_out);
+    *out = (struct weft_stored){.tensor = NULL};
+    return args->checkpoint == NULL ? WEFT_OK : weft_tensor_locate(args->checkpoint, args->config, name, part, out);
 }
 
 static enum weft_status plan_layer_reads(const struct weft_weights_args *args, const struct weft_part_list *list,
                                          uint32_t layer, struct weft_layer *weights, struct weft_read *reads)
 {
-    const struct weft_tensor *tensor = NULL;
-    enum weft_dtype from = WEFT_F32;
+    struct weft_stored stored;
     char name[WEFT_TENSOR_NAME_SIZE];
 
     for (uint32_t i = 0; i < list->count; i++) {
         const struct weft_part *part = &list->parts[i];
         weft_tensor_layer_name(layer, part->suffix, name);
-        WEFT_TRY(locate(args, name, part, &tensor, &from));
-        reads[i] = plan_read(tensor, from, part);
+        WEFT_TRY(locate(args, name, part, &stored));
+        reads[i] = plan_read(&stored, part);
         if (part->matrix >= 0) {
             reads[i].matrix = weights->matrices[part->matrix];
             reads[i].to = layer_source(args->config, layer, (enum weft_layer_matrix)part->matrix);
@@ -254,21 +268,20 @@ static enum weft_status plan_global_reads(const struct weft_weights_args *args, 
 
     for (int i = 0; i < WEFT_GLOBAL_COUNT; i++) {
         struct weft_part part = weft_part_global(args->config, &args->slices[args->rank], (enum weft_global)i);
-        const struct weft_tensor *tensor = NULL;
-        enum weft_dtype from = WEFT_F32;
+        struct weft_stored stored;
         bool is_embedding = i == WEFT_EMBEDDING;
         if (i == WEFT_HEAD && args->config->is_tied) {
             continue;
         }
         const char *name = is_embedding && is_head_alone ? weft_tensor_global_name(WEFT_HEAD)
                                                          : weft_tensor_global_name((enum weft_global)i);
-        WEFT_TRY(locate(args, name, &part, &tensor, &from));
-        reads[count] = plan_read(tensor, from, &part);
+        WEFT_TRY(locate(args, name, &part, &stored));
+        reads[count] = plan_read(&stored, &part);
         if (i == WEFT_NORM) {
             reads[count].vector = weights->norm;
         } else {
             reads[count].matrix = is_embedding ? weights->embedding : weights->head;
-            reads[count].to = is_embedding ? args->config->dtypes.embedding : args->config->dtypes.head;
+            reads[count].to = end_source(args->config, is_embedding);
         }
         count++;
     }
@@ -300,6 +313,7 @@ static enum weft_status load(const struct weft_weights_args *args, struct weft_w
     size_t count_max = (size_t)args->config->layer_count * WEFT_PART_COUNT_MAX + WEFT_GLOBAL_COUNT;
     struct weft_reader_args reader = {.device = args->device,
                                       .checkpoint = args->checkpoint,
+                                      .fp8 = &args->config->fp8,
                                       .reads = weft_arena_alloc(&arena, count_max, sizeof(struct weft_read)),
                                       .progress = args->progress,
                                       .progress_context = args->progress_context};

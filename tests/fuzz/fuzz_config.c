@@ -28,6 +28,9 @@ static void check(const struct weft_model_config *config)
     fuzz_require(config->head_count % config->kv_head_count == 0);
     fuzz_require(config->eos_token_count <= WEFT_EOS_COUNT_MAX);
     fuzz_require(isfinite(config->rope_scale));
+    fuzz_require((config->fp8.block_rows != 0) == (config->fp8.block_cols != 0));
+    fuzz_require(config->fp8.is_there || config->fp8.block_rows == 0);
+    fuzz_require(!config->fp8.is_there || config->dtype == WEFT_BF16);
     for (uint32_t i = 0; i < config->head_size / 2; i++) {
         fuzz_require(isfinite(config->inv_freq[i]));
     }

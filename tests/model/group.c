@@ -71,6 +71,7 @@ static int open_rank(struct rank *rank)
                                        .rank_count = options->rank_count};
 
     RANK_CHECK(rank, weft_model_config_read(options->folder, &rank->config) == WEFT_OK);
+    rank->config.quantise = options->quantise;
     RANK_CHECK(rank, rank->config.vocab_size == rank->golden->vocab_size);
     for (uint32_t i = 0; i < options->rank_count; i++) {
         weft_slice_init(&rank->config, LEAF_COUNT, rank->leaves[i], &rank->slices[i]);

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "model/config.h"
 #include "support.h"
 #include "weft/device.h"
 
@@ -16,6 +17,7 @@ struct group_options {
     uint32_t chunk;         /* prompt tokens per step */
     const char *cpu_level;  /* NULL: best */
     enum weft_dtype kv_dtype;
+    enum weft_quantise quantise;
     bool is_sparse;   /* asks for the logits of the last position of the prompt and of each step after it only */
     bool is_streamed; /* rank 0 alone reads the folder */
     bool is_mixed;    /* a second sequence (the tokens mirrored) runs in the same steps */

@@ -115,6 +115,36 @@ static void test_refusals_name_the_member(void **state)
         {"\"hidden_act\": \"gelu\"", WEFT_ERR_UNSUPPORTED, "hidden_act \"gelu\""},
         {"\"hidden_act\": 3", WEFT_ERR_FORMAT, "hidden_act"},
         {"\"quantization_config\": {\"quant_method\": \"awq\"}", WEFT_ERR_UNSUPPORTED, "awq"},
+        {"\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 4}", WEFT_ERR_UNSUPPORTED,
+         "quantization_config: quant_method \"gptq\" is not supported: fp8, fbgemm_fp8"},
+        {"\"quantization_config\": {\"quant_method\": \"bitsandbytes\", \"load_in_4bit\": true}", WEFT_ERR_UNSUPPORTED,
+         "bitsandbytes"},
+        {"\"quantization_config\": {\"bits\": 4}", WEFT_ERR_UNSUPPORTED, "quant_method \"(none)\""},
+        {"\"quantization_config\": \"fp8\"", WEFT_ERR_FORMAT, "quantization_config: expected an object"},
+        {"\"quantization_config\": {\"quant_method\": 8}", WEFT_ERR_FORMAT, "quant_method: expected a string"},
+        {"\"quantization_config\": {\"quant_method\": \"fp8\", \"fmt\": \"e5m2\"}", WEFT_ERR_UNSUPPORTED,
+         "fmt \"e5m2\""},
+        {"\"quantization_config\": {\"quant_method\": \"fp8\", \"weight_block_size\": [128]}", WEFT_ERR_FORMAT,
+         "weight_block_size: expected two integers"},
+        {"\"quantization_config\": {\"quant_method\": \"fp8\", \"weight_block_size\": [128, 0]}", WEFT_ERR_FORMAT,
+         "weight_block_size: expected two integers"},
+        {"\"quantization_config\": {\"quant_method\": \"compressed-tensors\"}", WEFT_ERR_FORMAT, "config_groups"},
+        {"\"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"config_groups\": {\"g\": {\"weights\": "
+         "{\"num_bits\": 4, \"type\": \"int\", \"strategy\": \"group\"}}}}",
+         WEFT_ERR_UNSUPPORTED, "weights of 4 bits, type \"int\""},
+        {"\"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"config_groups\": {\"g\": {\"weights\": "
+         "{\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"group\"}}}}",
+         WEFT_ERR_UNSUPPORTED, "strategy \"group\""},
+        {"\"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"format\": \"pack-quantized\", "
+         "\"config_groups\": {\"g\": {\"weights\": {\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"tensor\"}}}}",
+         WEFT_ERR_UNSUPPORTED, "format \"pack-quantized\""},
+        {"\"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"config_groups\": {\"g\": {\"weights\": "
+         "3}}}",
+         WEFT_ERR_FORMAT, "weights: expected an object"},
+        {"\"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"config_groups\": {\"a\": {\"weights\": "
+         "{\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"block\", \"block_structure\": [128, 128]}}, \"b\": "
+         "{\"weights\": {\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"channel\"}}}}",
+         WEFT_ERR_UNSUPPORTED, "groups with the same blocks"},
         {"\"torch_dtype\": \"int8\"", WEFT_ERR_UNSUPPORTED, "int8"},
         {"\"hidden_size\": 65", WEFT_ERR_FORMAT, "hidden_size 65"},
         {"\"hidden_size\": 0", WEFT_ERR_FORMAT, "hidden_size"},

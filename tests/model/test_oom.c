@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fp8_model.h"
 #include "model/config.h"
 #include "model/model.h"
 #include "support.h"
@@ -63,20 +64,20 @@ static enum weft_status open_and_close(const char *folder, struct weft_device *d
     return status;
 }
 
-static void test_any_host_allocation_may_fail(void **state)
+/* n-th allocation, for every n. */
+static void fail_each(const char *folder)
 {
     const struct weft_device_options options = {.kind = "cpu", .thread_count = 1, .wait = WEFT_WAIT_YIELD};
     struct weft_device *device = NULL;
     int64_t n = 0;
 
-    (void)state;
     assert_int_equal(weft_device_open(&options, &device), WEFT_OK);
     json_set_alloc_funcs(__wrap_malloc, free);
     log_capture_begin();
     for (enum weft_status status = WEFT_ERR_MEMORY; status != WEFT_OK;) {
         int before = log_capture_count();
         fail_at = ++n;
-        status = open_and_close(GOLDEN_FOLDER "/llama3", device);
+        status = open_and_close(folder, device);
         if (status != WEFT_OK && log_capture_count() != before + 1) {
             fail_msg("allocation %d: status %d, %d lines, the last: %s", (int)n, (int)status,
                      log_capture_count() - before, log_capture_line());
@@ -92,9 +93,36 @@ static void test_any_host_allocation_may_fail(void **state)
     weft_device_close(&device);
 }
 
+static void test_any_host_allocation_may_fail(void **state)
+{
+    (void)state;
+    fail_each(GOLDEN_FOLDER "/llama3");
+}
+
+static void test_any_host_allocation_may_fail_with_fp8(void **state)
+{
+    static const struct fp8_form form = {
+        .golden = "llama3",
+        .config = "{\"quant_method\": \"fp8\", \"weight_block_size\": [32, 32]}",
+        .ending = "_scale_inv",
+        .block_rows = 32,
+        .block_cols = 32,
+        .scale_type = "F32",
+    };
+    char folder[4096];
+
+    (void)state;
+    fp8_model_make(&form, folder, NULL);
+    fail_each(folder);
+    folder_remove(folder);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_any_host_allocation_may_fail)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_any_host_allocation_may_fail),
+        cmocka_unit_test(test_any_host_allocation_may_fail_with_fp8),
+    };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

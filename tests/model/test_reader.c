@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "model/fp8.h"
 #include "model/reader.h"
 #include "support.h"
 #include "weft/numeric.h"
@@ -103,8 +104,8 @@ static struct weft_read plan(struct fixture *fixture, const char *name, struct w
                              .to = to};
     const struct weft_matrix_desc desc = {.dtype = to, .row_count = read.row_count, .col_count = read.col_count};
 
-    assert_int_equal(weft_tensor_dtype(tensor, &read.from), 0);
-    read.offset = tensor->offset + (uint64_t)rows.begin * read.row_width * weft_dtype_size(read.from);
+    assert_int_equal(weft_tensor_element(tensor, &read.from), 0);
+    read.offset = tensor->offset + (uint64_t)rows.begin * read.row_width * weft_element_size(read.from);
     assert_int_equal(weft_matrix_open(fixture->device, &desc, &read.matrix), WEFT_OK);
     return read;
 }
@@ -138,7 +139,7 @@ static float value_at(const unsigned char *bytes, enum weft_dtype dtype)
 static void check(struct fixture *fixture, struct weft_read *read)
 {
     float *row = weft_device_alloc(fixture->device, read->col_count * sizeof(float));
-    size_t size = weft_dtype_size(read->from);
+    size_t size = weft_element_size(read->from);
 
     assert_non_null(row);
     for (uint32_t i = 0; i < read->row_count; i++) {
@@ -147,7 +148,7 @@ static void check(struct fixture *fixture, struct weft_read *read)
         weft_device_embed(fixture->device, read->matrix, &i, 1, row);
         assert_int_equal(weft_device_sync(fixture->device), WEFT_OK);
         for (uint32_t j = 0; j < read->col_count; j++) {
-            if (row[j] != value_at(from + j * size, read->from)) {
+            if (row[j] != value_at(from + j * size, weft_element_dtype(read->from))) {
                 fail_msg("row %u, column %u differs", i, j);
             }
         }
@@ -203,7 +204,7 @@ static void test_adjacent_parts_share_reads(void **state)
     struct weft_reader_stats stats;
     struct weft_read reads[] = {
         plan(f, "wide", (struct weft_range){0, ROWS}, (struct weft_range){0, WIDE}, WEFT_BF16),
-        {.from = WEFT_F16,
+        {.from = WEFT_ELEMENT_F16,
          .offset = vector->offset,
          .row_count = 500,
          .row_width = 1,
@@ -249,12 +250,108 @@ static void test_a_file_that_shrinks_is_an_error(void **state)
     weft_matrix_close(f->device, &read.matrix);
 }
 
+/* ---- FP8 ---- */
+
+enum {
+    FP8_ROWS = 11,
+    FP8_BLOCK_ROWS = 5,
+    FP8_BLOCK_COLS = 4096,
+    FP8_BLOCKS = (LONG + FP8_BLOCK_COLS - 1) / FP8_BLOCK_COLS
+};
+
+/* w [11, 2200000] FP8 and its scales [3, 538] f32 in a folder of its own. */
+static unsigned char *write_fp8(const char *folder, size_t *header_size_out)
+{
+    size_t weights = (size_t)FP8_ROWS * LONG, scales = (size_t)3 * FP8_BLOCKS * sizeof(float);
+    char header[400], path[4200];
+    size_t used = (size_t)snprintf(header, sizeof(header),
+                                   "{\"w\":{\"dtype\":\"F8_E4M3\",\"shape\":[%u,%u],\"data_offsets\":[0,%zu]},"
+                                   "\"w_scale_inv\":{\"dtype\":\"F32\",\"shape\":[3,%u],\"data_offsets\":[%zu,%zu]}}",
+                                   FP8_ROWS, LONG, weights, FP8_BLOCKS, weights, weights + scales);
+    unsigned char *bytes = calloc(1, 8 + used + weights + scales);
+
+    assert_non_null(bytes);
+    bytes[0] = (unsigned char)used;
+    bytes[1] = (unsigned char)(used >> 8);
+    memcpy(bytes + 8, header, used);
+    for (size_t i = 0; i < weights; i++) {
+        bytes[8 + used + i] = (unsigned char)(i * 2654435761U >> 13 & 0xf7); /* never NaN */
+    }
+    for (size_t i = 0; i < (size_t)3 * FP8_BLOCKS; i++) {
+        float scale = 1.0f / (float)(1 + i);
+        memcpy(bytes + 8 + used + weights + i * sizeof(scale), &scale, sizeof(scale));
+    }
+    snprintf(path, sizeof(path), "%s/model.safetensors", folder);
+    file_write(path, bytes, 8 + used + weights + scales);
+    *header_size_out = 8 + used;
+    return bytes;
+}
+
+/* Rows [2, 11) and a range of columns, which take several fillings of the buffer: every value with its own scale. */
+static void test_fp8_through_several_fillings(void **state)
+{
+    const struct weft_fp8 fp8 = {.is_there = true, .block_rows = FP8_BLOCK_ROWS, .block_cols = FP8_BLOCK_COLS};
+    const struct weft_matrix_desc desc = {.dtype = WEFT_F32, .row_count = 9, .col_count = LONG - 5000};
+    struct fixture *fixture = *state;
+    struct weft_checkpoint *checkpoint = NULL;
+    struct weft_reader_stats stats;
+    struct weft_read read = {.from = WEFT_ELEMENT_F8_E4M3,
+                             .tensor_row = 2,
+                             .row_count = 9,
+                             .row_width = LONG,
+                             .col_begin = 5000,
+                             .col_count = LONG - 5000,
+                             .to = WEFT_F32};
+    char folder[4096];
+    float table[256];
+    size_t header_size;
+
+    folder_copy(NULL, folder);
+    unsigned char *bytes = write_fp8(folder, &header_size);
+    float *row = weft_device_alloc(fixture->device, desc.col_count * sizeof(float));
+    assert_non_null(row);
+    weft_fp8_table(table);
+    assert_int_equal(weft_checkpoint_open(folder, &checkpoint), WEFT_OK);
+    read.tensor = weft_checkpoint_find(checkpoint, "w");
+    read.offset = read.tensor->offset + (size_t)2 * LONG;
+    assert_int_equal(weft_fp8_scale_find(checkpoint, &fp8, read.tensor, &read.scale), WEFT_OK);
+    assert_int_equal(weft_matrix_open(fixture->device, &desc, &read.matrix), WEFT_OK);
+    const struct weft_reader_args args = {.device = fixture->device,
+                                          .checkpoint = checkpoint,
+                                          .fp8 = &fp8,
+                                          .reads = &read,
+                                          .read_count = 1,
+                                          .progress = progress,
+                                          .progress_context = fixture};
+    fixture->progress_done = 0;
+    assert_int_equal(weft_reader_run(&args, &stats), WEFT_OK);
+    assert_int_equal(stats.byte_count, (size_t)9 * LONG - 5000 + 3 * FP8_BLOCKS * sizeof(float));
+    assert_true(stats.call_count > 2);
+    for (uint32_t i = 0; i < 9; i++) {
+        weft_device_embed(fixture->device, read.matrix, &i, 1, row);
+        assert_int_equal(weft_device_sync(fixture->device), WEFT_OK);
+        for (uint32_t j = 0; j < desc.col_count; j++) {
+            uint32_t block = (2 + i) / FP8_BLOCK_ROWS * FP8_BLOCKS + (5000 + j) / FP8_BLOCK_COLS;
+            float value = table[bytes[header_size + (size_t)(2 + i) * LONG + 5000 + j]];
+            if (row[j] != value * (1.0f / (float)(1 + block))) {
+                fail_msg("row %u, column %u differs", i, j);
+            }
+        }
+    }
+    weft_device_free(fixture->device, row);
+    weft_matrix_close(fixture->device, &read.matrix);
+    weft_checkpoint_close(&checkpoint);
+    folder_remove(folder);
+    free(bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_parts_of_matrices, fixture_begin, fixture_end),
         cmocka_unit_test_setup_teardown(test_rows_longer_than_the_buffer, fixture_begin, fixture_end),
         cmocka_unit_test_setup_teardown(test_adjacent_parts_share_reads, fixture_begin, fixture_end),
+        cmocka_unit_test_setup_teardown(test_fp8_through_several_fillings, fixture_begin, fixture_end),
         cmocka_unit_test_setup_teardown(test_a_file_that_shrinks_is_an_error, fixture_begin, fixture_end),
     };
 
