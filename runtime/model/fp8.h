@@ -12,11 +12,11 @@
 #ifndef WEFT_MODEL_FP8_H
 #define WEFT_MODEL_FP8_H
 
-#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/json.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
 #include "weft/tree.h"

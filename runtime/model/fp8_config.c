@@ -1,7 +1,6 @@
 /* quantization_config of config.json: FP8 in its forms, and a clear line for everything else. */
 #include <string.h>
 
-#include "base/json.h"
 #include "model/fp8.h"
 #include "weft/log.h"
 

@@ -284,6 +284,11 @@ static void test_prediction(void **state)
     (void)state;
     /* Per layer 2 x 1000 x 1000 (q, o), 2 x 1000 x 500 (k, v), 3 x 1000 x 3000; the head 1000 x 8000; 2 bytes each. */
     assert_float_equal(weft_doctor_token_size(&model), 2.0 * (10 * 12e6 + 8e6), 1);
+    snprintf(alone.weight_dtype, sizeof(alone.weight_dtype), "q8_0"); /* 34 bytes for 32 weights */
+    assert_float_equal(weft_doctor_token_size(&alone), 34.0 / 32 * (10 * 12e6 + 8e6), 1);
+    snprintf(alone.weight_dtype, sizeof(alone.weight_dtype), "q4_0"); /* 18, but the head is q8_0 */
+    assert_float_equal(weft_doctor_token_size(&alone), 18.0 / 32 * 10 * 12e6 + 34.0 / 32 * 8e6, 1);
+    alone = model;
     weft_doctor_predict(&model, ranks, &rates, &prediction);
     assert_true(prediction.is_known);
     assert_float_equal(prediction.alone_ms, 12.8, 1e-6);

@@ -19,28 +19,44 @@ PROMPTS_PER_TASK = 12
 ENOUGH = {task: 11 for task in tasks.TASKS} | {"lookup_long": 4}
 
 
+def ask_all(*arguments):
+    """{task: [(sample, text, ids)]}: every prompt asked of one server."""
+    with weft_server.Server("--threads", 1, *arguments) as server:
+        stub = server.stub()
+        return {
+            task: [(sample, *weft_server.generate(stub, prompt=sample.prompt, max_tokens=120)[:2])
+                   for sample in tasks.held_out_samples(task, PROMPTS_PER_TASK)]
+            for task in tasks.MAKERS
+        }
+
+
 @pytest.fixture(scope="module")
 def answers():
-    """{ranks: {task: [(sample, text, ids)]}}: every prompt asked of one server per rank count."""
-    found = {}
-    for ranks in RANKS:
-        with weft_server.Server("--ranks", ranks, "--threads", 1) as server:
-            stub = server.stub()
-            found[ranks] = {
-                task: [(sample, *weft_server.generate(stub, prompt=sample.prompt, max_tokens=120)[:2])
-                       for sample in tasks.held_out_samples(task, PROMPTS_PER_TASK)]
-                for task in tasks.MAKERS
-            }
-    return found
+    """{ranks: what ask_all() found}."""
+    return {ranks: ask_all("--ranks", ranks) for ranks in RANKS}
+
+
+@pytest.fixture(scope="module")
+def answers_q8_0():
+    return ask_all("--ranks", 2, "--quantize", "q8_0")
+
+
+def check_right(asked, task):
+    wrong = [(sample.prompt, text, sample.answer) for sample, text, _ in asked if not tasks.is_right(sample, text)]
+    assert len(asked) == PROMPTS_PER_TASK
+    assert len(asked) - len(wrong) >= ENOUGH[task], wrong
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("task", tasks.MAKERS)
 def test_right_answers(answers, task, ranks):
-    asked = answers[ranks][task]
-    wrong = [(sample.prompt, text, sample.answer) for sample, text, _ in asked if not tasks.is_right(sample, text)]
-    assert len(asked) == PROMPTS_PER_TASK
-    assert len(asked) - len(wrong) >= ENOUGH[task], wrong
+    check_right(answers[ranks][task], task)
+
+
+@pytest.mark.parametrize("task", tasks.MAKERS)
+def test_right_answers_with_q8_0(answers_q8_0, task):
+    """Half the memory, the same thresholds: 1 % of error per product is not what the model's answers hang on."""
+    check_right(answers_q8_0[task], task)
 
 
 def test_same_tokens_at_every_rank_count(answers):

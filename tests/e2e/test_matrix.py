@@ -114,6 +114,20 @@ def test_bf16_cache_is_exact_among_itself(tmp_path):
         assert result(model, *case, "--kv-dtype", "bf16") == wanted, case
 
 
+@pytest.mark.parametrize("family, quantize", [("qwen2", "q8_0"), ("qwen3", "q4_0"), ("mistral", "q8_0"),
+                                              ("llama2", "q4_0")])
+def test_quantised_is_exact_among_itself(family, quantize, tmp_path):
+    """Fewer bits, the same at any rank count and level, read or streamed; and other ones than without."""
+    model = model_folder(family, tmp_path)
+    wanted = result(model, 1, 1, 1024, "ref", 0, "--quantize", quantize)
+    best = machine_levels()[-1]
+    for case in ((2, 1, 7, "ref", 1), (3, 2, 64, best, 1), (4, 2, 1, machine_levels()[1 % len(machine_levels())], 0),
+                 (8, 1, 64, best, 0)):
+        assert result(model, *case, "--quantize", quantize) == wanted, case
+        assert result(model, *case, "--quantize", quantize, "--weights", "stream") == wanted, case
+    assert result(model, 1, 1, 1024, "ref", 0)[1] != wanted[1]
+
+
 @pytest.mark.parametrize("comm, is_mpirun", [("shm", False), ("tcp", False), ("ucx", False), ("shm", True),
                                              ("tcp", True), ("ucx", True), ("mpi", True)])
 def test_every_transport(comm, is_mpirun, tmp_path):

@@ -48,12 +48,13 @@ static void make_requests(void)
     requests[8].temperature = 2.0f;
 }
 
-static void answer_alone(const char *model, uint32_t leaf_count)
+static void answer_alone_as(const char *model, uint32_t leaf_count, const char *quantize)
 {
     struct weft_engine_options options;
 
     test_options(&options, model, 1);
     options.leaf_count = leaf_count;
+    options.quantize = quantize;
     for (uint32_t i = 0; i < REQUESTS; i++) {
         struct weft_engine *engine = open_engine(&options);
         run_requests(engine, &requests[i], 1, &expected[i]);
@@ -64,6 +65,11 @@ static void answer_alone(const char *model, uint32_t leaf_count)
         assert_int_equal(expected[i].prompt_token_count, requests[i].token_count);
         assert_int_equal(strlen(expected[i].logits_sha256), requests[i].has_logits_digest ? 64 : 0);
     }
+}
+
+static void answer_alone(const char *model, uint32_t leaf_count)
+{
+    answer_alone_as(model, leaf_count, NULL);
 }
 
 static bool has_level(const char *level)
@@ -164,6 +170,34 @@ static void test_levels_and_threads(void **state)
     }
 }
 
+/* Read and streamed, at every level, in any company: fewer bits, but the same ones. */
+static void test_quantised(void **state)
+{
+    static const struct {
+        const char *model;
+        const char *quantize;
+    } cases[] = {{"qwen2", "q8_0"}, {"qwen3", "q8_0"}, {"llama2", "q4_0"}, {"mistral", "q4_0"}};
+    static const uint32_t ranks[] = {1, 2, 3, 8};
+    static const uint32_t chunks[] = {1, 5, 64, 7};
+    static const char *const levels[] = {NULL, "ref", "avx2", "avx512"};
+    struct weft_engine_options options;
+
+    (void)state;
+    for (size_t i = 0; i < TEST_COUNT(cases); i++) {
+        answer_alone_as(golden_model(cases[i].model), 0, cases[i].quantize);
+        for (size_t j = 0; j < TEST_COUNT(ranks); j++) {
+            const char *level = levels[(i + j) % TEST_COUNT(levels)];
+            test_options(&options, golden_model(cases[i].model), ranks[j]);
+            options.quantize = cases[i].quantize;
+            options.prefill_chunk = chunks[(i + j) / 2 % TEST_COUNT(chunks)];
+            options.sequence_count_max = 2 + (uint32_t)j;
+            options.weights = j % 2 == 1 ? "stream" : "local";
+            options.cpu_level = level == NULL || has_level(level) ? level : NULL;
+            check(&options);
+        }
+    }
+}
+
 /* 64 leaves for 6 heads and 16 panels of vocabulary: most ranks own no head or no vocabulary, some own nothing at all.
  */
 static void test_more_ranks_than_there_is_to_own(void **state)
@@ -196,9 +230,13 @@ static void test_seeds_differ(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_any_ranks_company_and_chunk),     cmocka_unit_test(test_candidates_or_whole_rows),
-        cmocka_unit_test(test_uneven_shares_and_little_cache),  cmocka_unit_test(test_levels_and_threads),
-        cmocka_unit_test(test_more_ranks_than_there_is_to_own), cmocka_unit_test(test_seeds_differ),
+        cmocka_unit_test(test_any_ranks_company_and_chunk),
+        cmocka_unit_test(test_candidates_or_whole_rows),
+        cmocka_unit_test(test_uneven_shares_and_little_cache),
+        cmocka_unit_test(test_levels_and_threads),
+        cmocka_unit_test(test_more_ranks_than_there_is_to_own),
+        cmocka_unit_test(test_seeds_differ),
+        cmocka_unit_test(test_quantised),
     };
 
     make_requests();

@@ -152,6 +152,7 @@ static void answer_together(struct joiner *joiners, struct answer *answer)
 static void test_ranks_without_a_folder(void **state)
 {
     static const char *const models[] = {"qwen2", "llama3", "mistral"};
+    static const char *const quantize[] = {NULL, "q8_0", "q4_0"};
 
     (void)state;
     for (size_t m = 0; m < TEST_COUNT(models); m++) {
@@ -165,6 +166,7 @@ static void test_ranks_without_a_folder(void **state)
             for (uint32_t r = 0; r < RANKS; r++) {
                 joiner_init(&joiners[r], models[m], r);
                 joiners[r].options.weights = is_streamed ? "stream" : "local";
+                joiners[r].options.quantize = quantize[m];
                 if (is_streamed && r > 0) {
                     snprintf(joiners[r].model, sizeof(joiners[r].model), "/nonexistent/%u", r);
                 }
@@ -176,12 +178,11 @@ static void test_ranks_without_a_folder(void **state)
 }
 
 /* Who reads faster gets more leaves; who computes by the reference kernels is far slower. */
-static void test_shares_by_speed(void **state)
+static void check_shares_by_speed(const char *quantize)
 {
     struct answer wanted;
     struct answer got;
 
-    (void)state;
     for (int is_measured = 0; is_measured < 2; is_measured++) {
         struct joiner joiners[RANKS];
 
@@ -189,6 +190,7 @@ static void test_shares_by_speed(void **state)
         for (uint32_t r = 0; r < RANKS; r++) {
             joiner_init(&joiners[r], "llama3", r);
             joiners[r].options.is_share_measured = is_measured;
+            joiners[r].options.quantize = quantize;
             joiners[r].options.thread_count = 1;
             joiners[r].options.cpu_level = r == 1 ? NULL : "ref";
         }
@@ -197,6 +199,13 @@ static void test_shares_by_speed(void **state)
         assert_int_equal(log_has("rank 1 reads weights at "), is_measured);
     }
     assert_same_answer(&got, &wanted);
+}
+
+static void test_shares_by_speed(void **state)
+{
+    (void)state;
+    check_shares_by_speed(NULL);
+    check_shares_by_speed("q4_0");
 }
 
 static void check_refused(struct joiner *joiners, const char *reason)
@@ -220,9 +229,14 @@ static void test_who_does_not_fit_is_refused(void **state)
     struct joiner joiners[RANKS];
 
     (void)state;
-    for (int which = 0; which < 6; which++) {
-        static const char *const reasons[] = {"rank 2",        "other options", "rank 1", "no such model folder",
-                                              "other options", "other options"};
+    for (int which = 0; which < 7; which++) {
+        static const char *const reasons[] = {"rank 2",
+                                              "other options",
+                                              "rank 1",
+                                              "no such model folder",
+                                              "other options",
+                                              "other options",
+                                              "with --quantize q4_0: the leader was with --quantize none"};
         choose_port();
         for (uint32_t r = 0; r < RANKS; r++) {
             joiner_init(&joiners[r], "qwen2", r);
@@ -233,6 +247,7 @@ static void test_who_does_not_fit_is_refused(void **state)
         case 2: joiners[1].options.prefill_chunk = 3; break;
         case 4: joiners[2].options.weights = "stream"; break;
         case 5: joiners[0].options.is_share_measured = true; break;
+        case 6: joiners[1].options.quantize = "q4_0"; break;
         default: snprintf(joiners[2].model, sizeof(joiners[2].model), "/nowhere"); break;
         }
         check_refused(joiners, reasons[which]);

@@ -517,6 +517,19 @@ static void test_inspect(void **state)
         assert_true(ranks[r].weight_size > 0 && ranks[r].activation_size > 0 && ranks[r].kv_token_size > 0);
         assert_true(ranks[r].kv_size >= 512 * ranks[r].kv_token_size);
     }
+    assert_string_equal(summary.weight_dtype, "bf16");
+    assert_string_equal(summary.weight_text, "bf16");
+    uint64_t stored_size = ranks[0].weight_size;
+    options.quantize = "q4_0";
+    assert_int_equal(weft_engine_inspect(&options, &summary, ranks, 4), WEFT_OK);
+    assert_string_equal(summary.weight_dtype, "q4_0");
+    assert_string_equal(summary.weight_text, "q4_0 (embedding and head q8_0), quantised while loading, from bf16");
+    assert_true(ranks[0].weight_size < stored_size * 2 / 3);
+    options.quantize = "q5_0";
+    log_clear();
+    assert_int_equal(weft_engine_inspect(&options, &summary, ranks, 4), WEFT_ERR_ARGUMENT);
+    assert_true(log_has("quantize \"q5_0\": expected one of none, q8_0, q4_0"));
+    options.quantize = NULL;
     options.rank_count = 9;
     log_clear();
     assert_int_equal(weft_engine_inspect(&options, &summary, ranks, 4), WEFT_ERR_ARGUMENT);

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "group.h"
+#include "model/quantise.h"
 #include "support.h"
 #include "weft/log.h"
 
@@ -105,10 +106,15 @@ static void compare(const char *what, uint32_t first, const struct group_result 
     }
 }
 
-static void run_selection(const char *name, const char *folder, const struct golden *golden)
+static void run_selection(const char *name, const char *folder, const struct golden *golden,
+                          enum weft_quantise quantise)
 {
-    const struct group_options base = {
-        .folder = folder, .rank_count = 1, .thread_count = 1, .chunk = golden->prompt_count, .cpu_level = "ref"};
+    const struct group_options base = {.folder = folder,
+                                       .rank_count = 1,
+                                       .thread_count = 1,
+                                       .chunk = golden->prompt_count,
+                                       .cpu_level = "ref",
+                                       .quantise = quantise};
     struct group_result expected[2], found;
     uint32_t skipped = 0;
 
@@ -126,6 +132,7 @@ static void run_selection(const char *name, const char *folder, const struct gol
                                               .chunk = chunk != 0 ? chunk : golden->prompt_count,
                                               .cpu_level = levels[value_of(run, LEVEL)],
                                               .kv_dtype = kv == 0 ? WEFT_F32 : WEFT_BF16,
+                                              .quantise = quantise,
                                               .is_mixed = value_of(run, MIXED) == 1,
                                               .is_sparse = value_of(run, SPARSE) == 1};
         char what[256];
@@ -136,10 +143,10 @@ static void run_selection(const char *name, const char *folder, const struct gol
             skipped++;
             continue;
         }
-        snprintf(what, sizeof(what), "%s: %u ranks%s, %u threads, chunk %u, %s, KV %s%s%s", name, options.rank_count,
-                 options.shares != NULL ? " uneven" : "", options.thread_count, options.chunk, options.cpu_level,
-                 weft_dtype_name(options.kv_dtype), options.is_mixed ? ", two sequences" : "",
-                 options.is_sparse ? ", last rows" : "");
+        snprintf(what, sizeof(what), "%s, %s: %u ranks%s, %u threads, chunk %u, %s, KV %s%s%s", name,
+                 weft_quantise_name(quantise), options.rank_count, options.shares != NULL ? " uneven" : "",
+                 options.thread_count, options.chunk, options.cpu_level, weft_dtype_name(options.kv_dtype),
+                 options.is_mixed ? ", two sequences" : "", options.is_sparse ? ", last rows" : "");
         group_run(&options, golden, &found);
         compare(what, options.is_sparse ? golden->prompt_count - 1 : 0, &found, &expected[kv]);
         group_result_fini(&found);
@@ -151,9 +158,8 @@ static void run_selection(const char *name, const char *folder, const struct gol
     group_result_fini(&expected[1]);
 }
 
-static void test_family(void **state)
+static void run_family(const char *name, enum weft_quantise quantise)
 {
-    const char *name = *state;
     struct golden golden;
     char folder[4096];
     int32_t prompt[LONG_COUNT];
@@ -166,8 +172,24 @@ static void test_family(void **state)
     memcpy(prompt + golden.prompt_count, golden.tokens, (count - golden.prompt_count) * sizeof(prompt[0]));
     struct golden longer = {
         .prompt = prompt, .prompt_count = count, .vocab_size = golden.vocab_size, .token_count = TOKEN_COUNT};
-    run_selection(name, folder, &longer);
+    run_selection(name, folder, &longer, quantise);
     golden_close(&golden);
+}
+
+static void test_family(void **state)
+{
+    run_family(*state, WEFT_QUANTISE_NONE);
+}
+
+/* Blocks that heads and leaves cut (head widths 8, 24), widths that are no multiple of a block, tied ends. */
+static void test_family_q8_0(void **state)
+{
+    run_family(*state, WEFT_QUANTISE_Q8_0);
+}
+
+static void test_family_q4_0(void **state)
+{
+    run_family(*state, WEFT_QUANTISE_Q4_0);
 }
 
 /* ThreadSanitizer makes a run many times slower and looks at threads, not at numbers: three families there. */
@@ -177,10 +199,13 @@ enum { IS_SHORT = 1 };
 enum { IS_SHORT = 0 };
 #endif
 
-#define FAMILY(name)                                                                                                   \
+#define FAMILY_AS(name, test, family)                                                                                  \
     {                                                                                                                  \
-        name, test_family, NULL, NULL, (void *)name                                                                    \
+        name, test, NULL, NULL, (void *)family                                                                         \
     }
+#define FAMILY(name) FAMILY_AS(name, test_family, name)
+#define Q8_0(name)   FAMILY_AS(name " q8_0", test_family_q8_0, name)
+#define Q4_0(name)   FAMILY_AS(name " q4_0", test_family_q4_0, name)
 
 int main(void)
 {
@@ -194,9 +219,17 @@ int main(void)
         FAMILY("qwen3"),
         FAMILY("linear"),
         FAMILY("yarn"),
+        Q8_0("llama2"),
+        Q8_0("mistral"),
+        Q8_0("qwen2"),
+        Q8_0("qwen3"),
+        Q4_0("llama2"),
+        Q4_0("mistral"),
+        Q4_0("qwen2"),
+        Q4_0("qwen3"),
     };
 
-    const struct CMUnitTest shorter[] = {FAMILY("llama2"), FAMILY("llama3"), FAMILY("mistral")};
+    const struct CMUnitTest shorter[] = {FAMILY("llama2"), FAMILY("llama3"), FAMILY("mistral"), Q8_0("mistral")};
 
     weft_log_configure(WEFT_LOG_WARN, NULL, NULL);
     if (IS_SHORT) {

@@ -131,6 +131,17 @@ static void test_every_form_is_its_reference(void **state)
     }
 }
 
+/* FP8 that is quantised is rounded once, from the products as f32. */
+static void test_quantised_fp8_is_rounded_once(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < FORM_COUNT; i++) {
+        struct fp8_form form = forms[i];
+        form.is_f32 = true;
+        check_form(&form, i % 2 == 0 ? WEFT_QUANTISE_Q8_0 : WEFT_QUANTISE_Q4_0);
+    }
+}
+
 /* The configuration alone says bf16, and which form. */
 static void test_config_knows_the_form(void **state)
 {
@@ -260,6 +271,7 @@ int main(void)
         cmocka_unit_test(test_every_byte),
         cmocka_unit_test(test_config_knows_the_form),
         cmocka_unit_test(test_every_form_is_its_reference),
+        cmocka_unit_test(test_quantised_fp8_is_rounded_once),
         cmocka_unit_test(test_damage_is_refused_in_one_line),
         cmocka_unit_test(test_scales_must_fit_the_form),
     };
