@@ -96,7 +96,8 @@ def wanted():
 # ---- what the launchers do ----
 
 SRUN = r"""#!/bin/bash
-# srun's contract: a task on every slot with the variables of a step; one that fails takes the others with it.
+# srun's contract: a task on every slot with the variables of a step; one that fails takes the others with it, and so does
+# SIGTERM to srun itself.
 while [[ $1 == --* ]]; do shift; done
 export SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=$SLURM_NTASKS SLURM_STEP_NODELIST=$SLURM_JOB_NODELIST
 export SLURM_STEP_TASKS_PER_NODE='2(x2)'
@@ -105,7 +106,7 @@ for ((i = SLURM_NTASKS - 1; i >= 0; i--)); do
     mapfile -t variables < <(env | grep -E '^(SLURM|WEFT)_')
     $LAB/rsh "node$SLURM_NODEID" "$(printf '%q ' env "${variables[@]}" "$@")" < /dev/null & pids+=($!)
 done
-trap 'kill -TERM "${pids[@]}"' TERM
+trap 'kill -KILL "${pids[@]}"' TERM
 wait -n "${pids[@]}"; code=$?
 sleep 2
 kill "${pids[@]}" 2> /dev/null
