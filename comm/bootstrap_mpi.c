@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <mpi.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,10 @@
 
 #define MPI_LOG "comm/bootstrap_mpi"
 
-enum { CLOSE_MS = 5000 };
+enum {
+    CLOSE_MS = 5000,
+    LEADER_MS = 600, /* for the leader to say what happened and end; half of what a stuck process is given */
+};
 
 /* What rank 0 tells the others. */
 struct invitation {
@@ -114,6 +118,19 @@ static size_t resolve(void *context, struct tcp_target *targets_out, char *error
     return count;
 }
 
+/*
+ * After a failure the leader ends first: when one rank has ended with an error mpirun ends all, and for a second passes
+ * nothing on that they say. Nobody waits for a leader that is itself the failed one.
+ */
+static void let_leader_end(struct weft_bootstrap *bootstrap)
+{
+    struct pollfd wait = {.fd = bootstrap->peers[0].control_fd, .events = POLLRDHUP};
+
+    if (bootstrap->rank != 0 && bootstrap->failed_rank > 0 && wait.fd >= 0) {
+        (void)poll(&wait, 1, LEADER_MS);
+    }
+}
+
 /* MPI_Finalize waits for every rank: only when all have come here, and none has failed. */
 static void close_begin(struct weft_bootstrap *bootstrap)
 {
@@ -123,6 +140,7 @@ static void close_begin(struct weft_bootstrap *bootstrap)
 
     bootstrap->state = is_complete ? bootstrap : NULL;
     free(parts);
+    let_leader_end(bootstrap);
 }
 
 static void close_end(struct weft_bootstrap *bootstrap)
