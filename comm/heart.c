@@ -17,7 +17,8 @@ enum {
     INTERVAL_MAX_MS = 1000,
     FIRST_FACTOR = 10,  /* the first beat may be this much later: its process may still be starting */
     HURRY_MS = 10,      /* between attempts to pass a verdict on */
-    SAY_MS = 300,       /* for the main thread to say it itself, which may know more */
+    SAY_MS = 50,        /* for the main thread to say it itself */
+    DESCRIBE_MS = 300,  /* where it may know more: how a process ended */
     LAST_LINE_MS = 100, /* for the line of a process that leaves: standard error may be what hangs */
 };
 
@@ -349,14 +350,20 @@ static void leave(struct weft_heart *heart)
     _exit(EXIT_FAILURE);
 }
 
-/* The leader's main thread reads from a slow disk, say, and mpirun will end it before it looks: its log must have it.
+/*
+ * The main thread reads from a slow disk, say, and mpirun will end this process before it looks: the leader's log must
+ * have it, and of a leader that is stopped somebody else's.
  */
 static void say_when_late(struct weft_heart *heart, int64_t now)
 {
+    const struct star_hooks *hooks = heart->bootstrap->hooks;
+    bool knows_more = heart->verdict.is_closed && hooks != NULL && hooks->describe != NULL;
+    int64_t wait_ms = knows_more ? DESCRIBE_MS : SAY_MS;
+    bool is_ours = heart->rank == 0 || heart->verdict.rank == 0;
     pthread_t thread;
 
-    if (heart->rank == 0 && heart->exit_ns != 0 && now - heart->verdict_ns >= (int64_t)SAY_MS * 1000000 &&
-        weft_heart_claim(heart) && pthread_create(&thread, NULL, say_last, heart) == 0) {
+    if (is_ours && heart->exit_ns != 0 && now - heart->verdict_ns >= wait_ms * 1000000 && weft_heart_claim(heart) &&
+        pthread_create(&thread, NULL, say_last, heart) == 0) {
         pthread_detach(thread); /* with exit_ns this heart is never freed after a verdict */
     }
 }
@@ -426,7 +433,7 @@ void *weft_heart_run(void *context)
     heart->self_worked_ns = last;
     while (!atomic_load(&heart->is_closing)) {
         int64_t now = weft_star_now();
-        bool is_told = true;
+        bool is_settled = true;
 
         if (now >= next_beat) {
             refresh_own(heart, now);
@@ -437,11 +444,11 @@ void *weft_heart_run(void *context)
         listen_and_judge(heart, now, now - last);
         last = now;
         if (atomic_load(&heart->is_over)) {
-            is_told = spread(heart);
+            is_settled = spread(heart) && atomic_load(&heart->is_said);
             say_when_late(heart, now);
             leave_when_due(heart, now);
         }
-        sleep_until(heart, is_told ? next_beat : now + (int64_t)HURRY_MS * 1000000);
+        sleep_until(heart, is_settled ? next_beat : now + (int64_t)HURRY_MS * 1000000);
     }
     if (atomic_load(&heart->is_over)) {
         (void)spread(heart);

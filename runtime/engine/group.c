@@ -342,15 +342,15 @@ static enum weft_status join(struct opening *opening)
     return take_seat(opening, &setup.seat);
 }
 
-/* Why the group does not stand is the leader's to say, unless it is the leader that is stopped. Ranks of other
- * launchers than a fork report their own end anyhow. */
+/* Why the group does not stand is the leader's to say, unless it is the leader that is stopped. Ranks of the tcp
+ * rendezvous report their own end anyhow. */
 static void speak_for_leader(const struct weft_group *group)
 {
     static const char silence[] = "no heartbeat";
 
     if (group->rank != 0 && weft_bootstrap_failed_rank(group->bootstrap) == 0 &&
         strncmp(weft_bootstrap_failed_reason(group->bootstrap), silence, sizeof(silence) - 1) == 0 &&
-        strcmp(weft_bootstrap_kind(group->bootstrap), "local") == 0) {
+        strcmp(weft_bootstrap_kind(group->bootstrap), "tcp") != 0) {
         weft_log(WEFT_LOG_ERROR, "engine/group", "rank 0 on %s failed: %s",
                  weft_bootstrap_failed_host(group->bootstrap), weft_bootstrap_failed_reason(group->bootstrap));
     }

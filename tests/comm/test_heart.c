@@ -20,6 +20,7 @@ struct board {
     _Atomic int pids[RANK_COUNT];
     _Atomic int failed_ranks[RANK_COUNT]; /* as each rank sees it; -2: still running */
     char reasons[RANK_COUNT][256];
+    _Atomic bool has_said[RANK_COUNT]; /* in its log, that a rank failed */
     _Atomic bool is_over;
 };
 
@@ -250,6 +251,52 @@ static void test_stuck_process_leaves(void **state)
     munmap(scene.board, sizeof(*scene.board));
 }
 
+static void note_said(void *context, enum weft_log_level level, const char *line)
+{
+    struct board *board = context;
+    int rank = weft_log_rank();
+
+    if (level == WEFT_LOG_ERROR && strstr(line, "rank 0") != NULL && rank >= 0) {
+        board->has_said[rank] = true;
+    }
+}
+
+/* The leader is stopped, and the others' main threads are stuck: their logs have it long before they are ended. */
+static void test_stuck_processes_speak_for_the_leader(void **state)
+{
+    struct scene scene = {board_new(), CONDUCT_LEAVES, {.silence_ms = SILENCE_MS, .exit_ms = 10 * SOON_MS}};
+    pid_t leader = fork();
+    int status;
+
+    (void)state;
+    if (leader == 0) {
+        struct weft_bootstrap *bootstrap;
+
+        weft_log_configure(WEFT_LOG_ERROR, note_said, scene.board);
+        if (weft_bootstrap_open_local(RANK_COUNT, &bootstrap) != WEFT_OK ||
+            weft_bootstrap_heartbeat(bootstrap, &scene.options) != WEFT_OK) {
+            _exit(2);
+        }
+        scene.board->pids[weft_bootstrap_rank(bootstrap)] = getpid();
+        pause_ms(100000);
+        _exit(3);
+    }
+    for (int i = 0; i < RANK_COUNT; i++) {
+        for (int k = 0; k < SOON_MS && scene.board->pids[i] == 0; k++) {
+            pause_ms(1);
+        }
+    }
+    pause_ms(SILENCE_MS);
+    (void)kill(leader, SIGSTOP);
+    for (int i = 0; i < SOON_MS && !(scene.board->has_said[1] && scene.board->has_said[2]); i++) {
+        pause_ms(1);
+    }
+    (void)kill(leader, SIGKILL); /* its children go with it */
+    assert_int_equal(waitpid(leader, &status, 0), leader);
+    assert_true(scene.board->has_said[1] && scene.board->has_said[2]);
+    munmap(scene.board, sizeof(*scene.board));
+}
+
 /* ---- threads: what needs no death ---- */
 
 static int busy_body(struct weft_bootstrap **bootstrap, void *context)
@@ -304,7 +351,7 @@ int main(int argument_count, char **arguments)
         cmocka_unit_test(test_stopped_worker),          cmocka_unit_test(test_stopped_leader),
         cmocka_unit_test(test_computing_is_no_failure), cmocka_unit_test(test_leaving_is_no_failure),
         cmocka_unit_test(test_stopped_together),        cmocka_unit_test(test_off),
-        cmocka_unit_test(test_stuck_process_leaves),
+        cmocka_unit_test(test_stuck_process_leaves),    cmocka_unit_test(test_stuck_processes_speak_for_the_leader),
     };
     const struct CMUnitTest threads[] = {cmocka_unit_test(test_busy)};
 

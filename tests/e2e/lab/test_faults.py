@@ -20,6 +20,7 @@ def possible():
     ("hand", "SIGSTOP leader", "prefill"),
     ("hand", "packets dropped", "load"),
     ("hand", "workers cut", "decode"),
+    ("mpirun", "SIGSTOP leader", "load"),
     ("mpirun", "read error", "load"),
     ("mpirun.sh", "SIGSTOP", "decode"),
     ("local", "slow disk", "load"),
