@@ -192,6 +192,11 @@ class FaultLab(Lab):
                 self.inside(f"$LAB/on {victim} /usr/sbin/sshd -f $LAB/sshd_config{victim} -E $LAB/sshd_log{victim}")
 
 
+def is_too_late(event, struck):
+    """A request that found no server any more: nobody was there to give a hint."""
+    return event["began"] > struck and re.search("[Cc]onnect", event["details"])
+
+
 def strike_and_watch(lab, launcher, fault, phase, folder, is_verbose):
     """One run: a dictionary of what was seen."""
     victim, cause = FAULTS[fault]
@@ -237,7 +242,12 @@ def strike_and_watch(lab, launcher, fault, phase, folder, is_verbose):
             if phase != "idle":
                 run.wait("the clients' errors", lambda: run.seen("error"), 10)
             result["codes"] = sorted({e["code"] for e in run.seen("error")})
-            result["hinted"] = all(e["retry"] is not None for e in run.seen("error"))
+            unhinted = [e for e in run.seen("error") if e["retry"] is None and not is_too_late(e, struck)]
+            result["hinted"] = not unhinted
+            if unhinted:
+                result["unhinted"] = unhinted
+            told = [e["time"] for e in run.seen("error", struck) + run.seen("health", struck)]
+            result["told"] = min(told) - struck if told else None
         return result
     finally:
         if is_verbose:
@@ -274,7 +284,7 @@ def seconds(values):
 
 def table(results):
     lines = ["| launcher | fault | runs | noticed: median / max s | rank, host and cause named | all ended: median / max s | "
-             "clients | served again: median / max s |", "|---|---|---|---|---|---|---|---|"]
+             "clients told: code, hint, median / max s | served again: median / max s |", "|---|---|---|---|---|---|---|---|"]
     cells = {}
     for result in results:
         cells.setdefault((result["launcher"], result["fault"]), []).append(result)
@@ -288,7 +298,8 @@ def table(results):
             continue
         codes = sorted({c for r in good for c in r.get("codes", [])})
         hinted = all(r.get("hinted", True) for r in good)
-        client = ", ".join(codes) + (", hint" if codes and hinted else "")
+        told = [r["told"] for r in good if r.get("told") is not None]
+        client = ", ".join(codes) + (", hint" if codes and hinted else "") + (f", {seconds(told)}" if told else "")
         detected = [r["detected"] for r in good] if fault != "read error" else []
         ended = [r["ended"] for r in good] if fault != "read error" else []
         lines.append(f"| {launcher} | {fault} | {len(runs)} | {seconds(detected)} | {named} of {len(runs)} | "

@@ -44,13 +44,15 @@ def wait_until_served():
 def busy(index):
     stub = weft_pb2_grpc.InferenceStub(connect())
     while True:
+        began = time.monotonic()
         try:
             # The length of the demo model's context is 256 characters and more.
             ask(stub, chr(97 + index) * 200, 1 if kind == "prefill" else 40)
         except grpc.RpcError as error:
             details = error.details() or ""
             is_ours = error.trailing_metadata() and "grpc-retry-pushback-ms" in dict(error.trailing_metadata())
-            return tell("error", code=error.code().name, details=details, retry=retry_hint(error) if is_ours else None)
+            return tell("error", code=error.code().name, details=details, retry=retry_hint(error) if is_ours else None,
+                        began=began)
 
 
 def watch():
