@@ -40,6 +40,7 @@ struct weft_emulated_grid {
     dim3 grid;
     dim3 block;
     size_t shared_size;
+    bool is_resident; /* WEFT_CUDA_LAUNCH_RESIDENT */
     std::shared_ptr<const weft_emulated_call> call;
 };
 
@@ -59,13 +60,17 @@ template <typename T> static inline const void *weft_emulated_pointer(T *pointer
 }
 
 template <typename... P, typename... A>
-static inline void weft_emulated_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
+static inline void weft_emulated_launch(bool is_resident, const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
                                         size_t shared_size, cudaStream_t stream, A... arguments)
 {
     const void *pointers[] = {nullptr, weft_emulated_pointer(arguments)...};
-    weft_emulated_grid launch = {name,        reinterpret_cast<const void *>(kernel),
-                                 grid,        block,
-                                 shared_size, std::make_shared<weft_emulated_call_of<P...>>(kernel, arguments...)};
+    weft_emulated_grid launch = {name,
+                                 reinterpret_cast<const void *>(kernel),
+                                 grid,
+                                 block,
+                                 shared_size,
+                                 is_resident,
+                                 std::make_shared<weft_emulated_call_of<P...>>(kernel, arguments...)};
 
     static_assert(sizeof...(P) == sizeof...(A), "as many arguments as the kernel has parameters");
     weft_emulated_launch_grid(&launch, stream, pointers, 1 + sizeof...(A));
@@ -77,6 +82,10 @@ static inline void weft_emulated_launch(const char *name, void (*kernel)(P...), 
     ((void)(is_early), WEFT_CUDA_LAUNCH(kernel, grid, block, shared_size, stream, __VA_ARGS__))
 
 #define WEFT_CUDA_LAUNCH(kernel, grid, block, shared_size, stream, ...)                                                \
-    weft_emulated_launch(#kernel, kernel, grid, block, shared_size, stream, ##__VA_ARGS__)
+    weft_emulated_launch(false, #kernel, kernel, grid, block, shared_size, stream, ##__VA_ARGS__)
+
+/* All blocks at once is more than the emulator can do; the same ascending order on all GPUs does as well. */
+#define WEFT_CUDA_LAUNCH_RESIDENT(kernel, grid, block, shared_size, stream, ...)                                       \
+    weft_emulated_launch(true, #kernel, kernel, grid, block, shared_size, stream, ##__VA_ARGS__)
 
 #endif

@@ -26,6 +26,8 @@ typedef enum cudaError {
     cudaErrorInvalidDeviceFunction = 98,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorDeviceUninitialized = 201,
+    cudaErrorMapBufferObjectFailed = 205,
     cudaErrorNoKernelImageForDevice = 209,
     cudaErrorECCUncorrectable = 214,
     cudaErrorPeerAccessUnsupported = 217,
@@ -134,6 +136,12 @@ typedef void (*cudaHostFn_t)(void *context);
 #define cudaHostRegisterDefault 0x0
 #define cudaDeviceScheduleYield 0x2
 
+#define cudaIpcMemLazyEnablePeerAccess 0x1
+#define CUDA_IPC_HANDLE_SIZE           64
+typedef struct cudaIpcMemHandle_st {
+    char reserved[CUDA_IPC_HANDLE_SIZE];
+} cudaIpcMemHandle_t;
+
 /* ---- errors ---- */
 cudaError_t cudaGetLastError();
 cudaError_t cudaPeekAtLastError();
@@ -165,6 +173,11 @@ cudaError_t cudaFreeHost(void *memory);
 cudaError_t cudaHostRegister(void *memory, size_t size, unsigned int flags);
 cudaError_t cudaHostUnregister(void *memory);
 cudaError_t cudaHostGetDevicePointer(void **device_memory, void *memory, unsigned int flags);
+/* Between processes that emulate the same machine; blocks of WEFT_EMULATED_IPC_MIN bytes and more. */
+static const size_t WEFT_EMULATED_IPC_MIN = 1 << 20;
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *memory);
+cudaError_t cudaIpcOpenMemHandle(void **memory, cudaIpcMemHandle_t handle, unsigned int flags);
+cudaError_t cudaIpcCloseMemHandle(void *memory);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, cudaMemcpyKind kind);
 cudaError_t cudaMemset(void *memory, int value, size_t size);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind kind, cudaStream_t stream = 0);

@@ -65,6 +65,7 @@ struct weft_emulated_machine {
     uint32_t warp_count;
     uint32_t begun_count;
     uint32_t done_count;
+    uint32_t yield_count;              /* since everybody alive had a turn */
     uint16_t begin_order[THREADS_MAX]; /* threads in the order in which they begin */
     bool is_descending;
     thread_state threads[THREADS_MAX];
@@ -329,20 +330,48 @@ weft_emulated_votes weft_emulated_barrier(const char *file, int line, bool predi
     return m.barrier_result;
 }
 
+/* The thread that runs when this one yields: one that has not begun, else the next that can, round the block. */
+static worker_fiber *pick_other(weft_emulated_machine &m, uint32_t thread)
+{
+    const uint32_t lane = thread % 32;
+    const uint32_t beyond = m.is_descending ? (1U << lane) - 1 : ~((2U << lane) - 1); /* lanes after this one */
+
+    if (m.begun_count < m.thread_count) {
+        return take_fiber(m);
+    }
+    for (uint32_t i = 0;; i++) { /* ends with the yielding thread itself at the latest */
+        uint32_t step = m.is_descending ? m.warp_count - i % m.warp_count : i;
+        warp_state &warp = m.warps[(thread / 32 + step) % m.warp_count];
+        uint32_t ready = i == 0 ? warp.ready & beyond : warp.ready;
+
+        if (ready != 0) {
+            uint32_t next = m.is_descending ? 31U - (uint32_t)__builtin_clz(ready) : (uint32_t)__builtin_ctz(ready);
+
+            warp.ready &= ~(1U << next);
+            return m.threads[(uint32_t)(&warp - m.warps) * 32 + next].fiber;
+        }
+    }
+}
+
 void weft_emulated_yield()
 {
     weft_emulated_machine &m = *the_machine;
-    uint32_t thread = m.running->thread;
+    worker_fiber *own = m.running;
     struct timespec pause = {0, 20000};
 
     if ((*m.is_stopped)()) {
         weft_emulated_fault("stopped while it waited for memory to change");
     }
-    m.warps[thread / 32].ready |= 1U << thread % 32;
-    if (m.begun_count == m.thread_count && thread == m.begin_order[m.thread_count - 1]) {
+    m.yield_count++;
+    if (m.begun_count == m.thread_count && m.yield_count >= m.begun_count - m.done_count) {
+        m.yield_count = 0;
         nanosleep(&pause, nullptr); /* once per round: what is waited for is another host thread's work */
     }
-    give_way(m);
+    m.warps[own->thread / 32].ready |= 1U << own->thread % 32;
+    worker_fiber *next = pick_other(m, own->thread);
+    if (next != own) {
+        switch_from(m, own, next);
+    }
 }
 
 /* The warp operation that `thread` waits in, when all its lanes are there: runs it and lets them go on. */
@@ -534,6 +563,7 @@ static bool run_block(weft_emulated_machine &m, uint32_t order)
 {
     m.begun_count = 0;
     m.done_count = 0;
+    m.yield_count = 0;
     m.barrier_count = 0;
     for (uint32_t w = 0; w < m.warp_count; w++) {
         uint32_t lanes = m.thread_count - w * 32 < 32 ? m.thread_count - w * 32 : 32;
@@ -575,8 +605,8 @@ bool weft_emulated_machine_run(weft_emulated_machine *machine, const weft_emulat
     m.warp_count = (m.thread_count + 31) / 32;
     m.fault.clear();
     order_threads(m, order);
-    is_descending = m.is_descending; /* of the blocks; threads may have another order in each */
-    first = order > 1 ? next_random(m) % count : 0;
+    is_descending = m.is_descending && !grid.is_resident; /* of the blocks; threads may have another order in each */
+    first = order > 1 && !grid.is_resident ? next_random(m) % count : 0;
     for (uint64_t i = 0; i < count; i++) {
         uint64_t block = is_descending ? count - 1 - i : (first + i) % count;
 

@@ -83,6 +83,19 @@ bool weft_emulated_find(const void *memory, size_t size, weft_emulated_place &pl
 std::string weft_emulated_check_memory(int device);
 uint32_t weft_emulated_block_count();
 
+/* ---- shareable.cpp: device memory in a file that other processes can map ---- */
+
+/* `size` bytes, with at least 256 bytes of the block's own before and after; nullptr: none left. */
+void *weft_emulated_shareable_open(size_t size, int device);
+/* No process can open it any more. True when one that lives has it open still. */
+bool weft_emulated_shareable_end(void *memory);
+void weft_emulated_shareable_close(void *memory);
+void weft_emulated_shareable_handle(void *memory, cudaIpcMemHandle_t *handle_out);
+/* As cudaIpcOpenMemHandle(); device: the owner's, whose GPUs have the same numbers. */
+cudaError_t weft_emulated_import(const cudaIpcMemHandle_t *handle, void **memory_out, size_t *size_out,
+                                 int *device_out);
+void weft_emulated_import_close(void *memory);
+
 /* ---- streams.cpp ---- */
 
 /* Puts an operation into the stream (NULL: the default one, which waits for all others and is waited for). */

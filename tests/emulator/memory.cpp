@@ -28,16 +28,24 @@ const size_t KEPT_MAX = 256; /* freed blocks */
 const int GUARD_BYTE = 0xa5;
 const int FREED_BYTE = 0xdb;
 
+enum block_kind {
+    BLOCK_PLAIN,
+    BLOCK_REGISTERED, /* the caller's own memory */
+    BLOCK_SHAREABLE,  /* in shared.cpp's file, for cudaIpc* */
+    BLOCK_IMPORTED    /* another process's */
+};
+
 struct block {
     size_t size;
-    int device;         /* -1: pinned host memory */
-    bool is_registered; /* the caller's own memory */
+    int device; /* -1: pinned host memory */
+    block_kind kind;
 };
 
 struct freed {
     unsigned char *memory;
     size_t size;
     int device;
+    block_kind kind;
 };
 
 struct memory_list {
@@ -66,10 +74,19 @@ static std::string text_of(const char *what, size_t size, int device)
            (device < 0 ? " of pinned memory" : " of GPU " + std::to_string(device));
 }
 
-static unsigned char *obtain(size_t size)
+static unsigned char *obtain(size_t size, block_kind kind, int device)
 {
     void *memory = nullptr;
 
+    if (kind == BLOCK_SHAREABLE) {
+        memory = weft_emulated_shareable_open(size, device);
+        if (memory != nullptr) {
+            memset(static_cast<unsigned char *>(memory) - GUARD_SIZE, GUARD_BYTE, GUARD_SIZE);
+            memset(memory, 0xff, size);
+            memset(static_cast<unsigned char *>(memory) + size, GUARD_BYTE, GUARD_SIZE);
+        }
+        return static_cast<unsigned char *>(memory);
+    }
     if (posix_memalign(&memory, ALIGNMENT, GUARD_SIZE + size + GUARD_SIZE) != 0) {
         return nullptr;
     }
@@ -81,6 +98,7 @@ static unsigned char *obtain(size_t size)
 static cudaError_t add_block(void **memory, size_t size, int device)
 {
     memory_list &list = the_list();
+    const block_kind kind = device >= 0 && size >= WEFT_EMULATED_IPC_MIN ? BLOCK_SHAREABLE : BLOCK_PLAIN;
     unsigned char *data;
 
     *memory = nullptr;
@@ -97,12 +115,12 @@ static cudaError_t add_block(void **memory, size_t size, int device)
         }
         used += size;
     }
-    data = obtain(size);
+    data = obtain(size, kind, device);
     if (data == nullptr) {
         return cudaErrorMemoryAllocation;
     }
     std::lock_guard<std::mutex> guard(list.lock);
-    list.blocks[reinterpret_cast<uintptr_t>(data)] = {size, device, false};
+    list.blocks[reinterpret_cast<uintptr_t>(data)] = {size, device, kind};
     *memory = data;
     return cudaSuccess;
 }
@@ -112,7 +130,7 @@ static std::string check_guards(uintptr_t address, const block &entry)
 {
     const unsigned char *data = reinterpret_cast<const unsigned char *>(address);
 
-    if (entry.is_registered) {
+    if (entry.kind == BLOCK_REGISTERED || entry.kind == BLOCK_IMPORTED) {
         return "";
     }
     if (!is_filled(data - GUARD_SIZE, GUARD_BYTE, GUARD_SIZE)) {
@@ -122,6 +140,15 @@ static std::string check_guards(uintptr_t address, const block &entry)
         return text_of("wrote past the end of", entry.size, entry.device);
     }
     return "";
+}
+
+static void give_back(unsigned char *memory, block_kind kind)
+{
+    if (kind == BLOCK_SHAREABLE) {
+        weft_emulated_shareable_close(memory);
+    } else {
+        free(memory - GUARD_SIZE);
+    }
 }
 
 /* Gives the oldest freed block back for good. */
@@ -134,7 +161,7 @@ static std::string drop_oldest(memory_list &list)
     if (!is_filled(oldest.memory, FREED_BYTE, oldest.size)) {
         line = text_of("something wrote into", oldest.size, oldest.device) + " after it was freed";
     }
-    free(oldest.memory - GUARD_SIZE);
+    give_back(oldest.memory, oldest.kind);
     return line;
 }
 
@@ -142,25 +169,27 @@ static cudaError_t remove_block(void *memory, bool is_device)
 {
     memory_list &list = the_list();
     std::string line;
-    int device;
-    size_t size;
+    block entry;
 
     {
         std::lock_guard<std::mutex> guard(list.lock);
         auto found = list.blocks.find(reinterpret_cast<uintptr_t>(memory));
 
-        if (found == list.blocks.end() || (found->second.device >= 0) != is_device || found->second.is_registered) {
+        if (found == list.blocks.end() || (found->second.device >= 0) != is_device ||
+            found->second.kind == BLOCK_REGISTERED || found->second.kind == BLOCK_IMPORTED) {
             return cudaErrorInvalidValue;
         }
-        line = check_guards(found->first, found->second);
-        device = found->second.device;
-        size = found->second.size;
+        entry = found->second;
+        line = check_guards(found->first, entry);
+        if (line.empty() && entry.kind == BLOCK_SHAREABLE && weft_emulated_shareable_end(memory)) {
+            line = text_of("cudaFree of", entry.size, entry.device) + " that another process has open";
+        }
         list.blocks.erase(found);
         if (IS_WATCHED) {
-            free(memory);
+            give_back(static_cast<unsigned char *>(memory), entry.kind);
         } else {
-            memset(memory, FREED_BYTE, size);
-            list.kept.push_back({static_cast<unsigned char *>(memory), size, device});
+            memset(memory, FREED_BYTE, entry.size);
+            list.kept.push_back({static_cast<unsigned char *>(memory), entry.size, entry.device, entry.kind});
             if (list.kept.size() > KEPT_MAX) {
                 std::string late = drop_oldest(list);
 
@@ -168,11 +197,11 @@ static cudaError_t remove_block(void *memory, bool is_device)
             }
         }
     }
-    if (device >= 0) {
+    if (entry.device >= 0) {
         weft_emulated_world &world = weft_emulated_the_world();
         std::lock_guard<std::mutex> guard(world.lock);
 
-        world.devices[device].used -= size;
+        world.devices[entry.device].used -= entry.size;
     }
     if (!line.empty()) {
         weft_emulated_tell(line);
@@ -299,7 +328,7 @@ cudaError_t cudaHostRegister(void *memory, size_t size, unsigned int)
         return weft_emulated_leave(cudaErrorHostMemoryAlreadyRegistered);
     }
     std::lock_guard<std::mutex> guard(the_list().lock);
-    the_list().blocks[reinterpret_cast<uintptr_t>(memory)] = {size, -1, true};
+    the_list().blocks[reinterpret_cast<uintptr_t>(memory)] = {size, -1, BLOCK_REGISTERED};
     return cudaSuccess;
 }
 
@@ -309,7 +338,7 @@ cudaError_t cudaHostUnregister(void *memory)
     std::lock_guard<std::mutex> guard(the_list().lock);
     auto found = the_list().blocks.find(reinterpret_cast<uintptr_t>(memory));
 
-    if (found == the_list().blocks.end() || !found->second.is_registered) {
+    if (found == the_list().blocks.end() || found->second.kind != BLOCK_REGISTERED) {
         return weft_emulated_leave(cudaErrorHostMemoryNotRegistered);
     }
     the_list().blocks.erase(found);
@@ -326,6 +355,53 @@ cudaError_t cudaHostGetDevicePointer(void **device_memory, void *memory, unsigne
         return weft_emulated_leave(cudaErrorInvalidValue);
     }
     *device_memory = memory;
+    return cudaSuccess;
+}
+
+/* ---- memory of other processes ---- */
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *memory)
+{
+    ENTER_UNCAPTURED("cudaIpcGetMemHandle");
+    std::lock_guard<std::mutex> guard(the_list().lock);
+    auto found = the_list().blocks.find(reinterpret_cast<uintptr_t>(memory));
+
+    if (found == the_list().blocks.end() || found->second.kind != BLOCK_SHAREABLE) {
+        return weft_emulated_leave(cudaErrorInvalidValue);
+    }
+    weft_emulated_shareable_handle(memory, handle);
+    return cudaSuccess;
+}
+
+cudaError_t cudaIpcOpenMemHandle(void **memory, cudaIpcMemHandle_t handle, unsigned int flags)
+{
+    cudaError_t error;
+    size_t size;
+    int device;
+
+    ENTER_UNCAPTURED("cudaIpcOpenMemHandle");
+    if (flags != cudaIpcMemLazyEnablePeerAccess) {
+        return weft_emulated_leave(cudaErrorInvalidValue);
+    }
+    error = weft_emulated_import(&handle, memory, &size, &device);
+    if (error == cudaSuccess) {
+        std::lock_guard<std::mutex> guard(the_list().lock);
+        the_list().blocks[reinterpret_cast<uintptr_t>(*memory)] = {size, device, BLOCK_IMPORTED};
+    }
+    return weft_emulated_leave(error);
+}
+
+cudaError_t cudaIpcCloseMemHandle(void *memory)
+{
+    ENTER_UNCAPTURED("cudaIpcCloseMemHandle");
+    std::lock_guard<std::mutex> guard(the_list().lock);
+    auto found = the_list().blocks.find(reinterpret_cast<uintptr_t>(memory));
+
+    if (found == the_list().blocks.end() || found->second.kind != BLOCK_IMPORTED) {
+        return weft_emulated_leave(cudaErrorInvalidValue);
+    }
+    the_list().blocks.erase(found);
+    weft_emulated_import_close(memory);
     return cudaSuccess;
 }
 

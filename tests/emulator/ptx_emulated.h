@@ -103,6 +103,44 @@ template <int N> static inline void weft_ptx_copy_async_wait()
     weft_emulated_copy_async_wait(N);
 }
 
+/* ---- words that others see at once ---- */
+
+static inline void weft_ptx_load_shared_word(const uint32_t *global, uint32_t *value)
+{
+    *value = __atomic_load_n(global, __ATOMIC_ACQUIRE);
+}
+
+static inline void weft_ptx_load_shared_words(const uint32_t *global, uint32_t value[4])
+{
+    if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
+        weft_emulated_fault("load of 16 bytes from %p", static_cast<const void *>(global));
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        weft_ptx_load_shared_word(global + i, value + i);
+    }
+}
+
+static inline void weft_ptx_store_shared_word(uint32_t *global, uint32_t value)
+{
+    __atomic_store_n(global, value, __ATOMIC_RELEASE);
+}
+
+static inline void weft_ptx_store_shared_words(uint32_t *global, const uint32_t value[4])
+{
+    if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
+        weft_emulated_fault("store of 16 bytes to %p", static_cast<void *>(global));
+    }
+    for (uint32_t i = 4; i > 0; i--) { /* in no particular order */
+        weft_ptx_store_shared_word(global + i - 1, value[i - 1]);
+    }
+}
+
+static inline void weft_ptx_poll_pause(void)
+{
+    weft_emulated_yield();
+}
+static const uint32_t WEFT_PTX_POLLS = 8;
+
 /* ---- early start: emulated kernels run one after another ---- */
 
 static inline void weft_ptx_wait_for_previous(void)
