@@ -31,6 +31,7 @@
 #ifndef WEFT_COMM_BACKEND_H
 #define WEFT_COMM_BACKEND_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -134,6 +135,9 @@ struct weft_backend {
 
     /* Memory backends only, else NULL. All members call it with the same area and sizes. */
     enum weft_status (*exchange)(struct weft_channel *channel, const struct weft_exchange *exchange);
+
+    /* A word of every member that all of them see at once, 0 when opened; comm.c's. May be NULL. */
+    _Atomic uint32_t *(*note)(struct weft_channel *channel, uint32_t member);
 
     /* What connects this rank to `peer`, a member; false, or no function, where that cannot be said. */
     bool (*path)(const struct weft_channel *channel, uint32_t peer, struct weft_comm_path *path_out);

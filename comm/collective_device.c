@@ -42,7 +42,6 @@ static size_t larger(size_t a, size_t b)
 enum weft_status weft_comm_open_exchange(struct weft_comm *comm)
 {
     struct comm_exchange *exchange = &comm->exchange;
-    struct weft_range nodes[WEFT_LEAF_COUNT_MAX];
     size_t small = comm->sum_count_max, slice = 0, size;
 
     if (is_two_shot(comm, comm->sum_count_max)) {
@@ -51,13 +50,9 @@ enum weft_status weft_comm_open_exchange(struct weft_comm *comm)
     }
     for (uint32_t r = 0; r < comm->rank_count; r++) {
         exchange->members[r] = r;
-        exchange->first_nodes[r] = exchange->node_count;
-        exchange->node_count +=
-            (uint32_t)weft_tree_nodes(comm->leaf_count, comm->leaves[r], nodes + exchange->node_count);
     }
-    (void)weft_tree_adds(comm->leaf_count, nodes, exchange->node_count, exchange->adds);
     exchange->room_count = (larger(small, slice) + 15) / 16 * 16; /* rooms begin on cache lines */
-    size = (exchange->node_count - comm->node_counts[comm->rank]) * exchange->room_count * sizeof(float);
+    size = (comm->nodes.count - comm->node_counts[comm->rank]) * exchange->room_count * sizeof(float);
     exchange->received = comm->device.alloc(comm->device.context, larger(64, size));
     return exchange->received == NULL ? WEFT_ERR_MEMORY : WEFT_OK; /* logged by the device */
 }
@@ -72,27 +67,37 @@ void weft_comm_close_exchange(struct weft_comm *comm)
 
 /* ---- waiting ---- */
 
-/* Names who is missing when time has run out; the communicator is lost in any case. */
-static enum weft_status name_the_missing(struct weft_comm *comm, enum weft_status status)
+enum weft_status weft_comm_name_missing(struct weft_comm *comm, enum weft_status status)
 {
     uint32_t timeout_ms = comm->timeout_ms;
     enum weft_status found;
 
-    if (status != WEFT_ERR_TIMEOUT || comm->exchange.channel->failed_rank >= 0) {
+    if (status != WEFT_ERR_TIMEOUT) {
         return status;
     }
     comm->timeout_ms = timeout_ms / 4 < ROLL_CALL_MIN_MS   ? ROLL_CALL_MIN_MS
                        : timeout_ms / 4 > ROLL_CALL_MAX_MS ? ROLL_CALL_MAX_MS
                                                            : timeout_ms / 4;
-    found = weft_comm_run_barrier(comm);
+    found = weft_comm_run_barrier(comm); /* its channel names whom it misses */
     comm->timeout_ms = timeout_ms;
-    if (found != WEFT_OK) {
-        comm->exchange.channel->failed_rank =
-            comm->inner->failed_rank >= 0 || comm->outer == NULL ? comm->inner->failed_rank : comm->outer->failed_rank;
-        return found;
+    if (found == WEFT_OK) {
+        weft_log(WEFT_LOG_ERROR, "comm", "the GPUs have exchanged nothing for %u ms, although all ranks are there",
+                 timeout_ms);
     }
-    weft_log(WEFT_LOG_ERROR, "comm", "the GPUs have exchanged nothing for %u ms, although all ranks are there",
-             timeout_ms);
+    return found != WEFT_OK ? found : status;
+}
+
+/* The channel's own answer, or the roll call's. */
+static enum weft_status settle_exchange(struct weft_comm *comm, enum weft_status status)
+{
+    struct weft_channel *channel = comm->exchange.channel;
+
+    if (status != WEFT_ERR_TIMEOUT || channel->failed_rank >= 0) {
+        return status;
+    }
+    status = weft_comm_name_missing(comm, status);
+    channel->failed_rank =
+        comm->inner->failed_rank >= 0 || comm->outer == NULL ? comm->inner->failed_rank : comm->outer->failed_rank;
     return status;
 }
 
@@ -100,14 +105,14 @@ enum weft_status weft_comm_connect_exchange(struct weft_comm *comm, const void *
 {
     struct weft_channel *channel = comm->exchange.channel;
 
-    return name_the_missing(comm, channel->backend->connect(channel, addresses));
+    return settle_exchange(comm, channel->backend->connect(channel, addresses));
 }
 
 enum weft_status weft_comm_finish_exchange(struct weft_comm *comm)
 {
     struct weft_channel *channel = comm->exchange.channel;
 
-    return name_the_missing(comm, channel->backend->finish(channel, comm->timeout_ms));
+    return settle_exchange(comm, channel->backend->finish(channel, comm->timeout_ms));
 }
 
 static enum weft_status transfer(struct weft_comm *comm, size_t count)
@@ -117,8 +122,8 @@ static enum weft_status transfer(struct weft_comm *comm, size_t count)
     for (size_t i = 0; i < count; i++) {
         comm->received_size += comm->exchange.transfers[i].recv_size;
     }
-    return name_the_missing(comm,
-                            channel->backend->transfer(channel, comm->exchange.transfers, count, comm->timeout_ms));
+    return settle_exchange(comm,
+                           channel->backend->transfer(channel, comm->exchange.transfers, count, comm->timeout_ms));
 }
 
 /* ---- sums ---- */
@@ -127,7 +132,7 @@ static enum weft_status transfer(struct weft_comm *comm, size_t count)
 static float *room_of(const struct weft_comm *comm, uint32_t node)
 {
     uint32_t own_count = comm->node_counts[comm->rank];
-    uint32_t room = node < comm->exchange.first_nodes[comm->rank] ? node : node - own_count;
+    uint32_t room = node < comm->nodes.first[comm->rank] ? node : node - own_count;
 
     return comm->exchange.received + room * comm->exchange.room_count;
 }
@@ -153,7 +158,7 @@ static enum weft_status exchange_nodes(struct weft_comm *comm, const float *node
                 .peer = r,
                 .send = is_sending ? nodes + k * count + share.begin : NULL,
                 .send_size = is_sending ? weft_range_count(share) * sizeof(float) : 0,
-                .recv = is_receiving ? room_of(comm, comm->exchange.first_nodes[r] + k) : NULL,
+                .recv = is_receiving ? room_of(comm, comm->nodes.first[r] + k) : NULL,
                 .recv_size = is_receiving ? weft_range_count(own) * sizeof(float) : 0,
             };
         }
@@ -166,14 +171,14 @@ static enum weft_status exchange_nodes(struct weft_comm *comm, const float *node
 static void add_nodes(struct weft_comm *comm, const float *nodes, size_t count, struct weft_range share, float *out)
 {
     const float *inputs[WEFT_LEAF_COUNT_MAX];
-    uint32_t own_first = comm->exchange.first_nodes[comm->rank];
+    uint32_t own_first = comm->nodes.first[comm->rank];
     const struct weft_tree_add_args args = {.inputs = inputs,
-                                            .input_count = comm->exchange.node_count,
-                                            .adds = comm->exchange.adds,
+                                            .input_count = comm->nodes.count,
+                                            .adds = comm->nodes.adds,
                                             .count = weft_range_count(share),
                                             .out = out + share.begin};
 
-    for (uint32_t n = 0; n < comm->exchange.node_count; n++) {
+    for (uint32_t n = 0; n < comm->nodes.count; n++) {
         bool is_own = n >= own_first && n - own_first < comm->node_counts[comm->rank];
 
         inputs[n] = is_own ? nodes + (n - own_first) * count + share.begin : room_of(comm, n);

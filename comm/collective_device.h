@@ -15,6 +15,9 @@ WEFT_MUST_CHECK enum weft_status weft_comm_exchange_tree_sum(struct weft_comm *c
                                                              float *out);
 WEFT_MUST_CHECK enum weft_status weft_comm_exchange_gather(struct weft_comm *comm, const void *in, const size_t *sizes,
                                                            void *out);
+/* Calls the roll over the host channels when time has run out (ERR_TIMEOUT; any other status stays): the status with
+ * which they name who is missing, or ERR_TIMEOUT when all are there. The communicator is lost in any case. */
+WEFT_MUST_CHECK enum weft_status weft_comm_name_missing(struct weft_comm *comm, enum weft_status status);
 /* Waits until all of them are. */
 WEFT_MUST_CHECK enum weft_status weft_comm_finish_exchange(struct weft_comm *comm);
 

@@ -6,6 +6,7 @@
 
 #include "collective_device.h"
 #include "comm_internal.h"
+#include "peer_sum.h"
 #include "staging.h"
 #include "weft/log.h"
 
@@ -16,6 +17,7 @@ static enum weft_status settle(struct weft_comm *comm, enum weft_status status)
         return status;
     }
     comm->status = status;
+    weft_peer_stop(comm);
     comm->failed_rank = comm->inner->failed_rank;
     if (comm->failed_rank < 0 && comm->outer != NULL) {
         comm->failed_rank = comm->outer->failed_rank;
@@ -73,6 +75,10 @@ static enum weft_status run_tree_sum(struct weft_comm *comm, const float *nodes,
     }
     if (comm->rank_count == 1) {
         comm->device.copy(comm->device.context, out, nodes, count * sizeof(float));
+        return WEFT_OK;
+    }
+    if (weft_peer_takes(comm, count)) {
+        weft_peer_tree_sum(comm, nodes, count, out);
         return WEFT_OK;
     }
     return comm->exchange.channel != NULL ? weft_comm_exchange_tree_sum(comm, nodes, count, out)
@@ -143,10 +149,14 @@ enum weft_status weft_comm_all_gather_host(struct weft_comm *comm, const void *i
 enum weft_status weft_comm_sync(struct weft_comm *comm)
 {
     WEFT_TRY(comm->status);
-    if (comm->exchange.channel == NULL) {
+    if (comm->exchange.channel != NULL) {
+        WEFT_TRY(settle(comm, weft_comm_finish_exchange(comm))); /* sums through the peers' memory included */
+        comm->peer.is_waiting = false;
+    } else if (comm->peer.is_waiting) {
+        WEFT_TRY(settle(comm, weft_peer_finish(comm)));
+    } else {
         return WEFT_OK; /* staging has waited for every peer by itself */
     }
-    WEFT_TRY(settle(comm, weft_comm_finish_exchange(comm)));
     weft_bootstrap_progress(comm->bootstrap);
     return WEFT_OK;
 }

@@ -31,17 +31,34 @@ struct comm_pinned {
     bool is_writing[STAGING_SLOTS]; /* the device may still be copying from out[] */
 };
 
+/* All ranks' nodes, ascending: inputs of the whole tree. */
+struct comm_nodes {
+    uint32_t count;
+    uint32_t first[COMM_RANK_MAX + 1]; /* rank r has [first[r], first[r + 1]) */
+    struct weft_tree_add adds[WEFT_LEAF_COUNT_MAX];
+};
+
+/* Small sums through the peers' memory, see peer_sum.c. */
+struct comm_peer_host;
+struct comm_peer {
+    bool is_open;
+    bool is_waiting;                            /* sums have been issued since weft_comm_sync() */
+    size_t room_count;                          /* elements of the largest sum */
+    float *inboxes[COMM_RANK_MAX];              /* device memory; the own one owned, the others' open or NULL */
+    uint32_t pids[COMM_RANK_MAX];               /* ranks of one host see each other's; 0: nobody has opened anything */
+    _Atomic uint32_t *farewells[COMM_RANK_MAX]; /* not 0: the rank has closed the others' inboxes */
+    uint32_t *state;             /* owned device memory: [WEFT_PEER_STATE_COUNT], the greeting's result */
+    struct comm_peer_host *host; /* owned pinned host memory */
+};
+
 /* Messages of one exchange between devices: a node each way per entry. */
 #define COMM_EXCHANGE_MAX (COMM_RANK_MAX * WEFT_TREE_NODE_MAX)
 /* Between devices directly, see collective_device.c. */
 struct comm_exchange {
-    struct weft_channel *channel; /* owned; NULL: through host memory */
-    struct weft_tree_add adds[WEFT_LEAF_COUNT_MAX];
+    struct weft_channel *channel;    /* owned; NULL: through host memory */
     uint32_t members[COMM_RANK_MAX]; /* of the channel: all ranks */
-    uint32_t node_count;             /* of all ranks */
-    uint32_t first_nodes[COMM_RANK_MAX];
-    float *received;   /* owned device memory: [nodes of the others][room_count] */
-    size_t room_count; /* elements */
+    float *received;                 /* owned device memory: [nodes of the others][room_count] */
+    size_t room_count;               /* elements */
     struct weft_transfer transfers[COMM_EXCHANGE_MAX];
 };
 
@@ -57,7 +74,7 @@ struct weft_comm {
     size_t host_sum_count_max; /* of the host channels: what they are sized for */
     bool is_traced;
     char name[16];
-    char reason[192]; /* of the choice */
+    char reason[320]; /* of the choice */
 
     uint32_t host_count;
     uint32_t host_of[COMM_RANK_MAX];      /* by rank */
@@ -75,7 +92,8 @@ struct weft_comm {
     size_t scratch_size;
 
     uint32_t node_counts[COMM_RANK_MAX]; /* by rank */
-    struct weft_sum_plan host_plan;      /* members' nodes to the host's */
+    struct comm_nodes nodes;
+    struct weft_sum_plan host_plan; /* members' nodes to the host's */
     struct comm_node host_inputs[WEFT_LEAF_COUNT_MAX];
     uint32_t host_node_counts[COMM_RANK_MAX]; /* by host */
     struct weft_sum_plan top_plan;            /* all hosts' nodes to the sum */
@@ -92,6 +110,7 @@ struct weft_comm {
     float *device_nodes;            /* owned device memory: [own nodes][sum_count_max] */
     struct comm_pinned pinned;
     struct comm_exchange exchange;
+    struct comm_peer peer;
 
     enum weft_status status; /* of the first failure */
     int failed_rank;

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "peer_sum.h"
 #include "select.h"
 #include "staging.h"
 #include "weft/log.h"
@@ -297,7 +298,7 @@ static enum weft_status open_channels(struct weft_comm *comm, const struct weft_
 static void init_comm(struct weft_comm *comm, struct weft_bootstrap *bootstrap, const struct weft_comm_options *options,
                       const struct comm_choice *choice)
 {
-    struct weft_range nodes[WEFT_TREE_NODE_MAX];
+    struct weft_range nodes[WEFT_LEAF_COUNT_MAX];
 
     comm->bootstrap = bootstrap;
     comm->rank = weft_bootstrap_rank(bootstrap);
@@ -316,8 +317,38 @@ static void init_comm(struct weft_comm *comm, struct weft_bootstrap *bootstrap, 
     comm->failed_rank = -1;
     memcpy(comm->leaves, options->leaves, comm->rank_count * sizeof(comm->leaves[0]));
     for (uint32_t r = 0; r < comm->rank_count; r++) {
-        comm->node_counts[r] = (uint32_t)weft_tree_nodes(comm->leaf_count, comm->leaves[r], nodes);
+        comm->node_counts[r] = (uint32_t)weft_tree_nodes(comm->leaf_count, comm->leaves[r], nodes + comm->nodes.count);
+        comm->nodes.first[r] = comm->nodes.count;
+        comm->nodes.count += comm->node_counts[r];
     }
+    comm->nodes.first[comm->rank_count] = comm->nodes.count;
+    (void)weft_tree_adds(comm->leaf_count, nodes, comm->nodes.count, comm->nodes.adds);
+}
+
+/* After the channels, because closing and waiting need them. */
+static enum weft_status open_peers(struct weft_comm *comm, enum comm_peer_wish wish)
+{
+    char why[160] = "";
+    size_t used = strlen(comm->reason);
+
+    if (wish == COMM_PEER_NEVER) {
+        return WEFT_OK;
+    }
+    WEFT_TRY(weft_peer_open(comm, why, sizeof(why)));
+    if (!comm->peer.is_open && wish == COMM_PEER_MUST) {
+        weft_log(WEFT_LOG_ERROR, "comm", "peer was asked for, but %s", why);
+        return WEFT_ERR_UNSUPPORTED;
+    }
+    if (!comm->peer.is_open) {
+        snprintf(comm->reason + used, sizeof(comm->reason) - used, "; not through the peers' memory: %s", why);
+        return WEFT_OK;
+    }
+    snprintf(comm->reason + used, sizeof(comm->reason) - used, "; sums up to %zu KiB through the peers' memory",
+             comm->peer.room_count * sizeof(float) / 1024);
+    memmove(comm->name + strlen("peer+"), comm->name, sizeof(comm->name) - strlen("peer+"));
+    memcpy(comm->name, "peer+", strlen("peer+"));
+    comm->name[sizeof(comm->name) - 1] = '\0';
+    return WEFT_OK;
 }
 
 enum weft_status weft_comm_open(struct weft_bootstrap *bootstrap, const struct weft_comm_options *options,
@@ -346,6 +377,9 @@ enum weft_status weft_comm_open(struct weft_bootstrap *bootstrap, const struct w
     if (status == WEFT_OK) {
         status = open_channels(comm, options, &choice);
     }
+    if (status == WEFT_OK) {
+        status = open_peers(comm, choice.peer);
+    }
     if (status != WEFT_OK) {
         weft_comm_close(&comm);
         return status;
@@ -353,7 +387,7 @@ enum weft_status weft_comm_open(struct weft_bootstrap *bootstrap, const struct w
     if (comm->rank == 0) {
         weft_log(WEFT_LOG_INFO, "comm", "%s for %u rank%s on %u host%s: %s", comm->name, comm->rank_count,
                  comm->rank_count == 1 ? "" : "s", choice.machine_count, choice.machine_count == 1 ? "" : "s",
-                 choice.reason);
+                 comm->reason);
     }
     *out = comm;
     return WEFT_OK;
@@ -366,6 +400,7 @@ void weft_comm_close(struct weft_comm **comm_pointer)
     if (comm == NULL) {
         return;
     }
+    weft_peer_close(comm);
     if (comm->exchange.channel != NULL) {
         comm->exchange.channel->backend->close(&comm->exchange.channel);
     }

@@ -96,6 +96,11 @@ static enum weft_status shm_connect(struct weft_channel *channel, const void *ad
     return weft_shm_region_attach(&shm->region, channel, addresses);
 }
 
+static _Atomic uint32_t *shm_note(struct weft_channel *channel, uint32_t member)
+{
+    return &((struct shm_channel *)channel)->region.flags[member].note;
+}
+
 /* ---- exchange ---- */
 
 static void futex_sleep(_Atomic uint32_t *word, uint32_t seen)
@@ -320,5 +325,6 @@ const struct weft_backend weft_backend_shm = {
     .transfer = shm_transfer,
     .buffer = shm_buffer,
     .exchange = shm_exchange,
+    .note = shm_note,
     .close = shm_close,
 };

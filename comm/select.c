@@ -24,6 +24,8 @@ static const struct weft_backend *const BACKENDS[] = {
 };
 /* The one for device memory: a name, because builds may lack it. */
 #define DEVICE_BACKEND "nccl"
+/* No backend, but asked for as if it were one: the choice of "auto", with small sums through the peers' memory. */
+#define PEER_NAME "peer"
 
 #define BACKEND_COUNT (sizeof(BACKENDS) / sizeof(BACKENDS[0]))
 #define REASON_SIZE   64
@@ -69,7 +71,8 @@ static enum weft_status fill_card(struct weft_bootstrap *bootstrap, const struct
         .interface = options->interface,
         .device = options->device,
     };
-    bool is_auto = options->backend == NULL || strcmp(options->backend, "auto") == 0;
+    const char *wanted = options->backend == NULL ? "auto" : options->backend;
+    bool is_auto = strcmp(wanted, "auto") == 0 || strcmp(wanted, PEER_NAME) == 0;
 
     *card = (struct card){.host_id = weft_bootstrap_host_id(bootstrap),
                           .options = digest_options(options, probe.rank_count),
@@ -81,7 +84,7 @@ static enum weft_status fill_card(struct weft_bootstrap *bootstrap, const struct
     if (options->device != NULL) {
         memcpy(card->device_id, options->device->id, sizeof(card->device_id));
     }
-    snprintf(card->forced, sizeof(card->forced), "%s", is_auto ? "" : options->backend);
+    snprintf(card->forced, sizeof(card->forced), "%s", strcmp(wanted, "auto") == 0 ? "" : wanted);
     for (size_t b = 0; b < BACKEND_COUNT; b++) {
         bool is_forced = strcmp(card->forced, BACKENDS[b]->name) == 0;
 
@@ -270,6 +273,31 @@ static enum weft_status choose_device(const struct card *cards, uint32_t rank_co
     return WEFT_OK;
 }
 
+/* Small sums through the peers' memory: GPUs of one host, one for each rank unless it was asked for; by itself only
+ * where nothing else was. Whether their memory can be reached shows when it is opened. */
+static enum weft_status choose_peer(const struct card *cards, uint32_t rank_count, struct comm_choice *choice)
+{
+    bool is_forced = strcmp(cards[0].forced, PEER_NAME) == 0;
+    bool is_possible = cards[0].has_device && choice->machine_count == 1;
+    char text[128];
+
+    if (is_forced && !is_possible) {
+        weft_log(WEFT_LOG_ERROR, "comm", "%s was asked for, but the ranks %s", PEER_NAME,
+                 cards[0].has_device ? "are on several hosts" : "compute on CPUs");
+        return WEFT_ERR_UNSUPPORTED;
+    }
+    if (rank_count == 1) {
+        return WEFT_OK; /* nothing to send */
+    }
+    if (is_forced) {
+        choice->peer = COMM_PEER_MUST;
+    } else if (is_possible && cards[0].forced[0] == '\0' &&
+               find_shared_device(cards, rank_count, text, sizeof(text)) == NULL) {
+        choice->peer = COMM_PEER_TRY;
+    }
+    return WEFT_OK;
+}
+
 /* All ranks see the same cards, so all find the same fault. */
 static enum weft_status compare_cards(const struct card *cards, uint32_t rank_count)
 {
@@ -302,7 +330,8 @@ enum weft_status weft_comm_choose(struct weft_bootstrap *bootstrap, const struct
     choice.nonce = cards[0].nonce;
     choice.machine_count = count_machines(cards, rank_count);
     is_device_forced = strcmp(own.forced, DEVICE_BACKEND) == 0;
-    if (own.forced[0] != '\0' && !is_device_forced) {
+    WEFT_TRY(choose_peer(cards, rank_count, &choice));
+    if (own.forced[0] != '\0' && !is_device_forced && strcmp(own.forced, PEER_NAME) != 0) {
         WEFT_TRY(choose_forced(cards, rank_count, own.forced, &choice));
     } else {
         WEFT_TRY(choose_auto(cards, rank_count, &choice));

@@ -4,11 +4,15 @@
 
 #include "comm_internal.h"
 
+/* Whether small sums go through the peers' memory, see peer_sum.h. */
+enum comm_peer_wish { COMM_PEER_NEVER, COMM_PEER_TRY, COMM_PEER_MUST };
+
 struct comm_choice {
     const struct weft_backend *inner;  /* for hosts with several ranks */
     const struct weft_backend *outer;  /* NULL when there is one host */
     const struct weft_backend *device; /* between device memory; NULL: none, or through host memory */
-    uint64_t host_ids[COMM_RANK_MAX];  /* by rank: equal where the inner channel joins */
+    enum comm_peer_wish peer;
+    uint64_t host_ids[COMM_RANK_MAX]; /* by rank: equal where the inner channel joins */
     uint64_t nonce;
     uint32_t machine_count;
     char name[16];    /* "self", "shm", "tcp", "shm+tcp" */

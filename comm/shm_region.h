@@ -32,6 +32,7 @@ struct shm_flag {
     _Alignas(SHM_LINE) _Atomic uint32_t sequence;      /* of the last exchange published; wraps */
     uint64_t sizes[2];                                 /* bytes published, by parity of the sequence */
     _Alignas(SHM_LINE) _Atomic uint32_t sleeper_count; /* peers in futex wait on `sequence` */
+    _Alignas(SHM_LINE) _Atomic uint32_t note;          /* weft_backend.note() */
 };
 
 /* A ring of slots from one member to another. */

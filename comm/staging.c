@@ -7,6 +7,8 @@
 
 #include <stdio.h>
 
+#include "peer_sum.h"
+
 /* Elements per round and node: 512 KiB, what a round between hosts has too. PCIe 4 takes about 20 us for it. */
 #define ROUND_COUNT 131072u
 
@@ -74,7 +76,12 @@ enum weft_status weft_comm_wait_device(struct weft_comm *comm, uint32_t mark)
     const struct weft_comm_device *device = &comm->device;
     uint64_t deadline_ns = 0;
     char reason[64];
-    enum weft_status status = device->wait(device->context, mark, WEFT_WAIT_SLEEP_MS);
+    enum weft_status status;
+
+    if (comm->peer.is_waiting) { /* the device may be late because a peer is */
+        return weft_peer_wait(comm, mark);
+    }
+    status = device->wait(device->context, mark, WEFT_WAIT_SLEEP_MS);
 
     while (status == WEFT_ERR_TIMEOUT) {
         uint64_t now = weft_comm_clock_ns();

@@ -2,6 +2,7 @@
 #include "device_ops.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -278,6 +279,40 @@ void weft_device_tree_add(struct weft_device *device, const struct weft_tree_add
 {
     assert(args->input_count >= 1 && args->input_count <= WEFT_LEAF_COUNT_MAX);
     device->ops->tree_add(device, args);
+}
+
+/* ---- the memory of peers ---- */
+
+void *weft_device_alloc_shared(struct weft_device *device, size_t size, struct weft_peer_handle *handle_out,
+                               char *reason_out, size_t reason_size)
+{
+    if (device->ops->alloc_shared == NULL) {
+        snprintf(reason_out, reason_size, "%s shares no memory", device->name);
+        return NULL;
+    }
+    return device->ops->alloc_shared(device, size, handle_out, reason_out, reason_size);
+}
+
+void weft_device_free_shared(struct weft_device *device, void *memory)
+{
+    device->ops->free_shared(device, memory);
+}
+
+void *weft_device_peer_open(struct weft_device *device, const struct weft_peer_handle *handle, char *reason_out,
+                            size_t reason_size)
+{
+    return device->ops->peer_open(device, handle, reason_out, reason_size);
+}
+
+void weft_device_peer_close(struct weft_device *device, void *memory)
+{
+    device->ops->peer_close(device, memory);
+}
+
+void weft_device_peer_sum(struct weft_device *device, const struct weft_peer_sum_args *args)
+{
+    assert(args->rank < args->rank_count && args->count <= args->room_count && args->room_count % 4 == 0);
+    device->ops->peer_sum(device, args);
 }
 
 void weft_device_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,

@@ -24,6 +24,15 @@ struct weft_device_ops {
     void (*mark)(struct weft_device *device, uint32_t mark);
     enum weft_status (*wait)(struct weft_device *device, uint32_t mark, uint32_t timeout_ms);
 
+    /* NULL, all of them: memory that nobody else reaches. */
+    void *(*alloc_shared)(struct weft_device *device, size_t size, struct weft_peer_handle *handle_out,
+                          char *reason_out, size_t reason_size);
+    void (*free_shared)(struct weft_device *device, void *memory);
+    void *(*peer_open)(struct weft_device *device, const struct weft_peer_handle *handle, char *reason_out,
+                       size_t reason_size);
+    void (*peer_close)(struct weft_device *device, void *memory);
+    void (*peer_sum)(struct weft_device *device, const struct weft_peer_sum_args *args);
+
     size_t (*matrix_size)(const struct weft_device *device, const struct weft_matrix_desc *desc);
     enum weft_status (*matrix_open)(struct weft_device *device, const struct weft_matrix_desc *desc,
                                     struct weft_matrix **out);

@@ -12,7 +12,7 @@
 #define U32MAX 4294967295.0
 
 static const char *const cpu_levels[] = {"ref", "avx2", "avx512", NULL};
-static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", "nccl", NULL};
+static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", "nccl", "peer", NULL};
 static const char *const numerics[] = {"exact", "reference", "fast", NULL};
 static const char *const kv_dtypes[] = {"f32", "bf16", NULL};
 static const char *const weights[] = {"local", "stream", NULL};

@@ -24,6 +24,7 @@
 #include <sys/socket.h>
 
 #include "weft/bootstrap.h"
+#include "weft/peer.h"
 #include "weft/status.h"
 #include "weft/tree.h"
 #include "weft/wait.h"
@@ -57,11 +58,18 @@ struct weft_comm_device {
     void (*mark)(void *context, uint32_t mark);
     /* Until all before the mark is done. ERR_TIMEOUT: not logged, call again; otherwise the device's first error. */
     enum weft_status (*wait)(void *context, uint32_t mark, uint32_t timeout_ms);
+    /* Sums in the memory of peers, as weft_device_alloc_shared() and what follows it there; all NULL: cannot. */
+    void *(*alloc_shared)(void *context, size_t size, struct weft_peer_handle *handle_out, char *reason_out,
+                          size_t reason_size);
+    void (*free_shared)(void *context, void *memory);
+    void *(*peer_open)(void *context, const struct weft_peer_handle *handle, char *reason_out, size_t reason_size);
+    void (*peer_close)(void *context, void *memory);
+    void (*peer_sum)(void *context, const struct weft_peer_sum_args *args);
 };
 
 struct weft_comm_options {
     const char *backend;   /* NULL or "auto"; "self", "shm", "tcp", "ucx", "mpi" forces one for all pairs, "nccl" for
-                              device memory */
+                              device memory; "peer": as "auto", but small sums must go through the peers' memory */
     const char *interface; /* between hosts: names or CIDRs by preference, "eth0,10.0.0.0/8"; NULL: by route */
     uint32_t timeout_ms;   /* of every wait */
     uint32_t leaf_count;   /* V */

@@ -20,6 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "weft/peer.h"
 #include "weft/status.h"
 #include "weft/tree.h"
 #include "weft/wait.h"
@@ -112,6 +113,21 @@ void weft_device_mark(struct weft_device *device, uint32_t mark);
  * only looks; otherwise the device's first error. A mark never set has been reached.
  */
 WEFT_MUST_CHECK enum weft_status weft_device_wait(struct weft_device *device, uint32_t mark, uint32_t timeout_ms);
+
+/*
+ * Memory that devices of other ranks on this host reach directly, see weft/peer.h: as weft_device_alloc(), with a
+ * handle to send them. NULL with one phrase in reason_out[reason_size] where the device cannot.
+ */
+void *weft_device_alloc_shared(struct weft_device *device, size_t size, struct weft_peer_handle *handle_out,
+                               char *reason_out, size_t reason_size);
+/* Ranks of this process may still have it open, and it lives as long; those of others have closed it. */
+void weft_device_free_shared(struct weft_device *device, void *memory);
+/* The memory behind a handle, as this device reaches it; NULL with one phrase where it cannot, or it is there no more.
+ */
+void *weft_device_peer_open(struct weft_device *device, const struct weft_peer_handle *handle, char *reason_out,
+                            size_t reason_size);
+/* Waits for the operations so far, which may use it. */
+void weft_device_peer_close(struct weft_device *device, void *memory);
 
 /* ---- weight matrices ---- */
 
@@ -273,6 +289,13 @@ void weft_device_add_norm(struct weft_device *device, const struct weft_add_norm
 
 /* args->out[i] <- the sum of args->inputs[...][i] along the leaf tree, one f32 addition per edge. */
 void weft_device_tree_add(struct weft_device *device, const struct weft_tree_add_args *args);
+
+/*
+ * args->out[i] <- the sum over all ranks' nodes along the leaf tree, with the bits of weft_device_tree_add(), but for
+ * the payload of NaNs. Every rank issues the same sums in the same order. What it does depends on nothing but args and
+ * device memory, so a graph that contains it can be launched again and again.
+ */
+void weft_device_peer_sum(struct weft_device *device, const struct weft_peer_sum_args *args);
 
 /* out[i, :] <- x[rows[i], :]. rows[count] host. */
 void weft_device_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,

@@ -64,7 +64,7 @@ struct weft_engine_options {
                              CPUs always exact */
     const char *cuda_module;     /* file of the CUDA module; NULL: beside this program or library */
     const char *cpu_level;       /* NULL: best; "ref", "avx2", "avx512" */
-    const char *comm;            /* NULL: auto; "self", "shm", "tcp", "ucx", "mpi", "nccl" */
+    const char *comm;            /* NULL: auto; "self", "shm", "tcp", "ucx", "mpi", "nccl", "peer" */
     const char *interface;       /* networks between hosts, by preference: names or CIDRs, "eth0,10.0.0.0/8" */
     const char *kv_dtype;        /* NULL: "f32"; "bf16" halves the cache (and changes the bits) */
     const char *quantize;        /* NULL or "none": weights as they are stored; "q8_0", "q4_0": quantised while they are

@@ -39,6 +39,7 @@ struct weft_cuda_device {
     struct weft_cuda_transfer *transfer; /* transfer.cu: pinned staging and the upload ring, owned */
     void *scratch;                       /* scratch_size bytes of device memory, owned; see weft_cuda_scratch() */
     size_t scratch_size;
+    struct weft_cuda_peer *peers;              /* peer.cu: memory of other ranks that is open; owned */
     cudaEvent_t marks[WEFT_DEVICE_MARK_COUNT]; /* weft_device_mark(); made when first set, owned */
 };
 
@@ -109,6 +110,17 @@ void weft_cuda_copy(struct weft_device *device, void *to, const void *from, size
 void weft_cuda_mark(struct weft_device *device, uint32_t mark);
 enum weft_status weft_cuda_wait_mark(struct weft_device *device, uint32_t mark, uint32_t timeout_ms);
 void weft_cuda_tree_add(struct weft_device *device, const struct weft_tree_add_args *args);
+
+/* peer.cu: memory that other ranks of the host reach */
+void *weft_cuda_alloc_shared(struct weft_device *device, size_t size, struct weft_peer_handle *handle_out,
+                             char *reason_out, size_t reason_size);
+void weft_cuda_free_shared(struct weft_device *device, void *memory);
+void *weft_cuda_peer_open(struct weft_device *device, const struct weft_peer_handle *handle, char *reason_out,
+                          size_t reason_size);
+void weft_cuda_peer_close(struct weft_device *device, void *memory);
+
+/* peer_sum.cu */
+void weft_cuda_peer_sum(struct weft_device *device, const struct weft_peer_sum_args *args);
 
 /* matrix.cu: packing and multiplication */
 size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc);

@@ -3,6 +3,7 @@
  * the leaf tree.
  */
 #include "cuda/device_cuda.h"
+#include "cuda/tree_cuda.h"
 
 #include <assert.h>
 #include <string.h>
@@ -93,82 +94,40 @@ enum weft_status weft_cuda_wait_mark(struct weft_device *base, uint32_t mark, ui
 
 /* ---- sums along the leaf tree ---- */
 
-/* The additions as a stack machine: input i is pushed, then the two topmost are added merges[i] times. */
 struct tree_program {
     const float *inputs[WEFT_LEAF_COUNT_MAX];
-    uint8_t merges[WEFT_LEAF_COUNT_MAX];
+    struct weft_cuda_merges merges;
     uint32_t input_count;
 };
 
-/* Entries a canonical tree over 64 leaves can leave on the stack: one per level, and the one just pushed. */
-static const uint32_t STACK_DEPTH = 8;
 static const uint32_t BLOCK = 128;
-/* Inputs that are loaded at the same time. */
-static const uint32_t LOAD_COUNT = 8;
-
-/* Four elements where all pointers allow it: one 16-byte load. */
-struct __align__(16) four
-{
-    float v[4];
-};
-
-static __device__ __forceinline__ float add(float a, float b)
-{
-    return a + b;
-}
-
-static __device__ __forceinline__ four add(const four &a, const four &b)
-{
-    return four{{a.v[0] + b.v[0], a.v[1] + b.v[1], a.v[2] + b.v[2], a.v[3] + b.v[3]}};
-}
 
 template <typename T>
 static __global__ void __launch_bounds__(BLOCK) tree_add(const tree_program program, size_t count, T *out)
 {
-    __shared__ T stack[STACK_DEPTH][BLOCK];
+    __shared__ T stack[WEFT_CUDA_STACK_DEPTH][BLOCK];
     const size_t i = blockIdx.x * static_cast<size_t>(BLOCK) + threadIdx.x;
     uint32_t depth = 0;
 
     if (i >= count) {
         return;
     }
-    for (uint32_t first = 0; first < program.input_count; first += LOAD_COUNT) {
-        T values[LOAD_COUNT];
+    for (uint32_t first = 0; first < program.input_count; first += WEFT_CUDA_LOAD_COUNT) {
+        T values[WEFT_CUDA_LOAD_COUNT];
 #pragma unroll
-        for (uint32_t k = 0; k < LOAD_COUNT; k++) {
+        for (uint32_t k = 0; k < WEFT_CUDA_LOAD_COUNT; k++) {
             if (first + k < program.input_count) {
                 values[k] = reinterpret_cast<const T *>(program.inputs[first + k])[i];
             }
         }
 #pragma unroll
-        for (uint32_t k = 0; k < LOAD_COUNT; k++) {
+        for (uint32_t k = 0; k < WEFT_CUDA_LOAD_COUNT; k++) {
             if (first + k < program.input_count) {
-                T top = values[k];
-                for (uint32_t merges = program.merges[first + k]; merges > 0; merges--) {
-                    top = add(stack[--depth][threadIdx.x], top);
-                }
-                stack[depth++][threadIdx.x] = top;
+                weft_cuda_push(stack, threadIdx.x, &depth, values[k], program.merges.of[first + k]);
             }
         }
     }
     out[i] = stack[0][threadIdx.x];
-}
-
-/* An addition closes where its right operand's last input stands. */
-static void make_program(const struct weft_tree_add_args *args, struct tree_program *program)
-{
-    uint32_t last[WEFT_LEAF_COUNT_MAX];
-
-    program->input_count = args->input_count;
-    for (uint32_t n = 0; n < args->input_count; n++) {
-        program->inputs[n] = args->inputs[n];
-        program->merges[n] = 0;
-        last[n] = n;
-    }
-    for (uint32_t a = 0; a + 1 < args->input_count; a++) {
-        program->merges[last[args->adds[a].right]]++;
-        last[args->adds[a].left] = last[args->adds[a].right];
-    }
 }
 
 static bool is_aligned(const struct weft_tree_add_args *args)
@@ -178,7 +137,7 @@ static bool is_aligned(const struct weft_tree_add_args *args)
     for (uint32_t n = 0; n < args->input_count; n++) {
         bits |= reinterpret_cast<uintptr_t>(args->inputs[n]);
     }
-    return bits % sizeof(four) == 0;
+    return bits % sizeof(weft_cuda_four) == 0;
 }
 
 void weft_cuda_tree_add(struct weft_device *base, const struct weft_tree_add_args *args)
@@ -192,10 +151,14 @@ void weft_cuda_tree_add(struct weft_device *base, const struct weft_tree_add_arg
     if (count == 0) {
         return;
     }
-    make_program(args, &program);
+    program.input_count = args->input_count;
+    for (uint32_t n = 0; n < args->input_count; n++) {
+        program.inputs[n] = args->inputs[n];
+    }
+    weft_cuda_merges_init(&program.merges, args->adds, args->input_count);
     if (is_by_four) {
-        WEFT_CUDA_LAUNCH(tree_add<four>, grid, dim3(BLOCK), 0, device->stream, program, count,
-                         reinterpret_cast<four *>(args->out));
+        WEFT_CUDA_LAUNCH(tree_add<weft_cuda_four>, grid, dim3(BLOCK), 0, device->stream, program, count,
+                         reinterpret_cast<weft_cuda_four *>(args->out));
     } else {
         WEFT_CUDA_LAUNCH(tree_add<float>, grid, dim3(BLOCK), 0, device->stream, program, count, args->out);
     }

@@ -28,9 +28,15 @@
     kernel<<<(grid), (block), (shared_size), (stream)>>>(__VA_ARGS__)
 
 /*
- * The same for a kernel that may begin before what precedes it in the stream has ended (programmatic dependent launch;
- * with is_early false like WEFT_CUDA_LAUNCH, which is all that GPUs before sm_90 can). Until
- * weft_ptx_wait_for_previous() it reads only what no operation of a step writes, weights for example, and writes
+ * The same for a kernel whose blocks wait for those of other GPUs: block i for what their block i does. Blocks that
+ * wait keep their place on the GPU, so there are to be few enough for all of them to have one.
+ */
+#define WEFT_CUDA_LAUNCH_RESIDENT WEFT_CUDA_LAUNCH
+
+/*
+ * The same as WEFT_CUDA_LAUNCH for a kernel that may begin before what precedes it in the stream has ended
+ * (programmatic dependent launch; with is_early false like WEFT_CUDA_LAUNCH, which is all that GPUs before sm_90 can).
+ * Until weft_ptx_wait_for_previous() it reads only what no operation of a step writes, weights for example, and writes
  * nothing.
  */
 template <typename... P, typename... A>

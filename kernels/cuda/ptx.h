@@ -119,6 +119,41 @@ static __device__ __forceinline__ void weft_ptx_let_next_start(void)
 #endif
 }
 
+/*
+ * Words that other GPUs, or the host, write and read while the kernel runs: each seen by everybody, none in the order
+ * of any other. The vector forms are four such words, 16-byte aligned.
+ */
+static __device__ __forceinline__ void weft_ptx_load_shared_word(const uint32_t *global, uint32_t *value)
+{
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(*value) : "l"(global));
+}
+
+static __device__ __forceinline__ void weft_ptx_load_shared_words(const uint32_t *global, uint32_t value[4])
+{
+    asm volatile("ld.relaxed.sys.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(value[0]), "=r"(value[1]), "=r"(value[2]), "=r"(value[3])
+                 : "l"(global));
+}
+
+static __device__ __forceinline__ void weft_ptx_store_shared_word(uint32_t *global, uint32_t value)
+{
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" : : "l"(global), "r"(value));
+}
+
+static __device__ __forceinline__ void weft_ptx_store_shared_words(uint32_t *global, const uint32_t value[4])
+{
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1,%2,%3,%4};"
+                 :
+                 : "l"(global), "r"(value[0]), "r"(value[1]), "r"(value[2]), "r"(value[3]));
+}
+
+/* Between two looks at a word that has not come: nothing, the load takes long enough. */
+static __device__ __forceinline__ void weft_ptx_poll_pause(void)
+{
+}
+/* Looks after which it is time for one over the bus: some 10 ms. */
+static const uint32_t WEFT_PTX_POLLS = 1U << 14;
+
 #endif
 
 #endif

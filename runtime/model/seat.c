@@ -53,6 +53,32 @@ static enum weft_status seat_wait(void *context, uint32_t mark, uint32_t timeout
     return weft_device_wait(context, mark, timeout_ms);
 }
 
+static void *seat_alloc_shared(void *context, size_t size, struct weft_peer_handle *handle_out, char *reason_out,
+                               size_t reason_size)
+{
+    return weft_device_alloc_shared(context, size, handle_out, reason_out, reason_size);
+}
+
+static void seat_free_shared(void *context, void *memory)
+{
+    weft_device_free_shared(context, memory);
+}
+
+static void *seat_peer_open(void *context, const struct weft_peer_handle *handle, char *reason_out, size_t reason_size)
+{
+    return weft_device_peer_open(context, handle, reason_out, reason_size);
+}
+
+static void seat_peer_close(void *context, void *memory)
+{
+    weft_device_peer_close(context, memory);
+}
+
+static void seat_peer_sum(void *context, const struct weft_peer_sum_args *args)
+{
+    weft_device_peer_sum(context, args);
+}
+
 bool weft_seat_init(struct weft_device *device, struct weft_comm_device *seat_out)
 {
     if (weft_device_is_host(device)) {
@@ -69,7 +95,12 @@ bool weft_seat_init(struct weft_device *device, struct weft_comm_device *seat_ou
                                           .copy = seat_copy,
                                           .tree_add = seat_tree_add,
                                           .mark = seat_mark,
-                                          .wait = seat_wait};
+                                          .wait = seat_wait,
+                                          .alloc_shared = seat_alloc_shared,
+                                          .free_shared = seat_free_shared,
+                                          .peer_open = seat_peer_open,
+                                          .peer_close = seat_peer_close,
+                                          .peer_sum = seat_peer_sum};
     _Static_assert(sizeof(seat_out->id) == WEFT_DEVICE_ID_SIZE, "the same id");
     weft_device_id(device, seat_out->id);
     return true;

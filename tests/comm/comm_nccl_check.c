@@ -1,11 +1,11 @@
 /*
- * NCCL on real GPUs: ranks as processes, each with its own GPU or, where there are fewer, sharing one (NCCL_HOSTID).
- * Sums and gathers by bits, what a call takes, then a rank that is killed in the middle. By hand and from
- * tests/gpu/run.sh:
+ * NCCL, and sums through the peers' memory (--backend peer), on real GPUs: ranks as processes (or threads, not over
+ * NCCL), each with its own GPU or, where there are fewer, sharing one (NCCL_HOSTID). Sums and gathers by bits, what a
+ * call takes, then a process that is killed in the middle. By hand and from tests/gpu/run.sh:
  *
- *   comm_nccl_check [--ranks 2] [--backend nccl] [--module FILE]
+ *   comm_nccl_check [--ranks 2] [--backend nccl] [--as processes] [--module FILE]
  *
- * With --backend auto and the emulator's module it checks itself: activations then go through host memory.
+ * With --backend auto or peer and the emulator's module it checks itself.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -24,6 +24,7 @@ enum { LEAVES = 8, COUNT_MAX = 1 << 20, SKIPPED = 77 };
 
 struct settings {
     const char *backend;
+    enum ranks_mode mode;
     const char *module;
     uint32_t rank_count;
     uint32_t gpu_count;
@@ -180,7 +181,7 @@ static bool time_sums(struct weft_bootstrap *bootstrap, struct rank *rank, size_
 static bool check_body(struct weft_bootstrap *bootstrap, const void *context)
 {
     static const size_t counts[] = {1, 3, 127, 4096, 4099, 131072, 400003, COUNT_MAX};
-    static const size_t timed[] = {4096, 32768, 131072, COUNT_MAX};
+    static const size_t timed[] = {4096, 8192, 32768, 131072, COUNT_MAX};
     const struct settings *settings = context;
     struct rank rank = {0};
 
@@ -261,7 +262,8 @@ static uint32_t count_gpus(const char *module)
 
 int main(int argument_count, char **arguments)
 {
-    struct settings settings = {.backend = "nccl", .rank_count = 2, .repeats = 256, .count_max = COUNT_MAX};
+    struct settings settings = {
+        .backend = "nccl", .mode = RANKS_PROCESSES, .rank_count = 2, .repeats = 256, .count_max = COUNT_MAX};
 
     setvbuf(stdout, NULL, _IOLBF, 0); /* ranks leave by _exit() */
     for (int i = 1; i + 1 < argument_count; i += 2) {
@@ -269,6 +271,10 @@ int main(int argument_count, char **arguments)
             settings.rank_count = (uint32_t)atoi(arguments[i + 1]);
         } else if (strcmp(arguments[i], "--backend") == 0) {
             settings.backend = arguments[i + 1];
+        } else if (strcmp(arguments[i], "--as") == 0 && strcmp(arguments[i + 1], "threads") == 0) {
+            settings.mode = RANKS_THREADS;
+        } else if (strcmp(arguments[i], "--as") == 0 && strcmp(arguments[i + 1], "processes") == 0) {
+            settings.mode = RANKS_PROCESSES;
         } else if (strcmp(arguments[i], "--module") == 0) {
             settings.module = arguments[i + 1];
             settings.count_max = 5000; /* in software */
@@ -278,15 +284,19 @@ int main(int argument_count, char **arguments)
         }
     }
     if (argument_count % 2 == 0 || settings.rank_count < 2 || settings.rank_count > LEAVES) {
-        fprintf(stderr, "usage: %s [--ranks 2..%d] [--backend NAME] [--module FILE]\n", arguments[0], LEAVES);
+        fprintf(stderr, "usage: %s [--ranks 2..%d] [--backend NAME] [--as processes|threads] [--module FILE]\n",
+                arguments[0], LEAVES);
         return 2;
     }
     settings.gpu_count = count_gpus(settings.module);
     if (settings.gpu_count == 0) {
         return SKIPPED;
     }
-    if (!ranks_run(RANKS_PROCESSES, settings.rank_count, check_body, &settings, -1)) {
+    if (!ranks_run(settings.mode, settings.rank_count, check_body, &settings, -1)) {
         return 1;
+    }
+    if (settings.mode == RANKS_THREADS) {
+        return 0; /* nobody to kill */
     }
     return ranks_run(RANKS_PROCESSES, settings.rank_count, killed_body, &settings, (int)settings.rank_count - 1) ? 0
                                                                                                                  : 1;

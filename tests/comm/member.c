@@ -34,6 +34,11 @@ const char *member_backend(void)
     return backend_name;
 }
 
+bool member_has_peers(void)
+{
+    return strcmp(backend_name, "peer") == 0;
+}
+
 bool member_has_device(void)
 {
     return activations != IN_HOST;

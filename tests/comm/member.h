@@ -48,6 +48,8 @@ enum ranks_mode member_configure(int argument_count, char **arguments);
 const char *member_backend(void);
 
 bool member_has_device(void);
+/* Small sums go through the memory of the peers' GPUs. */
+bool member_has_peers(void);
 
 /* A fake device for this rank, NULL without "device"; what weft_comm_options.device gets. */
 struct fake_device *member_open_device(const struct weft_bootstrap *bootstrap);

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.." || exit 1
 budget=${WEFT_GPU_BUDGET:-570} # seconds for all
 logs=${OUT:-build/gpu-logs}
 models=${WEFT_GPU_MODELS:-/dev/shm}
-stages=(machine kernels models ranks nccl sanitizer speed)
+stages=(machine kernels models ranks peer nccl sanitizer speed)
 bin=${WEFT_GPU_BIN:-}
 for folder in build-gpu/pack/bin build; do
     [ -n "$bin" ] || { [ -x "$folder/weft" ] && bin=$PWD/$folder; }
@@ -35,6 +35,7 @@ describe()
         kernels) echo "every operation of the device against the CPU's, by bits where they must agree" ;;
         models) echo "tiny models of every family and the demo model, on the GPU and on the CPU" ;;
         ranks) echo "2, 4 and 8 ranks on one GPU, through host memory: the same bits" ;;
+        peer) echo "sums through the memory of peers on one GPU, between threads and processes; one of them killed" ;;
         nccl) echo "two processes on one GPU over NCCL: the same bits; one of them killed" ;;
         sanitizer) echo "compute-sanitizer memcheck and racecheck over a small model and the kernel checks" ;;
         speed) echo "figures next to what bounds them" ;;
@@ -43,7 +44,7 @@ describe()
 
 limit()
 {
-    case $1 in machine) echo 40 ;; kernels) echo 90 ;; models) echo 90 ;; ranks) echo 60 ;; nccl) echo 60 ;;
+    case $1 in machine) echo 40 ;; kernels) echo 90 ;; models) echo 90 ;; ranks) echo 60 ;; peer) echo 45 ;; nccl) echo 60 ;;
         sanitizer) echo 90 ;; speed) echo 420 ;; esac
 }
 
@@ -72,6 +73,13 @@ stage_models()
 stage_ranks()
 {
     "$python" tests/gpu/compare.py --ranks 1,2,4,8 --families llama2,qwen2
+}
+
+stage_peer()
+{
+    has comm_nccl_check || return 77
+    "$bin/comm_nccl_check" --backend peer --as threads && "$bin/comm_nccl_check" --backend peer --as threads --ranks 4 &&
+        "$bin/comm_nccl_check" --backend peer
 }
 
 stage_nccl()
