@@ -2,8 +2,9 @@
 """Writes a model folder with random bf16 weights, of Llama-3.2-1B's shape (2.5 GB) or Llama-3-8B's (16 GB): for timing
 only, never committed.
 
-usage: random_model.py FOLDER [--shape 1b|8b] [--layers N]
+usage: random_model.py FOLDER [--shape 1b|8b] [--layers N] [--fp8]
 
+--fp8: the layers' matrices as E4M3 with a scale for each 128 x 128, as DeepSeek-V3 and Qwen3-FP8 have them.
 Needs numpy. Vocabulary ids have one token each ("t0", "t1", ...), so that any id the model picks has a text.
 """
 import argparse
@@ -53,6 +54,9 @@ SHAPES = {
 }
 
 
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
 def tensors(config):
     """Names and shapes, in file order."""
     width, ffn, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
@@ -74,12 +78,22 @@ def tensors(config):
         yield "lm_head.weight", (config["vocab_size"], width)
 
 
+def typed_tensors(config):
+    """Names, shapes, element types and sizes, in file order."""
+    for name, shape in tensors(config):
+        if "quantization_config" in config and "_proj" in name:
+            yield name, shape, "F8_E4M3", 1
+            yield name + "_scale_inv", tuple(-(-side // 128) for side in shape), "BF16", 2
+        else:
+            yield name, shape, "BF16", 2
+
+
 def write_weights(path, config):
-    shapes = list(tensors(config))
+    shapes = list(typed_tensors(config))
     header, offset = {}, 0
-    for name, shape in shapes:
-        size = 2 * int(numpy.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+    for name, shape, dtype, element_size in shapes:
+        size = element_size * int(numpy.prod(shape))
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -87,18 +101,22 @@ def write_weights(path, config):
     # One block of random values, started at a different place for every tensor: as good for timing, made in seconds.
     block = (generator.standard_normal(1 << 24, dtype=numpy.float32) * 0.02).view(numpy.uint32) >> 16
     block = numpy.concatenate([block, block]).astype("<u2")
-    one = numpy.uint16(0x3F80)
+    # Bytes from 1/4 up to 3.75, either sign; times their scales about as large as the others.
+    fp8 = (generator.integers(0x28, 0x48, 1 << 24) | generator.integers(0, 2, 1 << 24) << 7).astype(numpy.uint8)
+    fp8 = numpy.concatenate([fp8, fp8])
+    one, fp8_scale = numpy.uint16(0x3F80), numpy.uint16(0x3C23)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, shape in shapes:
+        for name, shape, dtype, _ in shapes:
             count = int(numpy.prod(shape))
-            if len(shape) == 1:
-                numpy.full(count, one).tofile(file)
+            values = fp8 if dtype == "F8_E4M3" else block
+            if len(shape) == 1 or name.endswith("_scale_inv"):
+                numpy.full(count, one if len(shape) == 1 else fp8_scale).tofile(file)
                 continue
             while count > 0:
                 start = int(generator.integers(1 << 24))
                 part = min(count, 1 << 24)
-                block[start : start + part].tofile(file)
+                values[start : start + part].tofile(file)
                 count -= part
 
 
@@ -129,10 +147,13 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--fp8", action="store_true")
     arguments = parser.parse_args()
     config = {**CONFIG, **SHAPES[arguments.shape]}
     config = {k: v for k, v in config.items() if v is not None}
     config["num_hidden_layers"] = arguments.layers or config["num_hidden_layers"]
+    if arguments.fp8:
+        config["quantization_config"] = FP8
     os.makedirs(arguments.folder, exist_ok=True)
     with open(os.path.join(arguments.folder, "config.json"), "w") as file:
         json.dump(config, file, indent=2)

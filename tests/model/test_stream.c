@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "fp8_model.h"
 #include "group.h"
 #include "model/model.h"
 #include "support.h"
@@ -110,6 +111,7 @@ enum weft_status __wrap_weft_comm_recv(struct weft_comm *comm, uint32_t peer, vo
 
 struct side {
     const struct damage *damage;
+    const char *folder; /* rank 0's */
     struct weft_bootstrap *bootstrap;
     uint32_t rank;
     enum weft_status status;
@@ -129,14 +131,14 @@ static void open_and_close(struct side *side)
     struct weft_comm_options comm_options = {
         .timeout_ms = 20000, .leaf_count = LEAF_COUNT, .leaves = leaves, .wait = WEFT_WAIT_YIELD};
     struct weft_model_options options = {
-        .folder = side->rank == 0 ? GOLDEN_FOLDER "/llama2" : "/nonexistent",
+        .folder = side->rank == 0 ? side->folder : "/nonexistent",
         .config = config,
         .slices = slices,
         .rank = side->rank,
         .rank_count = 2,
         .limits = {.token_count_max = 8, .logit_row_max = 8, .page_count = 4, .kv_dtype = WEFT_F32}};
 
-    side->status = weft_model_config_read(GOLDEN_FOLDER "/llama2", config);
+    side->status = weft_model_config_read(side->folder, config);
     for (uint32_t r = 0; r < 2; r++) {
         weft_slice_init(config, LEAF_COUNT, leaves[r], &slices[r]);
     }
@@ -176,13 +178,14 @@ static void *side_main(void *context)
 }
 
 /* Runs both ranks; sides_out[1] has what the receiver made of it. */
-static void run_sides(const struct damage *done_to_it, struct side sides_out[2])
+static void run_sides(const char *folder, const struct damage *done_to_it, struct side sides_out[2])
 {
     struct weft_bootstrap *bootstraps[2];
 
     assert_int_equal(weft_bootstrap_open_threads(2, bootstraps), WEFT_OK);
     for (uint32_t r = 0; r < 2; r++) {
-        sides_out[r] = (struct side){.damage = r == 1 ? done_to_it : NULL, .bootstrap = bootstraps[r], .rank = r};
+        sides_out[r] = (struct side){
+            .damage = r == 1 ? done_to_it : NULL, .folder = folder, .bootstrap = bootstraps[r], .rank = r};
         assert_int_equal(pthread_create(&sides_out[r].thread, NULL, side_main, &sides_out[r]), 0);
     }
     for (uint32_t r = 0; r < 2; r++) {
@@ -205,6 +208,7 @@ static void test_damage_is_noticed(void **state)
         {{true, 1, 6, 1}, WEFT_ERR_IO, "arrived damaged: checksum"}, /* the checksum itself */
         {{true, 1, 0, 0x40000000U}, WEFT_ERR_FORMAT, "expected a tensor of this model"},
         {{true, 1, 1, 0x100}, WEFT_ERR_FORMAT, "expected the next rows"},       /* type */
+        {{true, 1, 1, 3}, WEFT_ERR_FORMAT, "expected the next rows"},           /* FP8, of which config.json has none */
         {{true, 1, 2, 0x80000000U}, WEFT_ERR_FORMAT, "expected the next rows"}, /* first */
         {{true, 2, 3, 0x80000000U}, WEFT_ERR_FORMAT, "expected the next rows"}, /* count */
         {{true, 2, 4, 0x4}, WEFT_ERR_FORMAT, "expected whole rows"},            /* size */
@@ -215,7 +219,7 @@ static void test_damage_is_noticed(void **state)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct side sides[2];
 
-        run_sides(&cases[i].damage, sides);
+        run_sides(GOLDEN_FOLDER "/llama2", &cases[i].damage, sides);
         if (sides[1].status != cases[i].status || strstr(sides[1].line, cases[i].text) == NULL) {
             fail_msg("case %zu: status %d, \"%s\"", i, sides[1].status, sides[1].line);
         }
@@ -232,23 +236,79 @@ static void test_missing_rows_are_noticed(void **state)
     (void)state;
     for (uint32_t tensor = 0; tensor < 64; tensor++) { /* whichever comes second in the file */
         early.flip = tensor ^ (UINT32_MAX - 2);
-        run_sides(&early, sides);
+        run_sides(GOLDEN_FOLDER "/llama2", &early, sides);
         if (strstr(sides[1].line, "ended the stream with 0 of") != NULL) {
             break;
         }
     }
     assert_non_null(strstr(sides[1].line, "ended the stream with 0 of"));
     assert_int_equal(sides[1].status, WEFT_ERR_FORMAT);
-    run_sides(&nothing, sides);
+    run_sides(GOLDEN_FOLDER "/llama2", &nothing, sides);
     assert_int_equal(sides[1].status, WEFT_OK);
+}
+
+static const struct fp8_form fp8_form = {
+    .golden = "llama2",
+    .config = "{\"quant_method\": \"fp8\", \"weight_block_size\": [32, 32]}",
+    .ending = "_scale_inv",
+    .block_rows = 32,
+    .block_cols = 32,
+    .scale_type = "F32",
+    .has_ends = true,
+};
+
+/* Rows and scales are one message: the first is the embedding's, of this rank's half of the vocabulary. */
+static void test_damaged_fp8_is_noticed(void **state)
+{
+    static const struct {
+        struct damage damage;
+        enum weft_status status;
+        const char *text;
+    } cases[] = {
+        {{false, 0, 0, 1}, WEFT_ERR_IO, "arrived damaged: checksum"},   /* a scale */
+        {{false, 0, 300, 1}, WEFT_ERR_IO, "arrived damaged: checksum"}, /* weights */
+        {{true, 1, 1, 3}, WEFT_ERR_FORMAT, "expected whole rows"},      /* f32 of that size */
+        {{true, 1, 4, 4}, WEFT_ERR_FORMAT, "expected whole rows"},      /* a scale more, or less */
+        {{true, 1, 0, 0}, WEFT_OK, ""},
+    };
+    char folder[4096];
+
+    (void)state;
+    fp8_model_make(&fp8_form, folder, NULL);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct side sides[2];
+
+        run_sides(folder, &cases[i].damage, sides);
+        if (sides[1].status != cases[i].status || strstr(sides[1].line, cases[i].text) == NULL) {
+            fail_msg("case %zu: status %d, \"%s\"", i, sides[1].status, sides[1].line);
+        }
+    }
+    folder_remove(folder);
+}
+
+/* Rank 0 sees it before anybody gets it, also in what is not its own. */
+static void test_nan_is_found_by_who_reads(void **state)
+{
+    struct fp8_form form = fp8_form;
+    struct side sides[2];
+    char folder[4096];
+
+    (void)state;
+    form.damage = FP8_NAN;
+    fp8_model_make(&form, folder, NULL);
+    run_sides(folder, NULL, sides);
+    assert_int_equal(sides[0].status, WEFT_ERR_FORMAT);
+    assert_non_null(strstr(sides[0].line, "row 3, column 5: expected a number, found NaN"));
+    assert_int_not_equal(sides[1].status, WEFT_OK);
+    folder_remove(folder);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_streamed_is_read),
-        cmocka_unit_test(test_damage_is_noticed),
-        cmocka_unit_test(test_missing_rows_are_noticed),
+        cmocka_unit_test(test_streamed_is_read),          cmocka_unit_test(test_damage_is_noticed),
+        cmocka_unit_test(test_missing_rows_are_noticed),  cmocka_unit_test(test_damaged_fp8_is_noticed),
+        cmocka_unit_test(test_nan_is_found_by_who_reads),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
