@@ -261,8 +261,8 @@ static __global__ void pack_32(struct pack_args args)
 }
 
 /*
- * A block has one row tile and one chunk, a thread the four columns of one row that lie together. Eight neighbouring
- * threads have the two halves of four lanes: two rows, 16 columns each, read and written in whole 32-byte sectors.
+ * A block has one row tile and one chunk, a thread the four columns of one row that a lane has. Eight neighbouring
+ * threads have the two rows of four lanes, 16 columns each, read and written in whole 32-byte sectors.
  */
 static __global__ void pack_16(struct pack_args args)
 {
@@ -274,19 +274,18 @@ static __global__ void pack_16(struct pack_args args)
         uint32_t lane = i % 64 / 2;
         uint32_t row = row_tile * WEFT_CUDA_TILE + lane / 4 + i % 2 * 8;
         uint32_t column = tile * WEFT_CUDA_TILE + lane % 4 * 4;
-        ushort4 four = make_ushort4(0, 0, 0, 0);
 
         if (row >= args.row_begin && row < args.row_begin + args.row_count) {
             const uint16_t *from = (const uint16_t *)args.rows + (size_t)(row - args.row_begin) * args.col_count +
                                    chunk.column_begin + column;
-            size_t to = ((size_t)row_tile * args.tile_count + chunk.tile_begin + tile) * WEFT_CUDA_TILE_SIZE +
-                        i % 64 * sizeof(four);
+            ushort2 *to = (ushort2 *)(args.weights + ((size_t)row_tile * args.tile_count + chunk.tile_begin + tile) *
+                                                         WEFT_CUDA_TILE_SIZE) +
+                          lane * 4 + i % 2;
 
-            four.x = column < chunk.column_count ? from[0] : 0;
-            four.y = column + 1 < chunk.column_count ? from[1] : 0;
-            four.z = column + 2 < chunk.column_count ? from[2] : 0;
-            four.w = column + 3 < chunk.column_count ? from[3] : 0;
-            *(ushort4 *)(args.weights + to) = four;
+            to[0] =
+                make_ushort2(column < chunk.column_count ? from[0] : 0, column + 1 < chunk.column_count ? from[1] : 0);
+            to[2] = make_ushort2(column + 2 < chunk.column_count ? from[2] : 0,
+                                 column + 3 < chunk.column_count ? from[3] : 0);
         }
     }
 }

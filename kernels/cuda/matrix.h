@@ -63,10 +63,10 @@ struct weft_matrix {
 };
 
 /*
- * What the kernels get. Weights of 16 bits: [row tile][tile][lane][8], the operand of one lane in 16 bytes: lane l has
- * rows l / 4 and l / 4 + 8, of each the four columns from 4 (l % 4) on. (The tensor core's columns are thereby permuted
- * inside a tile, for weights and activations alike.) Weights of 32 bits: [panel][column][32 rows]. Rows of padding are
- * zero.
+ * What the kernels get. Weights of 16 bits: [row tile][tile][lane][columns / 2][row / 8][2], the operand of one lane in
+ * 16 bytes as mma has it: lane l has rows l / 4 and l / 4 + 8, of each the four columns from 4 (l % 4) on. (The tensor
+ * core's columns are thereby permuted inside a tile, for weights and activations alike.) Weights of 32 bits:
+ * [panel][column][32 rows]. Rows of padding are zero.
  */
 struct weft_cuda_product {
     const unsigned char *weights;
@@ -87,7 +87,7 @@ struct weft_cuda_product {
 /* Element of a 16-bit tile: of the 256, the one of row r and column k. */
 static __device__ __forceinline__ uint32_t weft_cuda_tile_index(uint32_t row, uint32_t column)
 {
-    return (row % 8) * 32 + (column / 4) * 8 + (row / 8) * 4 + column % 4;
+    return row % 8 * 32 + column / 4 * 8 + column % 4 / 2 * 4 + row / 8 * 2 + column % 2;
 }
 
 /* Element (row, column of the chunk) as f32; exact. */

@@ -19,7 +19,7 @@ static const uint32_t WEFT_CUDA_WARP = 32;
 template <bool IS_BF16>
 static __device__ __forceinline__ void weft_cuda_multiply_tile(float d[4], uint4 weights, uint2 x)
 {
-    const uint32_t a[4] = {weights.x, weights.z, weights.y, weights.w}; /* rows of a lane lie together */
+    const uint32_t a[4] = {weights.x, weights.y, weights.z, weights.w};
     const uint32_t b[2] = {x.x, x.y};
 
     if (IS_BF16) {

@@ -83,10 +83,9 @@ static __device__ __forceinline__ uint4 weft_ptx_load_stream(const void *global)
  */
 static __device__ __forceinline__ void weft_ptx_copy_async(void *shared, const void *global)
 {
-    uint64_t address;
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(shared);
 
-    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"((uint32_t)address), "l"(global) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(address), "l"(global) : "memory");
 }
 
 static __device__ __forceinline__ void weft_ptx_copy_async_commit(void)

@@ -1,0 +1,348 @@
+/*
+ * The kernel of products of many tokens, one for every format of weights, and what its launch must know of a format.
+ *
+ * Blocks of 128 rows and 32, 64 or 128 tokens, operands through a pipeline of shared memory. Where there are too few
+ * blocks for the GPU they split the columns by leaf or by chunk, and another kernel adds up what they leave.
+ *
+ * A *format* says how weights and activations lie and what a step with them is:
+ *   stage_tiles    tiles of columns in a stage of the pipeline
+ *   step_tiles     tiles of a step; stages and chunks have whole steps, which lie together
+ *   stages         stages of the pipeline
+ *   weight_size    bytes of a tile of weights: 16 rows. [row tile][tile]
+ *   x_size         bytes of a tile of activations: 8 tokens. [token group][tile]
+ *   step<ROWS>(weights, x, sums)  sums <- continued over a step, for ROWS row tiles and WARP_GROUPS groups that lie a
+ *                  stage's bytes apart, by the whole warp
+ */
+#ifndef WEFT_CUDA_MATRIX_TILES_H
+#define WEFT_CUDA_MATRIX_TILES_H
+
+#include "cuda/matrix_tensor.h"
+
+static const uint32_t TILES_THREADS = 256;
+static const uint32_t BLOCK_ROW_TILES = 8; /* 128 rows */
+static const int WARP_GROUPS = 4;          /* token groups of one warp: 32 tokens */
+
+/* How the 8 warps of a block lie: WARP_ROWS row tiles each, 8 / WARP_ROWS warps along the rows, the rest along tokens.
+ */
+template <class FORMAT, int WARP_ROWS> struct tiles_shape {
+    static const uint32_t warps_along_rows = BLOCK_ROW_TILES / WARP_ROWS;
+    static const uint32_t groups = (TILES_THREADS / WEFT_CUDA_WARP) / warps_along_rows * WARP_GROUPS;
+    static const uint32_t tokens = groups * 8;
+    static const uint32_t row_size = FORMAT::stage_tiles * FORMAT::weight_size; /* bytes of a row tile of a stage */
+    static const uint32_t group_size = FORMAT::stage_tiles * FORMAT::x_size;    /* bytes of a group of a stage */
+    static const uint32_t stage_size = BLOCK_ROW_TILES * row_size + groups * group_size;
+    static const uint32_t accumulators = WARP_ROWS * WARP_GROUPS * 4; /* of one thread */
+};
+
+/* Who computes a block's sums: one block all of it, or one per leaf or chunk, for a combining kernel to finish. */
+enum split { SPLIT_NONE, SPLIT_LEAVES, SPLIT_CHUNKS };
+
+/* What multiply_tiles needs beside the product. */
+struct tiles_args {
+    const unsigned char *x; /* activations as the format has them */
+    enum split split;
+    uint32_t row_blocks;
+    uint32_t token_blocks;
+    uint32_t part_count; /* leaves or chunks when split, else 1 */
+    uint32_t stack_depth;
+    float *memory; /* split: sums [part][padded T][padded N]; else stacks [block][depth][accumulators of a block] */
+};
+
+typedef void tiles_kernel(struct weft_cuda_product, struct tiles_args);
+
+/* What the launch needs to know: for 1, 2 and 4 row tiles per warp, kernels and their bytes of shared memory. */
+struct tiles_format {
+    tiles_kernel *kernels[3];
+    uint32_t shared_sizes[3];
+    uint32_t x_size; /* bytes of a tile of activations */
+    /* Activations of the product's tokens into group_count groups at `to`. */
+    void (*prepare)(struct weft_cuda_device *device, const struct weft_matrix *matrix,
+                    const struct weft_cuda_product *product, uint32_t group_count, unsigned char *to);
+};
+
+/* matrix_tiles_16.cu: the formats. */
+const struct tiles_format *weft_cuda_tiles_16(bool is_bf16);
+
+/* One block's place: 128 rows, a block of tokens, and the tiles of its units. */
+struct place {
+    uint32_t row_tile;
+    uint32_t group;
+    uint32_t tile_begin;
+    uint32_t tile_end;
+};
+
+/* Starts copying the first `limit` of SIZE consecutive bytes, by one warp. */
+template <uint32_t SIZE>
+static __device__ __forceinline__ void load_segment(unsigned char *to, const unsigned char *from, uint32_t limit)
+{
+    uint32_t first = threadIdx.x % WEFT_CUDA_WARP * 16;
+
+#pragma unroll
+    for (uint32_t i = 0; i < SIZE; i += WEFT_CUDA_WARP * 16) {
+        if ((i + WEFT_CUDA_WARP * 16 <= SIZE || first + i < SIZE) && first + i < limit) {
+            weft_ptx_copy_async(to + first + i, from + first + i);
+        }
+    }
+}
+
+/* Starts copying stage `stage` of the block's tiles, or nothing beyond the last; closes its group either way. A warp
+ * has a row tile and its share of the groups. Rows beyond the matrix are copies of its last ones: nobody looks at their
+ * sums. */
+template <class FORMAT, int WARP_ROWS>
+static __device__ __forceinline__ void load_stage(const struct weft_cuda_product *product,
+                                                  const struct tiles_args *args, const struct place *place,
+                                                  uint32_t stage, unsigned char *shared)
+{
+    typedef tiles_shape<FORMAT, WARP_ROWS> shape;
+    uint32_t warp = threadIdx.x / WEFT_CUDA_WARP;
+    uint32_t tile = place->tile_begin + stage * FORMAT::stage_tiles;
+    uint32_t tiles = tile < place->tile_end ? place->tile_end - tile : 0;
+    uint32_t row_tile = min(place->row_tile + warp, (product->row_count - 1) / WEFT_CUDA_TILE);
+    unsigned char *to = shared + stage % FORMAT::stages * shape::stage_size;
+
+    static_assert(BLOCK_ROW_TILES * WEFT_CUDA_WARP == TILES_THREADS, "a warp for every row tile");
+    load_segment<shape::row_size>(to + warp * shape::row_size,
+                                  product->weights +
+                                      ((size_t)row_tile * product->tile_count + tile) * FORMAT::weight_size,
+                                  tiles * FORMAT::weight_size);
+#pragma unroll
+    for (uint32_t i = 0; i < shape::groups; i += BLOCK_ROW_TILES) {
+        uint32_t group = i + warp;
+
+        if (i + BLOCK_ROW_TILES <= shape::groups || group < shape::groups) {
+            load_segment<shape::group_size>(to + BLOCK_ROW_TILES * shape::row_size + group * shape::group_size,
+                                            args->x + ((size_t)(place->group + group) * product->tile_count + tile) *
+                                                          FORMAT::x_size,
+                                            tiles * FORMAT::x_size);
+        }
+    }
+    weft_ptx_copy_async_commit();
+}
+
+/* sums += one step of columns from tile `tile` of the stage on, by one warp. */
+template <class FORMAT, int WARP_ROWS>
+static __device__ __forceinline__ void multiply_step(const unsigned char *stage, uint32_t tile,
+                                                     float sums[WARP_ROWS][WARP_GROUPS][4])
+{
+    typedef tiles_shape<FORMAT, WARP_ROWS> shape;
+    uint32_t warp = threadIdx.x / WEFT_CUDA_WARP;
+    uint32_t row_tile = warp % shape::warps_along_rows * WARP_ROWS;
+    uint32_t group = warp / shape::warps_along_rows * WARP_GROUPS;
+
+    FORMAT::template step<WARP_ROWS>(
+        stage + row_tile * shape::row_size + tile * FORMAT::weight_size,
+        stage + BLOCK_ROW_TILES * shape::row_size + group * shape::group_size + tile * FORMAT::x_size, sums);
+}
+
+template <int WARP_ROWS>
+static __device__ __forceinline__ void push(float *memory, const float sums[WARP_ROWS][WARP_GROUPS][4])
+{
+#pragma unroll
+    for (int i = 0; i < WARP_ROWS * WARP_GROUPS; i++) {
+        const float *s = sums[i / WARP_GROUPS][i % WARP_GROUPS];
+
+        ((float4 *)memory)[i * TILES_THREADS + threadIdx.x] = make_float4(s[0], s[1], s[2], s[3]);
+    }
+}
+
+/* sums <- popped + sums */
+template <int WARP_ROWS>
+static __device__ __forceinline__ void pop_and_add(const float *memory, float sums[WARP_ROWS][WARP_GROUPS][4])
+{
+#pragma unroll
+    for (int i = 0; i < WARP_ROWS * WARP_GROUPS; i++) {
+        float *s = sums[i / WARP_GROUPS][i % WARP_GROUPS];
+        float4 popped = ((const float4 *)memory)[i * TILES_THREADS + threadIdx.x];
+
+        s[0] = popped.x + s[0];
+        s[1] = popped.y + s[1];
+        s[2] = popped.z + s[2];
+        s[3] = popped.w + s[3];
+    }
+}
+
+/* out[token * stride + row], rows and tokens below the limits, bias added when there is one. */
+template <class FORMAT, int WARP_ROWS>
+static __device__ __forceinline__ void store(const struct place *place, const float sums[WARP_ROWS][WARP_GROUPS][4],
+                                             uint32_t token_limit, uint32_t row_limit, size_t stride, const float *bias,
+                                             float *out)
+{
+    uint32_t warp = threadIdx.x / WEFT_CUDA_WARP;
+    uint32_t lane = threadIdx.x % WEFT_CUDA_WARP;
+    uint32_t row_tile = place->row_tile + warp % tiles_shape<FORMAT, WARP_ROWS>::warps_along_rows * WARP_ROWS;
+    uint32_t group = place->group + warp / tiles_shape<FORMAT, WARP_ROWS>::warps_along_rows * WARP_GROUPS;
+
+#pragma unroll
+    for (int r = 0; r < WARP_ROWS; r++) {
+#pragma unroll
+        for (int i = 0; i < WARP_GROUPS * 4; i++) {
+            uint32_t row = (row_tile + r) * WEFT_CUDA_TILE + lane / 4 + i % 4 / 2 * 8;
+            uint32_t token = (group + i / 4) * 8 + lane % 4 * 2 + i % 2;
+
+            if (row < row_limit && token < token_limit) {
+                out[token * stride + row] = bias != NULL ? sums[r][i / 4][i % 4] + bias[row] : sums[r][i / 4][i % 4];
+            }
+        }
+    }
+}
+
+/* A block's pipeline: what it reads, and how far it has come. */
+struct pipeline {
+    struct place place;
+    unsigned char *shared;
+    uint32_t tile; /* multiplied next */
+};
+
+template <class FORMAT, int WARP_ROWS>
+static __device__ __forceinline__ void pipeline_begin(const struct weft_cuda_product *product,
+                                                      const struct tiles_args *args, struct pipeline *pipeline)
+{
+    __syncthreads(); /* a block's previous work has been read */
+    for (uint32_t i = 0; i + 1 < FORMAT::stages; i++) {
+        load_stage<FORMAT, WARP_ROWS>(product, args, &pipeline->place, i, pipeline->shared);
+    }
+    pipeline->tile = pipeline->place.tile_begin;
+}
+
+/* sums <- one chunk, from zero. Whoever comes to a new stage waits for it, and sends for the one that takes the place
+ * of the stage that all have left behind. */
+template <class FORMAT, int WARP_ROWS>
+static __device__ __forceinline__ void multiply_chunk(const struct weft_cuda_product *product,
+                                                      const struct tiles_args *args, struct pipeline *pipeline,
+                                                      uint32_t tile_end, float sums[WARP_ROWS][WARP_GROUPS][4])
+{
+#pragma unroll
+    for (int i = 0; i < WARP_ROWS * WARP_GROUPS * 4; i++) {
+        sums[i / (WARP_GROUPS * 4)][i / 4 % WARP_GROUPS][i % 4] = 0;
+    }
+#pragma unroll 1
+    for (; pipeline->tile < tile_end; pipeline->tile += FORMAT::step_tiles) {
+        uint32_t index = pipeline->tile - pipeline->place.tile_begin;
+        uint32_t stage = index / FORMAT::stage_tiles;
+
+        if (index % FORMAT::stage_tiles == 0) {
+            weft_ptx_copy_async_wait<FORMAT::stages - 2>();
+            __syncthreads();
+            load_stage<FORMAT, WARP_ROWS>(product, args, &pipeline->place, stage + FORMAT::stages - 1,
+                                          pipeline->shared);
+        }
+        multiply_step<FORMAT, WARP_ROWS>(pipeline->shared +
+                                             stage % FORMAT::stages * tiles_shape<FORMAT, WARP_ROWS>::stage_size,
+                                         index % FORMAT::stage_tiles, sums);
+    }
+}
+
+/* total <- the chunks [begin, begin + count), added in order. */
+template <class FORMAT, int WARP_ROWS>
+static __device__ __forceinline__ void
+multiply_chunks(const struct weft_cuda_product *product, const struct tiles_args *args, struct pipeline *pipeline,
+                uint32_t begin, uint32_t count, float total[WARP_ROWS][WARP_GROUPS][4])
+{
+    for (uint32_t i = 0; i < count; i++) {
+        struct weft_cuda_chunk chunk = product->chunks[begin + i];
+        float sums[WARP_ROWS][WARP_GROUPS][4];
+
+        multiply_chunk<FORMAT, WARP_ROWS>(product, args, pipeline, chunk.tile_begin + chunk.tile_count, sums);
+#pragma unroll
+        for (int j = 0; j < WARP_ROWS * WARP_GROUPS * 4; j++) {
+            float *to = &total[j / (WARP_GROUPS * 4)][j / 4 % WARP_GROUPS][j % 4];
+            float sum = sums[j / (WARP_GROUPS * 4)][j / 4 % WARP_GROUPS][j % 4];
+
+            *to = i == 0 ? sum : *to + sum;
+        }
+    }
+}
+
+/* One of the parts of a split product: its sum goes to memory. */
+template <class FORMAT, int WARP_ROWS>
+static __device__ __forceinline__ void multiply_part(const struct weft_cuda_product *product,
+                                                     const struct tiles_args *args, struct pipeline *pipeline,
+                                                     uint32_t part)
+{
+    uint32_t begin = args->split == SPLIT_LEAVES ? product->leaves[part].chunk_begin : part;
+    uint32_t count = args->split == SPLIT_LEAVES ? product->leaves[part].chunk_count : 1;
+    uint32_t padded_tokens = args->token_blocks * tiles_shape<FORMAT, WARP_ROWS>::tokens;
+    uint32_t padded_rows = args->row_blocks * BLOCK_ROW_TILES * WEFT_CUDA_TILE;
+    float total[WARP_ROWS][WARP_GROUPS][4];
+
+    pipeline->place.tile_begin = product->chunks[begin].tile_begin;
+    pipeline->place.tile_end =
+        product->chunks[begin + count - 1].tile_begin + product->chunks[begin + count - 1].tile_count;
+    pipeline_begin<FORMAT, WARP_ROWS>(product, args, pipeline);
+    multiply_chunks<FORMAT, WARP_ROWS>(product, args, pipeline, begin, count, total);
+    store<FORMAT, WARP_ROWS>(&pipeline->place, total, padded_tokens, padded_rows, padded_rows, NULL,
+                             args->memory + (size_t)part * padded_tokens * padded_rows);
+}
+
+/* The whole program. Sums that wait for their neighbour lie in global memory, which is the L2 for so little. */
+template <class FORMAT, int WARP_ROWS>
+static __device__ __forceinline__ void multiply_all(const struct weft_cuda_product *product,
+                                                    const struct tiles_args *args, struct pipeline *pipeline)
+{
+    static const size_t level = (size_t)tiles_shape<FORMAT, WARP_ROWS>::accumulators * TILES_THREADS;
+    float *stack = args->memory + blockIdx.x * args->stack_depth * level;
+    float total[WARP_ROWS][WARP_GROUPS][4];
+
+    pipeline->place.tile_begin = 0;
+    pipeline->place.tile_end = product->tile_count;
+    pipeline_begin<FORMAT, WARP_ROWS>(product, args, pipeline);
+    for (uint32_t i = 0; i < product->leaf_count; i++) {
+        struct weft_cuda_leaf leaf = product->leaves[i];
+
+        multiply_chunks<FORMAT, WARP_ROWS>(product, args, pipeline, leaf.chunk_begin, leaf.chunk_count, total);
+        for (uint32_t j = 0; j < leaf.add_count; j++) {
+            stack -= level;
+            pop_and_add<WARP_ROWS>(stack, total);
+        }
+        if (leaf.node < 0) {
+            push<WARP_ROWS>(stack, total);
+            stack += level;
+        } else {
+            store<FORMAT, WARP_ROWS>(&pipeline->place, total, product->token_count, product->row_count,
+                                     product->row_count, product->bias,
+                                     product->out + (size_t)leaf.node * product->node_stride);
+        }
+    }
+}
+
+/* Blocks take their work in turns: neighbours have the same rows and read the same weights. */
+template <class FORMAT, int WARP_ROWS>
+static __global__ void __launch_bounds__(TILES_THREADS, WARP_ROWS == 4 ? 1 : 2)
+    multiply_tiles(struct weft_cuda_product product, struct tiles_args args)
+{
+    WEFT_CUDA_SHARED(unsigned char, shared);
+    uint32_t block_count = args.row_blocks * args.token_blocks;
+
+    for (uint32_t work = blockIdx.x; work < block_count * args.part_count; work += gridDim.x) {
+        uint32_t block = work % block_count;
+        struct pipeline pipeline = {};
+
+        pipeline.shared = shared;
+        pipeline.place.row_tile = block / args.token_blocks * BLOCK_ROW_TILES;
+        pipeline.place.group = block % args.token_blocks * tiles_shape<FORMAT, WARP_ROWS>::groups;
+        if (args.split == SPLIT_NONE) {
+            multiply_all<FORMAT, WARP_ROWS>(&product, &args, &pipeline);
+        } else {
+            multiply_part<FORMAT, WARP_ROWS>(&product, &args, &pipeline, work / block_count);
+        }
+        weft_ptx_copy_async_wait<0>();
+    }
+}
+
+/* What the launch must know of FORMAT. */
+template <class FORMAT> struct tiles_format tiles_format_of(void)
+{
+    struct tiles_format format = {};
+
+    format.kernels[0] = multiply_tiles<FORMAT, 1>;
+    format.kernels[1] = multiply_tiles<FORMAT, 2>;
+    format.kernels[2] = multiply_tiles<FORMAT, 4>;
+    format.shared_sizes[0] = FORMAT::stages * tiles_shape<FORMAT, 1>::stage_size;
+    format.shared_sizes[1] = FORMAT::stages * tiles_shape<FORMAT, 2>::stage_size;
+    format.shared_sizes[2] = FORMAT::stages * tiles_shape<FORMAT, 4>::stage_size;
+    format.x_size = FORMAT::x_size;
+    format.prepare = FORMAT::prepare;
+    return format;
+}
+
+#endif
