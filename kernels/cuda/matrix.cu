@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda/matrix.h"
+#include "cuda/matrix_quant.h"
 
 static const uint32_t BLOCK = 256;          /* threads of the packing kernels */
 static const size_t PIECE_SIZE = 8 << 20;   /* bytes of raw rows packed at a time, at least one row */
@@ -45,27 +45,44 @@ static struct weft_range leaf_of(const struct weft_matrix_desc *desc, uint32_t i
     return desc->leaves != NULL ? desc->leaves[index] : all;
 }
 
-/* Chunks of one leaf: their tiles differ by one at most, the cut depends on the leaf's width alone. */
-static void cut_leaf(struct weft_range leaf, uint32_t leaf_index, struct program *program)
+/* Columns of a tile, tiles of a chunk at most, and what the tiles of a chunk are padded to a multiple of. */
+struct tiling {
+    uint32_t columns;
+    uint32_t chunk_tiles;
+    uint32_t multiple;
+};
+
+static struct tiling tiling_of(enum weft_dtype dtype)
+{
+    if (weft_dtype_is_quantised(dtype)) {
+        return {WEFT_QUANT_BLOCK, WEFT_QUANT_CHUNK_BLOCKS, WEFT_CUDA_PAIR};
+    }
+    return {WEFT_CUDA_TILE, WEFT_CUDA_CHUNK_TILES, 1};
+}
+
+/* Chunks of one leaf: their tiles differ by one at most, but for padding; the cut depends on the leaf's width alone. */
+static void cut_leaf(struct tiling tiling, struct weft_range leaf, uint32_t leaf_index, struct program *program)
 {
     uint32_t width = weft_range_count(leaf);
-    uint32_t tiles = ceil_div(width, WEFT_CUDA_TILE);
-    uint32_t count = tiles > 0 ? ceil_div(tiles, WEFT_CUDA_CHUNK_TILES) : 1;
+    uint32_t tiles = ceil_div(width, tiling.columns);
+    uint32_t count = tiles > 0 ? ceil_div(tiles, tiling.chunk_tiles) : 1;
 
-    for (uint32_t i = 0; i < count && program->chunks != NULL; i++) {
-        uint32_t tile_begin = (uint32_t)((uint64_t)tiles * i / count);
-        uint32_t tile_end = (uint32_t)((uint64_t)tiles * (i + 1) / count);
-        uint32_t begin = tile_begin * WEFT_CUDA_TILE;
-        uint32_t end = i + 1 < count ? tile_end * WEFT_CUDA_TILE : width;
-
-        program->chunks[program->chunk_count + i] = {leaf.begin + begin, end - begin, program->tile_count + tile_begin,
-                                                     tile_end - tile_begin};
-    }
     if (program->chunks != NULL) {
         program->leaves[leaf_index] = {program->chunk_count, count, 0, -1};
     }
-    program->chunk_count += count;
-    program->tile_count += tiles;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t tile_begin = (uint32_t)((uint64_t)tiles * i / count);
+        uint32_t tile_end = (uint32_t)((uint64_t)tiles * (i + 1) / count);
+        uint32_t tile_count = ceil_div(tile_end - tile_begin, tiling.multiple) * tiling.multiple;
+        uint32_t begin = tile_begin * tiling.columns;
+        uint32_t end = i + 1 < count ? tile_end * tiling.columns : width;
+
+        if (program->chunks != NULL) {
+            program->chunks[program->chunk_count] = {leaf.begin + begin, end - begin, program->tile_count, tile_count};
+        }
+        program->chunk_count++;
+        program->tile_count += tile_count;
+    }
 }
 
 /*
@@ -105,7 +122,7 @@ static void make_program(const struct weft_matrix_desc *desc, struct program *pr
     program->chunk_count = 0;
     program->tile_count = 0;
     for (uint32_t i = 0; i < leaf_count; i++) {
-        cut_leaf(leaf_of(desc, i), i, program);
+        cut_leaf(tiling_of(desc->dtype), leaf_of(desc, i), i, program);
     }
     if (program->chunks != NULL) {
         set_adds(desc, program);
@@ -118,6 +135,10 @@ static size_t weights_size(const struct weft_matrix_desc *desc, uint32_t tile_co
 {
     if (desc->dtype == WEFT_F32) {
         return (size_t)ceil_div(desc->row_count, WEFT_CUDA_PANEL) * WEFT_CUDA_PANEL * desc->col_count * sizeof(float);
+    }
+    if (weft_dtype_is_quantised(desc->dtype)) {
+        return (size_t)ceil_div(desc->row_count, WEFT_CUDA_TILE) * (tile_count / WEFT_CUDA_PAIR) *
+               weft_cuda_pair_size(desc->dtype == WEFT_Q4_0);
     }
     return (size_t)ceil_div(desc->row_count, WEFT_CUDA_TILE) * tile_count * WEFT_CUDA_TILE_SIZE;
 }
@@ -187,6 +208,21 @@ static enum weft_status open_memory(struct weft_device *device, const struct wef
     return status;
 }
 
+/* Whether tensor cores multiply; quantised matrices have the same bits on them as anywhere. */
+static bool is_tensor(const struct weft_cuda_device *device, const struct weft_matrix *matrix)
+{
+    return weft_dtype_is_quantised(matrix->dtype) ||
+           (matrix->dtype != WEFT_F32 && device->numerics != WEFT_CUDA_REFERENCE);
+}
+
+static size_t scratch_size(const struct weft_cuda_device *device, const struct weft_matrix *matrix)
+{
+    size_t tiles = weft_cuda_tiles_scratch(device, matrix);
+    size_t few = weft_dtype_is_quantised(matrix->dtype) ? weft_cuda_quant_few_scratch(matrix) : 0;
+
+    return tiles > few ? tiles : few;
+}
+
 enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
                                        struct weft_matrix **out)
 {
@@ -195,14 +231,12 @@ enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct 
     struct program counts = {};
     enum weft_status status = WEFT_ERR_MEMORY;
 
-    if (weft_dtype_is_quantised(desc->dtype)) {
-        weft_cuda_log(WEFT_LOG_ERROR, "quantised weights are not there yet on GPUs");
-        return WEFT_ERR_UNSUPPORTED;
-    }
     matrix = (struct weft_matrix *)calloc(1, sizeof(*matrix));
     if (matrix != NULL) {
         make_program(desc, &counts);
         matrix->dtype = desc->dtype;
+        matrix->source = weft_dtype_is_quantised(desc->dtype) ? desc->source : desc->dtype;
+        assert(!weft_dtype_is_quantised(matrix->source));
         matrix->row_count = desc->row_count;
         matrix->col_count = desc->col_count;
         matrix->leaf_count = leaf_count_of(desc);
@@ -212,10 +246,11 @@ enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct 
         matrix->weights_size = weights_size(desc, counts.tile_count);
         status = open_memory(device, desc, matrix);
     }
-    if (status == WEFT_OK && matrix->dtype != WEFT_F32 && cuda->numerics != WEFT_CUDA_REFERENCE) {
+    if (status == WEFT_OK && is_tensor(cuda, matrix)) {
         weft_cuda_few_init(cuda);
+        weft_cuda_quant_few_init(cuda);
         weft_cuda_tiles_init(cuda);
-        status = weft_cuda_scratch(cuda, weft_cuda_tiles_scratch(cuda, matrix)) != NULL ? WEFT_OK : WEFT_ERR_MEMORY;
+        status = weft_cuda_scratch(cuda, scratch_size(cuda, matrix)) != NULL ? WEFT_OK : WEFT_ERR_MEMORY;
     }
     if (status != WEFT_OK) {
         if (matrix != NULL) {
@@ -305,7 +340,9 @@ static void pack(struct weft_cuda_device *device, const struct weft_matrix *matr
     args.col_count = matrix->col_count;
     args.row_begin = row_begin;
     args.row_count = row_count;
-    if (matrix->dtype == WEFT_F32) {
+    if (weft_dtype_is_quantised(matrix->dtype)) {
+        weft_cuda_quantise_rows(device, matrix, row_begin, row_count, rows);
+    } else if (matrix->dtype == WEFT_F32) {
         WEFT_CUDA_LAUNCH(pack_32, dim3(row_count), dim3(BLOCK), 0, device->stream, args);
     } else {
         WEFT_CUDA_LAUNCH(pack_16, dim3(tile_end - tile_begin, matrix->chunk_count), dim3(BLOCK), 0, device->stream,
@@ -328,7 +365,7 @@ enum weft_status weft_cuda_matrix_write_rows(struct weft_device *device, struct 
                                              uint32_t row_count, const void *rows, size_t row_stride)
 {
     struct weft_cuda_device *cuda = weft_cuda_device(device);
-    size_t row_size = matrix->col_count * weft_dtype_size(matrix->dtype);
+    size_t row_size = matrix->col_count * weft_dtype_size(matrix->source);
     uint32_t piece_rows = row_size >= PIECE_SIZE ? 1 : (uint32_t)(PIECE_SIZE / (row_size > 0 ? row_size : 1));
     unsigned char *gathered = NULL;
     enum weft_status status = WEFT_OK;
@@ -374,7 +411,9 @@ static __global__ void embed(struct weft_cuda_product product, enum weft_dtype d
     float *out = product.out + (size_t)blockIdx.x * product.col_count + chunk.column_begin;
 
     for (uint32_t k = threadIdx.x; k < chunk.column_count; k += blockDim.x) {
-        out[k] = weft_cuda_weight(&product, dtype, &chunk, row, k);
+        out[k] = dtype == WEFT_Q8_0 || dtype == WEFT_Q4_0
+                     ? weft_cuda_quant_weight(&product, dtype == WEFT_Q4_0, &chunk, row, k)
+                     : weft_cuda_weight(&product, dtype, &chunk, row, k);
     }
 }
 
@@ -420,7 +459,6 @@ void weft_cuda_matmul(struct weft_device *device, const struct weft_matrix *matr
 {
     struct weft_cuda_device *cuda = weft_cuda_device(device);
     struct weft_cuda_product product = product_of(matrix);
-    bool is_tensor = matrix->dtype != WEFT_F32 && cuda->numerics != WEFT_CUDA_REFERENCE;
 
     assert(bias == NULL || matrix->node_count == 1);
     if (matrix->row_count == 0) {
@@ -434,9 +472,12 @@ void weft_cuda_matmul(struct weft_device *device, const struct weft_matrix *matr
         product.token_count = rest < WEFT_CUDA_TOKENS_MAX ? rest : WEFT_CUDA_TOKENS_MAX;
         product.x = x + (size_t)first * matrix->col_count;
         product.out = out + (size_t)first * matrix->row_count;
-        if (!is_tensor) {
+        if (!is_tensor(cuda, matrix)) {
             weft_cuda_multiply_reference(cuda, matrix, &product);
-        } else if (weft_cuda_is_few(matrix, product.x, product.token_count)) {
+        } else if (weft_dtype_is_quantised(matrix->dtype) && weft_cuda_is_quant_few(matrix, product.token_count)) {
+            weft_cuda_multiply_quant_few(cuda, matrix, &product);
+        } else if (!weft_dtype_is_quantised(matrix->dtype) &&
+                   weft_cuda_is_few(matrix, product.x, product.token_count)) {
             weft_cuda_multiply_few(cuda, matrix, &product);
         } else {
             weft_cuda_multiply_tiles(cuda, matrix, &product);

@@ -5,7 +5,8 @@
  * columns: each leaf of the tree into as few and as equal ones as possible, so that the cut depends on the leaf alone.
  * On tensor cores a chunk is one chain of multiply-adds in ascending order of columns; a leaf is its chunks added in
  * ascending order; nodes are leaves added along the tree. That is the whole numerics contract of 16-bit weights here:
- * which block or warp computes a chunk, and for how many tokens at once, is free.
+ * which block or warp computes a chunk, and for how many tokens at once, is free. Quantised weights have the chunks of
+ * weft/quant.h, and tiles that are blocks of 32 columns.
  */
 #ifndef WEFT_CUDA_MATRIX_H
 #define WEFT_CUDA_MATRIX_H
@@ -27,7 +28,8 @@ static const uint32_t WEFT_CUDA_TOKENS_MAX = 2048;
 static const uint32_t WEFT_CUDA_STACK_MAX = WEFT_LEAF_COUNT_MAX;
 
 /* Columns [column_begin, column_begin + column_count), padded with zeros to tiles [tile_begin, tile_begin +
- * tile_count). Chunks tile the columns and the tiles in ascending order; an empty leaf is one empty chunk. */
+ * tile_count), both even for quantised weights. Chunks tile the columns and the tiles in ascending order; an empty leaf
+ * is one empty chunk. */
 struct weft_cuda_chunk {
     uint32_t column_begin;
     uint32_t column_count;
@@ -48,6 +50,7 @@ struct weft_cuda_leaf {
 
 struct weft_matrix {
     enum weft_dtype dtype;
+    enum weft_dtype source; /* of rows to be packed */
     uint32_t row_count;
     uint32_t col_count;
     uint32_t leaf_count; /* 1 for a column-parallel matrix */
@@ -66,7 +69,7 @@ struct weft_matrix {
  * What the kernels get. Weights of 16 bits: [row tile][tile][lane][columns / 2][row / 8][2], the operand of one lane in
  * 16 bytes as mma has it: lane l has rows l / 4 and l / 4 + 8, of each the four columns from 4 (l % 4) on. (The tensor
  * core's columns are thereby permuted inside a tile, for weights and activations alike.) Weights of 32 bits:
- * [panel][column][32 rows]. Rows of padding are zero.
+ * [panel][column][32 rows]. Quantised weights: matrix_quant.h. Rows of padding are zero.
  */
 struct weft_cuda_product {
     const unsigned char *weights;
@@ -148,14 +151,21 @@ bool weft_cuda_is_few(const struct weft_matrix *matrix, const float *x, uint32_t
 void weft_cuda_multiply_few(struct weft_cuda_device *device, const struct weft_matrix *matrix,
                             const struct weft_cuda_product *product);
 
-/* matrix_tiles.cu: 16-bit weights on tensor cores, up to WEFT_CUDA_TOKENS_MAX tokens, in scratch of at most
- * weft_cuda_tiles_scratch() bytes. */
+/* matrix_quant_few.cu: the same for quantised weights; in scratch of weft_cuda_quant_few_scratch() bytes. */
+bool weft_cuda_is_quant_few(const struct weft_matrix *matrix, uint32_t token_count);
+void weft_cuda_multiply_quant_few(struct weft_cuda_device *device, const struct weft_matrix *matrix,
+                                  const struct weft_cuda_product *product);
+size_t weft_cuda_quant_few_scratch(const struct weft_matrix *matrix);
+
+/* matrix_tiles.cu: 16-bit and quantised weights on tensor cores, up to WEFT_CUDA_TOKENS_MAX tokens, in scratch of at
+ * most weft_cuda_tiles_scratch() bytes. */
 void weft_cuda_multiply_tiles(struct weft_cuda_device *device, const struct weft_matrix *matrix,
                               const struct weft_cuda_product *product);
 size_t weft_cuda_tiles_scratch(const struct weft_cuda_device *device, const struct weft_matrix *matrix);
 
 /* Once per device, before the first product: kernels that take more shared memory than every GPU gives unasked. */
 void weft_cuda_few_init(struct weft_cuda_device *device);
+void weft_cuda_quant_few_init(struct weft_cuda_device *device);
 void weft_cuda_tiles_init(struct weft_cuda_device *device);
 
 #endif

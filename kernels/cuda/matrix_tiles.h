@@ -60,8 +60,9 @@ struct tiles_format {
                     const struct weft_cuda_product *product, uint32_t group_count, unsigned char *to);
 };
 
-/* matrix_tiles_16.cu: the formats. */
+/* matrix_tiles_16.cu, matrix_tiles_quant.cu: the formats. */
 const struct tiles_format *weft_cuda_tiles_16(bool is_bf16);
+const struct tiles_format *weft_cuda_tiles_quant(bool is_q4);
 
 /* One block's place: 128 rows, a block of tokens, and the tiles of its units. */
 struct place {

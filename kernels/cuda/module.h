@@ -16,7 +16,7 @@
 /* Raised whenever anything that crosses the border changes: the structs of weft/device.h and weft/gpu.h included. The
  * sizes of the two that change most catch a module that was left over from before. */
 #define WEFT_CUDA_MODULE_ABI                                                                                           \
-    (2u << 16 | (uint32_t)(sizeof(struct weft_device_ops) + sizeof(struct weft_device_options)))
+    (3u << 16 | (uint32_t)(sizeof(struct weft_device_ops) + sizeof(struct weft_device_options)))
 
 /* What the module may call. */
 struct weft_cuda_host {

@@ -1,5 +1,5 @@
-/* weft/numeric.h for kernels: the same functions and the same bits, callable on the GPU too. Never include that header
- * before this one. */
+/* weft/numeric.h and weft/quant.h for kernels: the same functions and the same bits, callable on the GPU too. Never
+ * include those headers before this one. */
 #ifndef WEFT_CUDA_NUMERIC_CUDA_H
 #define WEFT_CUDA_NUMERIC_CUDA_H
 
@@ -14,6 +14,7 @@
 
 #define inline inline __host__ __device__
 #include "weft/numeric.h"
+#include "weft/quant.h"
 #undef inline
 
 #endif

@@ -42,6 +42,33 @@ static __device__ __forceinline__ void weft_ptx_mma_f16(float d[4], const uint32
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/*
+ * d[16 rows, 8 columns] <- a[16, 32] b[32, 8] + c in every element, signed bytes, exact in 32 bits, by the whole warp.
+ * Lane l holds, with r = l / 4 and q = l % 4, four bytes per word, the first lowest:
+ *   a[0], a[1]: row r and row r + 8, k = 4q to 4q + 3; a[2], a[3]: the same at k + 16
+ *   b[0]: k = 4q to 4q + 3 of column r; b[1]: the same at k + 16
+ *   d[0], d[1]: row r, columns 2q and 2q + 1; d[2], d[3]: row r + 8
+ */
+static __device__ __forceinline__ void weft_ptx_mma_s8(int32_t d[4], const uint32_t a[4], const uint32_t b[2],
+                                                       int32_t c)
+{
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%10,%10,%10,%10};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c));
+}
+
+/* The two f16 of a word, the low half first; exact, a NaN stays a NaN. */
+static __device__ __forceinline__ float2 weft_ptx_unpack_f16(uint32_t word)
+{
+    float2 pair;
+
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "=f"(pair.x), "=f"(pair.y)
+        : "r"(word));
+    return pair;
+}
+
 /* Two floats, each rounded to nearest even, as one word; a NaN stays a NaN, a denormal is kept. The bits of
  * weft_f32_to_bf16() and weft_f32_to_f16() but for a NaN's payload. */
 static __device__ __forceinline__ uint32_t weft_ptx_pack_bf16(float low, float high)

@@ -70,6 +70,67 @@ static inline void weft_ptx_mma_f16(float d[4], const uint32_t a[4], const uint3
     weft_emulated_warp(WEFT_EMULATED_FULL_MASK, weft_emulated_run_mma<weft_f16_to_f32>, &own, "mma.sync f16");
 }
 
+/* ---- mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 ---- */
+
+/* Lane l: A holds rows l/4, l/4 + 8 and columns 4 (l%4) + {0..3, 16..19}; B rows as A's columns, column l/4; C and D
+ * rows as A, columns 2 (l%4) + {0, 1}. C is one value here. */
+struct weft_emulated_mma_s8 {
+    int32_t *d;        /* 4: (row, columns), (row + 8, columns) */
+    const uint32_t *a; /* 4: (row, low columns), (row + 8, low), (row, high), (row + 8, high) */
+    const uint32_t *b; /* 2: low rows, high rows */
+    int32_t c;
+};
+
+static void weft_emulated_run_mma_s8(void **data, uint32_t lanes)
+{
+    int8_t a[16][32];
+    int8_t b[32][8];
+
+    if (lanes != WEFT_EMULATED_FULL_MASK) {
+        weft_emulated_fault("mma.sync of lanes 0x%x: all 32 must take part", lanes);
+    }
+    for (uint32_t lane = 0; lane < 32; lane++) {
+        const weft_emulated_mma_s8 *own = static_cast<const weft_emulated_mma_s8 *>(data[lane]);
+        uint32_t row = lane / 4;
+        uint32_t column = 4 * (lane % 4);
+
+        for (uint32_t i = 0; i < 4; i++) {
+            a[row][column + i] = (int8_t)(own->a[0] >> 8 * i);
+            a[row + 8][column + i] = (int8_t)(own->a[1] >> 8 * i);
+            a[row][column + 16 + i] = (int8_t)(own->a[2] >> 8 * i);
+            a[row + 8][column + 16 + i] = (int8_t)(own->a[3] >> 8 * i);
+            b[column + i][row] = (int8_t)(own->b[0] >> 8 * i);
+            b[column + 16 + i][row] = (int8_t)(own->b[1] >> 8 * i);
+        }
+    }
+    for (uint32_t lane = 0; lane < 32; lane++) {
+        weft_emulated_mma_s8 *own = static_cast<weft_emulated_mma_s8 *>(data[lane]);
+
+        for (uint32_t i = 0; i < 4; i++) {
+            uint32_t row = lane / 4 + (i < 2 ? 0 : 8);
+            uint32_t column = 2 * (lane % 4) + i % 2;
+            int32_t sum = own->c;
+
+            for (uint32_t k = 0; k < 32; k++) {
+                sum += a[row][k] * b[k][column];
+            }
+            own->d[i] = sum;
+        }
+    }
+}
+
+static inline void weft_ptx_mma_s8(int32_t d[4], const uint32_t a[4], const uint32_t b[2], int32_t c)
+{
+    weft_emulated_mma_s8 own = {d, a, b, c};
+
+    weft_emulated_warp(WEFT_EMULATED_FULL_MASK, weft_emulated_run_mma_s8, &own, "mma.sync s8");
+}
+
+static inline float2 weft_ptx_unpack_f16(uint32_t word)
+{
+    return make_float2(weft_f16_to_f32((uint16_t)word), weft_f16_to_f32((uint16_t)(word >> 16)));
+}
+
 static inline uint32_t weft_ptx_pack_bf16(float low, float high)
 {
     return (uint32_t)weft_f32_to_bf16(low) | (uint32_t)weft_f32_to_bf16(high) << 16;

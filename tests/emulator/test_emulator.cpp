@@ -285,6 +285,63 @@ static void test_mma(void **)
     assert_cuda(cudaFree(device));
 }
 
+struct product_s8 {
+    int8_t a[16][32];
+    int8_t b[32][8]; /* [k][column] */
+    int32_t d[16][8];
+};
+
+/* Fragments as PTX documents them ("Matrix fragments for mma.m16n8k32"): element i of a lane's 16 of A, 8 of B and 4 of
+ * D, gathered here independently of the emulator. */
+static __global__ void multiply_s8(product_s8 *p, int32_t c)
+{
+    uint32_t group = threadIdx.x >> 2;
+    uint32_t in_group = threadIdx.x % 4;
+    uint32_t a[4] = {};
+    uint32_t b[2] = {};
+    int32_t d[4] = {77, 77, 77, 77};
+
+    for (uint32_t i = 0; i < 16; i++) {
+        uint32_t row = i < 4 || (i >= 8 && i < 12) ? group : group + 8;
+        uint32_t column = in_group * 4 + (i & 3) + (i < 8 ? 0 : 16);
+
+        a[i / 4] |= (uint32_t)(uint8_t)p->a[row][column] << 8 * (i % 4);
+    }
+    for (uint32_t i = 0; i < 8; i++) {
+        b[i / 4] |= (uint32_t)(uint8_t)p->b[in_group * 4 + (i & 3) + (i < 4 ? 0 : 16)][group] << 8 * (i % 4);
+    }
+    weft_ptx_mma_s8(d, a, b, c);
+    for (uint32_t i = 0; i < 4; i++) {
+        p->d[i < 2 ? group : group + 8][in_group * 2 + (i & 1)] = d[i];
+    }
+}
+
+static void test_mma_s8(void **)
+{
+    const int32_t c = 0x4b400000;
+    product_s8 *device = nullptr;
+    product_s8 before = {};
+    product_s8 after;
+
+    for (uint32_t i = 0; i < 512; i++) { /* the extremes are among them */
+        before.a[i / 32][i % 32] = (int8_t)(i * 37 % 256);
+        before.b[i % 256 / 8][i % 8] = (int8_t)(i * 11 % 256);
+    }
+    assert_cuda(cudaMalloc(&device, sizeof(product_s8)));
+    assert_cuda(cudaMemcpy(device, &before, sizeof(before), cudaMemcpyHostToDevice));
+    WEFT_CUDA_LAUNCH(multiply_s8, 1, 32, 0, 0, device, c);
+    assert_cuda(cudaMemcpy(&after, device, sizeof(after), cudaMemcpyDeviceToHost));
+    for (uint32_t i = 0; i < 128; i++) {
+        int32_t sum = c;
+
+        for (uint32_t k = 0; k < 32; k++) {
+            sum += before.a[i / 8][k] * before.b[k][i % 8];
+        }
+        assert_int_equal(after.d[i / 8][i % 8], sum);
+    }
+    assert_cuda(cudaFree(device));
+}
+
 /* Two groups of copies in flight: only what was waited for is there. */
 static __global__ void copy_ahead(const uint4 *from, uint32_t *out)
 {
@@ -391,7 +448,7 @@ int main()
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_grid),     cmocka_unit_test(test_barrier), cmocka_unit_test(test_votes),
         cmocka_unit_test(test_shuffles), cmocka_unit_test(test_atomics), cmocka_unit_test(test_mma),
-        cmocka_unit_test(test_copies),   cmocka_unit_test(test_rules),
+        cmocka_unit_test(test_mma_s8),   cmocka_unit_test(test_copies),  cmocka_unit_test(test_rules),
     };
     int failed = cmocka_run_group_tests(tests, nullptr, nullptr);
 

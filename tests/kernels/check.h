@@ -27,7 +27,6 @@ struct check {
     uint64_t random;                        /* state */
     uint64_t compared_count;                /* floats compared: a part that compares nothing has failed */
     uint32_t failure_count;
-    bool is_skipped; /* a part may set it: what it checks is not there on this device */
 };
 
 /* ---- values ---- */
