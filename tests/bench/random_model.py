@@ -142,6 +142,14 @@ def write_tokenizer(path, vocab_size):
         json.dump(tokenizer, file)
 
 
+def write_model(folder, config):
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "config.json"), "w") as file:
+        json.dump(config, file, indent=2)
+    write_tokenizer(os.path.join(folder, "tokenizer.json"), config["vocab_size"])
+    write_weights(os.path.join(folder, "model.safetensors"), config)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
@@ -154,11 +162,7 @@ def main():
     config["num_hidden_layers"] = arguments.layers or config["num_hidden_layers"]
     if arguments.fp8:
         config["quantization_config"] = FP8
-    os.makedirs(arguments.folder, exist_ok=True)
-    with open(os.path.join(arguments.folder, "config.json"), "w") as file:
-        json.dump(config, file, indent=2)
-    write_tokenizer(os.path.join(arguments.folder, "tokenizer.json"), config["vocab_size"])
-    write_weights(os.path.join(arguments.folder, "model.safetensors"), config)
+    write_model(arguments.folder, config)
 
 
 if __name__ == "__main__":
