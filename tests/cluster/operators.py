@@ -156,7 +156,7 @@ class StatefulSet:
 
 
 class InferenceService:
-    """serving.kserve.io/v1beta1 on several nodes: a Deployment of one head, one of workers, which have no number and no name
+    """serving.kserve.io/v1beta1: a Deployment. On several nodes one of a head, one of workers, which have no number and no name
     that lasts; GPUs of a worker and tensorParallelSize make the number of pods."""
 
     def __init__(self, cluster, document):
@@ -165,22 +165,31 @@ class InferenceService:
         self.predictor = document["spec"]["predictor"]
         self.model = self.predictor["model"]
         self.runtime = cluster.runtimes[self.model["runtime"]]["spec"]
-        worker = self.merged(self.runtime["workerSpec"]["containers"][0], self.predictor["workerSpec"]["containers"][0])
         head = self.merged(self.runtime["containers"][0], self.model)
+        self.labels = {"app": f"isvc.{self.name}-predictor"}
+        self.made = 0
+        if "workerSpec" in self.runtime:
+            self.plan_group(head)
+        else:
+            self.head, self.names = self.spec_of(self.runtime, head, {}), [None]
+            cluster.add_service(f"{self.name}-predictor", self.labels, False, False)
+
+    def plan_group(self, head):
         sizes = self.predictor["workerSpec"]
+        worker = self.merged(self.runtime["workerSpec"]["containers"][0], sizes["containers"][0])
         gpus = int(worker["resources"]["limits"]["nvidia.com/gpu"])
-        self.count = -(-sizes["tensorParallelSize"] * sizes["pipelineParallelSize"] // gpus)
-        both = {"RAY_NODE_COUNT": str(self.count), "REQUEST_GPU_COUNT": str(gpus)}
+        count = -(-sizes["tensorParallelSize"] * sizes["pipelineParallelSize"] // gpus)
+        both = {"RAY_NODE_COUNT": str(count), "REQUEST_GPU_COUNT": str(gpus)}
         self.head = self.spec_of(self.runtime, head, {
             "TENSOR_PARALLEL_SIZE": str(sizes["tensorParallelSize"]),
             "PIPELINE_PARALLEL_SIZE": str(sizes["pipelineParallelSize"]), **both, "MODEL_NAME": self.name,
             "MODEL_DIR": "/mnt/models"})
         self.worker = self.spec_of(self.runtime["workerSpec"], worker, {
             **both, "ISVC_NAME": self.name, "HEAD_SVC": f"{self.name}-head-1"})
-        labels = {"app": f"isvc.{self.name}-predictor"}
-        cluster.add_service(f"{self.name}-head-1", {**labels, "multinode/role": "head"}, True)
-        cluster.add_service(f"{self.name}-predictor", {**labels, "multinode/role": "head"}, False, False)
-        self.names, self.made = [None] * self.count, 0
+        self.labels["multinode/role"] = "head"
+        self.cluster.add_service(f"{self.name}-head-1", self.labels, True)
+        self.cluster.add_service(f"{self.name}-predictor", self.labels, False, False)
+        self.names = [None] * count
 
     @staticmethod
     def merged(container, more):
@@ -205,7 +214,7 @@ class InferenceService:
                 self.names[i] = f"{self.name}-predictor-{'worker-' if i else ''}{self.made:05x}"
         found = {}
         for i, name in enumerate(self.names):
-            labels = {"app": f"isvc.{self.name}-predictor", "multinode/role": "worker" if i else "head"}
+            labels = {**self.labels, "multinode/role": "worker"} if i else self.labels
             found[name] = pod_of({"spec": self.worker if i else self.head}, name, self.namespace, labels)
         return found
 

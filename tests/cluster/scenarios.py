@@ -38,7 +38,7 @@ def cluster(tmp_path):
     image = dockerfile.build_with(WEFT.parent, WEFT.parent / "image")
     made = Cluster(image)
     claim = tmp_path / "models"
-    for name in ("Llama-3.1-8B", "Llama-3.3-70B"):
+    for name in ("Llama-3.2-1B", "Llama-3.1-8B", "Llama-3.3-70B"):
         shutil.copytree(MODEL, claim / name)
     tmp_path.chmod(0o755)
     made.claims["models"] = claim
@@ -259,6 +259,27 @@ def test_stateful_set(cluster, wanted, secret):
     assert stream.finish() == 400
     assert leader.exits[-1] == 0 and worker.exits[-1] == 0
     assert all("grace" not in p.log() for p in cluster.made), cluster.report()
+
+
+def test_kserve_in_one_pod(cluster, wanted):
+    """The runtime and its sample: serves, is scraped where the annotations say, starts again in place, the end."""
+    documents = [d for d in render(KSERVE) if d["metadata"]["name"] in ("weft", "llama")]
+    cluster.apply(documents)
+    service = "llama-predictor"
+    check_serves(cluster, wanted, service)
+    pod = leader_of(cluster, service)
+    annotations = documents[0]["spec"]["annotations"]
+    assert annotations["prometheus.kserve.io/path"] == "/metrics"
+    scrape = Scrape(int(annotations["prometheus.kserve.io/port"]), host=pod.address)
+    assert scrape["weft_requests_waiting"] == 0 and scrape.results() == {"length": 1}
+
+    pod.signal(signal.SIGKILL)
+    until(lambda: pod.restart_count == 1, "the container again")
+    check_serves(cluster, wanted, service)
+    stream = Stream(leader_of(cluster, service), 400)
+    cluster.delete("InferenceService")
+    assert stream.finish() == 400
+    assert pod.exits[-1] == 0 and "grace" not in pod.log(), cluster.report()
 
 
 def test_kserve_on_several_nodes(cluster, wanted, secret):
