@@ -1,7 +1,8 @@
 /*
- * Whole engines on emulated GPUs (tests/emulator). Multiplying in the CPU's order, a GPU gives the CPU's answers bit by
- * bit; on tensor cores its own, the same for every rank count, chunk and company, and still the tokens of transformers
- * for tiny models. A GPU that fails ends in one line, not in waiting.
+ * Whole engines on emulated GPUs (tests/emulator). Multiplying in the CPU's order, or with quantised weights in
+ * whatever numerics, a GPU gives the CPU's answers bit by bit; with 16-bit weights on tensor cores its own, the same
+ * for every rank count, chunk and company, and still the tokens of transformers for tiny models. A GPU that fails ends
+ * in one line, not in waiting.
  */
 #include "harness.h"
 
@@ -106,6 +107,42 @@ static void test_bits_of_the_cpu(void **state)
     }
 }
 
+/* Quantised weights on tensor cores: tokens and logits of the CPU, which are others for each type. */
+static void test_quantised_bits_of_the_cpu(void **state)
+{
+    static const struct {
+        const char *model;
+        const char *numerics;
+    } models[] = {{"qwen2", "exact"}, {"llama2", "exact"}, {"qwen3", "reference"}};
+    static const char *const types[] = {"none", "q8_0", "q4_0"};
+    static struct answer expected[3][REQUESTS];
+    static struct answer found[REQUESTS];
+
+    (void)state;
+    for (size_t m = 0; m < TEST_COUNT(models); m++) {
+        for (uint32_t type = 0; type < 3; type++) {
+            struct weft_engine_options options;
+
+            test_options(&options, golden_model(models[m].model), 1);
+            options.quantize = types[type];
+            configure(0);
+            answer_all(&options, expected[type]);
+            for (uint32_t other = 0; other < type; other++) {
+                assert_string_not_equal(expected[type][0].logits_sha256, expected[other][0].logits_sha256);
+            }
+            for (uint32_t ranks = 1; type > 0 && ranks <= 4; ranks++) {
+                configure(ranks);
+                cuda_options(&options, golden_model(models[m].model), ranks, models[m].numerics);
+                options.quantize = types[type];
+                options.prefill_chunk = ranks % 2 == 0 ? 7 : 64; /* with products of few tokens, and of many */
+                answer_all(&options, found);
+                assert_same_answers(found, expected[type]);
+                assert_true(gpu.launch_count() > 100);
+            }
+        }
+    }
+}
+
 /* On tensor cores: one request after another on one rank, against all together on any number of ranks. */
 static void test_tensor_cores_at_any_ranks(void **state)
 {
@@ -174,6 +211,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bits_of_the_cpu),
+        cmocka_unit_test(test_quantised_bits_of_the_cpu),
         cmocka_unit_test(test_tensor_cores_at_any_ranks),
         cmocka_unit_test(test_greedy_tokens_of_transformers),
     };
