@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Whole models on a GPU, through `weft run`: against the CPU, between rank counts, between chunk sizes.
 
-usage: compare.py [--device cuda:0] [--cuda-module FILE] [--ranks 1,2,4] [--families NAME,...]
+usage: compare.py [--device cuda:0] [--cuda-module FILE] [--ranks 1,2,4] [--families NAME,...] [--quantised NAME,...]
 
 --numerics reference must give the CPU's logits bit by bit. --numerics exact must give the same bits at every rank count
-and chunk size, and those of the CPU for weights in f32. Ranks beyond the first share the GPU. One line per family; the
+and chunk size, and those of the CPU for weights in f32. Ranks beyond the first share the GPU. --quantize must
+give the CPU's bits in numerics exact too, for the families of --quantised and the demo model. One line per family; the
 exit code is 1 when one of them differs. Needs the standard library only.
 """
 import argparse
@@ -53,12 +54,27 @@ def check_family(name, model, on_gpu, rank_counts):
     return True
 
 
+def check_quantised(name, model, on_gpu, ranks):
+    """The same for weights of 8 and 4 bits, whose products are the CPU's on tensor cores too."""
+    is_well = True
+    for quantize in ("q8_0", "q4_0"):
+        cpu = run(model, "--device", "cpu", "--quantize", quantize)
+        gpu = run(model, *on_gpu, "--quantize", quantize, "--ranks", ranks)
+        problem = next((f"{result}" for result in (cpu, gpu) if isinstance(result, str)),
+                       None if gpu == cpu else "other bits than the CPU's")
+        print(f"{name:14} {'ok     ' if problem is None else 'FAILED '} {quantize}, {ranks} ranks: "
+              f"{problem or 'the bits of the CPU'}", flush=True)
+        is_well = is_well and problem is None
+    return is_well
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--cuda-module", default=os.environ.get("WEFT_CUDA_MODULE"))
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--families", default=",".join(families()))
+    parser.add_argument("--quantised", default="qwen3")
     arguments = parser.parse_args()
     on_gpu = ["--device", arguments.device]
     if arguments.cuda_module:
@@ -71,7 +87,10 @@ def main():
             path = pathlib.Path(folder) / family
             path.mkdir()
             is_well = check_family(family, model_folder(family, path), on_gpu, rank_counts) and is_well
+            if family in arguments.quantised.split(","):
+                is_well = check_quantised(family, path, on_gpu, rank_counts[-1]) and is_well
         is_well = check_family("demo-model", DEMO, on_gpu, rank_counts) and is_well
+        is_well = check_quantised("demo-model", DEMO, on_gpu, rank_counts[-1]) and is_well
     sys.exit(0 if is_well else 1)
 
 

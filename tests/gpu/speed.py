@@ -83,13 +83,28 @@ def decode_row(table, shape, batch, context, share):
               f"{predicted:.0f} tok/s ({share:.0%} of {batch / floor:.0f})", measure)
 
 
-def prefill_row(table):
-    def measure():
-        rate = table.bench("8b", "--prompt-tokens", 4096, "--max-tokens", 2, "--rounds", 3, "--prefill-chunk",
-                           4096)["prefill_tokens_per_s"]
-        return f"{rate:.0f} tok/s, {rate * 2 * PARAMETERS['8b'] * 1e-12:.0f} TFLOP/s"
+def quantised_row(table, quantize, predicted):
+    """Layers in quantize, the head in q8_0; see kernels/cuda/README.md for where the predictions come from."""
+    head = 0.525e9
+    size = (PARAMETERS["8b"] - head) * (34 if quantize == "q8_0" else 18) / 32 + head * 34 / 32
+    floor = size / table.copy
 
-    table.row("prefill of 4096 tokens, 8b bf16", "not a prediction: the exact path's first measurement", measure)
+    def measure():
+        rate = table.bench("8b", "--quantize", quantize, "--max-tokens", 48, "--rounds", 3)["decode_tokens_per_s"]
+        return f"{rate:.0f} tok/s, {rate * floor:.0%} of the floor"
+
+    table.row(f"decode, 8b {quantize}, batch 1, context 16", f"{predicted} tok/s ({predicted * floor:.0%} of "
+              f"{1 / floor:.0f})", measure)
+
+
+def prefill_row(table, *options):
+    def measure():
+        rate = table.bench("8b", "--prompt-tokens", 4096, "--max-tokens", 2, "--rounds", 3, "--prefill-chunk", 4096,
+                           *options)["prefill_tokens_per_s"]
+        return f"{rate:.0f} tok/s, {rate * 2 * PARAMETERS['8b'] * 1e-12:.0f} T/s"
+
+    table.row(f"prefill of 4096 tokens, 8b {options[-1] if options else 'bf16'}",
+              "not a prediction: the exact path's first measurement" if not options else "12000 tok/s", measure)
 
 
 def long_context_row(table):
@@ -135,8 +150,11 @@ def main():
     decode_row(table, "8b", 1, 16, 0.84)
     load_row(table)
     decode_row(table, "1b", 1, 16, 0.80)
+    quantised_row(table, "q8_0", 417)
+    quantised_row(table, "q4_0", 629)
     decode_row(table, "8b", 32, 1024, 0.90)
     prefill_row(table)
+    prefill_row(table, "--quantize", "q8_0")
     decode_row(table, "8b", 128, 1024, 0.90)
     long_context_row(table)
     torch_row(table)

@@ -90,13 +90,20 @@ static void run_product(void *context, uint32_t index)
                        product->token_count, NULL, product->out);
 }
 
+/* Bytes of a weight in memory, its part of a block's scale included. */
+static double weight_size(enum weft_dtype dtype)
+{
+    return dtype == WEFT_Q8_0 ? 34.0 / 32 : dtype == WEFT_Q4_0 ? 18.0 / 32 : 2.0;
+}
+
 /* Row-parallel: eight equal leaves that are added up to one node. */
-static void open_copies(struct product *product, uint32_t rows, uint32_t columns, bool is_row_parallel)
+static void open_copies(struct product *product, enum weft_dtype dtype, uint32_t rows, uint32_t columns,
+                        bool is_row_parallel)
 {
     static const struct weft_tree_add adds[LEAVES - 1] = {{0, 1}, {2, 3}, {4, 5}, {6, 7}, {0, 2}, {4, 6}, {0, 4}};
     struct weft_range leaves[LEAVES];
-    struct weft_matrix_desc desc = {.dtype = WEFT_BF16, .row_count = rows, .col_count = columns};
-    double size = 2.0 * rows * columns;
+    struct weft_matrix_desc desc = {.dtype = dtype, .source = WEFT_BF16, .row_count = rows, .col_count = columns};
+    double size = weight_size(dtype) * rows * columns;
     void *row = calloc(columns, 2);
 
     for (uint32_t i = 0; i < LEAVES; i++) {
@@ -118,25 +125,34 @@ static void open_copies(struct product *product, uint32_t rows, uint32_t columns
     free(row);
 }
 
-static void bench_product(const struct bench *bench, const char *name, uint32_t rows, uint32_t columns,
-                          bool is_row_parallel, uint32_t token_max)
+/* A matrix of Llama-3-8B. */
+struct matrix_shape {
+    const char *name;
+    uint32_t rows;
+    uint32_t columns;
+    bool is_row_parallel;
+    uint32_t token_max;
+};
+
+static void bench_product(const struct bench *bench, const struct matrix_shape *shape, enum weft_dtype dtype)
 {
     static const uint32_t token_counts[] = {1, 4, 8, 16, 32, 64, 128, 512, TOKENS_MAX};
     struct product product = {.bench = bench};
+    uint32_t token_max =
+        bench->divisor > 1 && shape->token_max > EMULATED_TOKENS_MAX ? EMULATED_TOKENS_MAX : shape->token_max;
+    uint32_t rows = shape->rows / bench->divisor;
+    uint32_t columns = shape->columns / bench->divisor;
 
-    token_max = bench->divisor > 1 && token_max > EMULATED_TOKENS_MAX ? EMULATED_TOKENS_MAX : token_max;
-    rows /= bench->divisor;
-    columns /= bench->divisor;
     product.x = allocate(bench, sizeof(float) * token_max * columns);
     product.out = allocate(bench, sizeof(float) * token_max * rows);
-    open_copies(&product, rows, columns, is_row_parallel);
+    open_copies(&product, dtype, rows, columns, shape->is_row_parallel);
     for (uint32_t i = 0; i < sizeof(token_counts) / sizeof(token_counts[0]) && token_counts[i] <= token_max; i++) {
         double seconds;
 
         product.token_count = token_counts[i];
         seconds = time_of(bench, run_product, &product);
-        printf("| %s [%u, %u], %u tokens | %.1f us | %.0f GB/s | %.1f TFLOP/s |\n", name, rows, columns,
-               product.token_count, seconds * 1e6, 2.0 * rows * columns / seconds * 1e-9,
+        printf("| %s %s [%u, %u], %u tokens | %.1f us | %.0f GB/s | %.1f T/s |\n", shape->name, weft_dtype_name(dtype),
+               rows, columns, product.token_count, seconds * 1e6, weight_size(dtype) * rows * columns / seconds * 1e-9,
                2.0 * rows * columns * product.token_count / seconds * 1e-12);
     }
     for (uint32_t i = 0; i < product.copy_count; i++) {
@@ -208,6 +224,11 @@ static void bench_attention(const struct bench *bench, uint32_t sequence_count, 
 
 void bench_gpu_run(const char *module)
 {
+    static const struct matrix_shape shapes[] = {{"QKV", 6144, 4096, false, TOKENS_MAX},
+                                                 {"attention output", 4096, 4096, true, TOKENS_MAX},
+                                                 {"gate and up", 28672, 4096, false, TOKENS_MAX},
+                                                 {"down", 4096, 14336, true, TOKENS_MAX},
+                                                 {"head", 128256, 4096, false, 128}};
     struct weft_device_options options = {.kind = "cuda", .module = module, .thread_count = 1};
     struct bench bench = {.divisor = 1};
 
@@ -215,11 +236,13 @@ void bench_gpu_run(const char *module)
     bench.divisor = strstr(weft_device_name(bench.device), "emulated") != NULL ? EMULATED_DIVISOR : 1;
     printf("%s\n| operation | time | weights or cache | arithmetic |\n|---|---|---|---|\n",
            weft_device_name(bench.device));
-    bench_product(&bench, "QKV", 6144, 4096, false, TOKENS_MAX);
-    bench_product(&bench, "attention output", 4096, 4096, true, TOKENS_MAX);
-    bench_product(&bench, "gate and up", 28672, 4096, false, TOKENS_MAX);
-    bench_product(&bench, "down", 4096, 14336, true, TOKENS_MAX);
-    bench_product(&bench, "head", 128256, 4096, false, 128);
+    for (uint32_t i = 0; i < 5; i++) {
+        bench_product(&bench, &shapes[i], WEFT_BF16);
+    }
+    for (uint32_t i = 2; i < 4; i++) { /* the two that most of a step goes into */
+        bench_product(&bench, &shapes[i], WEFT_Q8_0);
+        bench_product(&bench, &shapes[i], WEFT_Q4_0);
+    }
     bench_attention(&bench, 1, 1, 1024 / bench.divisor - 1);
     bench_attention(&bench, 32 / bench.divisor, 1, 1024 / bench.divisor - 1);
     bench_attention(&bench, 1, 1, 32768 / bench.divisor - 1);
