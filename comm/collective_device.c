@@ -22,9 +22,9 @@
 #define ROLL_CALL_MIN_MS 500u
 #define ROLL_CALL_MAX_MS 5000u
 
-static bool is_two_shot(const struct weft_comm *comm, size_t count)
+static bool is_two_shot(uint32_t rank_count, size_t count)
 {
-    return comm->rank_count > 2 && count * sizeof(float) >= TWO_SHOT_SIZE;
+    return rank_count > 2 && count * sizeof(float) >= TWO_SHOT_SIZE;
 }
 
 static struct weft_range slice_of_rank(const struct weft_comm *comm, size_t count, uint32_t rank)
@@ -39,19 +39,26 @@ static size_t larger(size_t a, size_t b)
 
 /* ---- opening ---- */
 
+size_t weft_comm_exchange_room(uint32_t rank_count, size_t sum_count_max)
+{
+    size_t small = sum_count_max, slice = 0;
+
+    if (is_two_shot(rank_count, sum_count_max)) {
+        small = TWO_SHOT_SIZE / sizeof(float);
+        slice = weft_range_count(comm_slice_of(sum_count_max, rank_count, 0)); /* the largest */
+    }
+    return (larger(small, slice) + 15) / 16 * 16; /* rooms begin on cache lines */
+}
+
 enum weft_status weft_comm_open_exchange(struct weft_comm *comm)
 {
     struct comm_exchange *exchange = &comm->exchange;
-    size_t small = comm->sum_count_max, slice = 0, size;
+    size_t size;
 
-    if (is_two_shot(comm, comm->sum_count_max)) {
-        small = TWO_SHOT_SIZE / sizeof(float);
-        slice = weft_range_count(slice_of_rank(comm, comm->sum_count_max, 0)); /* the largest */
-    }
     for (uint32_t r = 0; r < comm->rank_count; r++) {
         exchange->members[r] = r;
     }
-    exchange->room_count = (larger(small, slice) + 15) / 16 * 16; /* rooms begin on cache lines */
+    exchange->room_count = weft_comm_exchange_room(comm->rank_count, comm->sum_count_max);
     size = (comm->nodes.count - comm->node_counts[comm->rank]) * exchange->room_count * sizeof(float);
     exchange->received = comm->device.alloc(comm->device.context, larger(64, size));
     return exchange->received == NULL ? WEFT_ERR_MEMORY : WEFT_OK; /* logged by the device */
@@ -212,7 +219,7 @@ static enum weft_status exchange_slices(struct weft_comm *comm, size_t count, fl
 
 enum weft_status weft_comm_exchange_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
 {
-    bool is_sliced = is_two_shot(comm, count);
+    bool is_sliced = is_two_shot(comm->rank_count, count);
     struct weft_range everything = {0, (uint32_t)count};
 
     WEFT_TRY(exchange_nodes(comm, nodes, count, is_sliced));

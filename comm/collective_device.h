@@ -4,6 +4,8 @@
 
 #include "comm_internal.h"
 
+/* Elements of the room that every node of another rank has in device memory. */
+size_t weft_comm_exchange_room(uint32_t rank_count, size_t sum_count_max);
 /* Plans and device memory, before the channel is connected; close also after a failure, when the channel is closed. */
 WEFT_MUST_CHECK enum weft_status weft_comm_open_exchange(struct weft_comm *comm);
 void weft_comm_close_exchange(struct weft_comm *comm);

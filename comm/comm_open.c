@@ -173,6 +173,26 @@ static enum weft_status size_buffers(struct weft_comm *comm)
     return WEFT_OK;
 }
 
+size_t weft_comm_device_size(const struct weft_comm_options *options, uint32_t rank, uint32_t rank_count)
+{
+    const char *backend = options->backend == NULL ? "auto" : options->backend;
+    bool has_peers = strcmp(backend, "auto") == 0 || strcmp(backend, "peer") == 0;
+    struct weft_range nodes[WEFT_TREE_NODE_MAX];
+    size_t own = 0, all = 0, size;
+
+    for (uint32_t r = 0; r < rank_count; r++) {
+        size_t count = weft_tree_nodes(options->leaf_count, options->leaves[r], nodes);
+
+        own = r == rank ? count : own;
+        all += count;
+    }
+    size = larger(64, own * options->sum_count_max * sizeof(float));
+    if (rank_count > 1 && (has_peers || strcmp(backend, "nccl") == 0)) {
+        size += (all - own) * weft_comm_exchange_room(rank_count, options->sum_count_max) * sizeof(float);
+    }
+    return size + (rank_count > 1 && has_peers ? weft_peer_inbox_size((uint32_t)all, options->sum_count_max) : 0);
+}
+
 /* What device memory needs besides. */
 static enum weft_status open_device_part(struct weft_comm *comm, const struct comm_choice *choice)
 {

@@ -189,6 +189,11 @@ size_t weft_matrix_size(const struct weft_device *device, const struct weft_matr
     return device->ops->matrix_size(device, desc);
 }
 
+size_t weft_matrix_scratch_size(const struct weft_device *device, const struct weft_matrix_desc *desc)
+{
+    return device->ops->matrix_scratch_size == NULL ? 0 : device->ops->matrix_scratch_size(device, desc);
+}
+
 enum weft_status weft_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
                                   struct weft_matrix **out)
 {

@@ -34,6 +34,7 @@ struct weft_device_ops {
     void (*peer_sum)(struct weft_device *device, const struct weft_peer_sum_args *args);
 
     size_t (*matrix_size)(const struct weft_device *device, const struct weft_matrix_desc *desc);
+    size_t (*matrix_scratch_size)(const struct weft_device *device, const struct weft_matrix_desc *desc); /* NULL: 0 */
     enum weft_status (*matrix_open)(struct weft_device *device, const struct weft_matrix_desc *desc,
                                     struct weft_matrix **out);
     void (*matrix_close)(struct weft_device *device, struct weft_matrix *matrix);

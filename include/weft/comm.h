@@ -86,6 +86,10 @@ WEFT_MUST_CHECK enum weft_status weft_comm_open(struct weft_bootstrap *bootstrap
                                                 const struct weft_comm_options *options, struct weft_comm **out);
 void weft_comm_close(struct weft_comm **comm);
 
+/* Bytes of device memory that weft_comm_open() takes on `rank`, at most: nobody knows yet what it will choose. Of the
+ * options only backend, leaf_count, leaves and sum_count_max. NCCL's own buffers come besides. */
+size_t weft_comm_device_size(const struct weft_comm_options *options, uint32_t rank, uint32_t rank_count);
+
 /*
  * out[i] <- sum over all V leaves of the tree, in tree order, 0 <= i < count; the same bits on every rank.
  *

@@ -155,6 +155,8 @@ struct weft_matrix_desc {
 
 /* Bytes of device memory that a matrix takes, without making it (for the memory table). */
 size_t weft_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
+/* Bytes of device memory that multiplying by it takes besides. Matrices share them: the largest counts, once. */
+size_t weft_matrix_scratch_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
 WEFT_MUST_CHECK enum weft_status weft_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
                                                   struct weft_matrix **out);
 void weft_matrix_close(struct weft_device *device, struct weft_matrix **matrix);

@@ -124,6 +124,7 @@ void weft_cuda_peer_sum(struct weft_device *device, const struct weft_peer_sum_a
 
 /* matrix.cu: packing and multiplication */
 size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
+size_t weft_cuda_matrix_scratch_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
 enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
                                        struct weft_matrix **out);
 void weft_cuda_matrix_close(struct weft_device *device, struct weft_matrix *matrix);

@@ -215,9 +215,28 @@ static bool is_tensor(const struct weft_cuda_device *device, const struct weft_m
            (matrix->dtype != WEFT_F32 && device->numerics != WEFT_CUDA_REFERENCE);
 }
 
+/* All that is known of it before there is memory, but for the depth of its stack. */
+static void set_shape(const struct weft_matrix_desc *desc, struct weft_matrix *matrix)
+{
+    struct program counts = {};
+
+    make_program(desc, &counts);
+    matrix->dtype = desc->dtype;
+    matrix->source = weft_dtype_is_quantised(desc->dtype) ? desc->source : desc->dtype;
+    assert(!weft_dtype_is_quantised(matrix->source));
+    matrix->row_count = desc->row_count;
+    matrix->col_count = desc->col_count;
+    matrix->leaf_count = leaf_count_of(desc);
+    matrix->node_count = matrix->leaf_count - (desc->leaves != NULL ? desc->add_count : 0);
+    matrix->chunk_count = counts.chunk_count;
+    matrix->tile_count = counts.tile_count;
+    matrix->weights_size = weights_size(desc, counts.tile_count);
+}
+
+/* Of matrices that tensor cores multiply; the others need none. */
 static size_t scratch_size(const struct weft_cuda_device *device, const struct weft_matrix *matrix)
 {
-    size_t tiles = weft_cuda_tiles_scratch(device, matrix);
+    size_t tiles = is_tensor(device, matrix) ? weft_cuda_tiles_scratch(device, matrix) : 0;
     size_t few = weft_dtype_is_quantised(matrix->dtype) ? weft_cuda_quant_few_scratch(matrix) : 0;
 
     return tiles > few ? tiles : few;
@@ -228,22 +247,11 @@ enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct 
 {
     struct weft_cuda_device *cuda = weft_cuda_device(device);
     struct weft_matrix *matrix;
-    struct program counts = {};
     enum weft_status status = WEFT_ERR_MEMORY;
 
     matrix = (struct weft_matrix *)calloc(1, sizeof(*matrix));
     if (matrix != NULL) {
-        make_program(desc, &counts);
-        matrix->dtype = desc->dtype;
-        matrix->source = weft_dtype_is_quantised(desc->dtype) ? desc->source : desc->dtype;
-        assert(!weft_dtype_is_quantised(matrix->source));
-        matrix->row_count = desc->row_count;
-        matrix->col_count = desc->col_count;
-        matrix->leaf_count = leaf_count_of(desc);
-        matrix->node_count = matrix->leaf_count - (desc->leaves != NULL ? desc->add_count : 0);
-        matrix->chunk_count = counts.chunk_count;
-        matrix->tile_count = counts.tile_count;
-        matrix->weights_size = weights_size(desc, counts.tile_count);
+        set_shape(desc, matrix);
         status = open_memory(device, desc, matrix);
     }
     if (status == WEFT_OK && is_tensor(cuda, matrix)) {
@@ -260,6 +268,21 @@ enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct 
     }
     *out = matrix;
     return WEFT_OK;
+}
+
+size_t weft_cuda_matrix_scratch_size(const struct weft_device *base, const struct weft_matrix_desc *desc)
+{
+    const struct weft_cuda_device *device = reinterpret_cast<const struct weft_cuda_device *>(base);
+    struct weft_matrix matrix = {};
+
+    set_shape(desc, &matrix);
+    unsigned char *program = (unsigned char *)malloc(program_size(matrix.leaf_count, matrix.chunk_count));
+    if (program == NULL) {
+        return 0; /* then opening the matrix will fail, too */
+    }
+    describe(desc, &matrix, program);
+    free(program);
+    return scratch_size(device, &matrix);
 }
 
 void weft_cuda_matrix_close(struct weft_device *device, struct weft_matrix *matrix)

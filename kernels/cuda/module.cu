@@ -195,6 +195,7 @@ static const struct weft_device_ops ops = {
     .peer_close = weft_cuda_peer_close,
     .peer_sum = weft_cuda_peer_sum,
     .matrix_size = weft_cuda_matrix_size,
+    .matrix_scratch_size = weft_cuda_matrix_scratch_size,
     .matrix_open = weft_cuda_matrix_open,
     .matrix_close = weft_cuda_matrix_close,
     .matrix_write_rows = weft_cuda_matrix_write_rows,

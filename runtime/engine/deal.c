@@ -141,7 +141,7 @@ static uint64_t usable(uint64_t available)
 
 static uint64_t need(const struct weft_model_memory *memory, uint64_t page_count)
 {
-    return (uint64_t)memory->weights + memory->activations + page_count * memory->kv_page;
+    return (uint64_t)memory->weights + memory->activations + memory->buffers + page_count * memory->kv_page;
 }
 
 /* How many pages fit, and which rank is the tightest; its shortfall when not even the fixed part fits. */
@@ -218,14 +218,14 @@ static struct fit find_fit(const struct weft_deal_memory_args *args)
 static void table(const struct weft_deal_memory_args *args, uint64_t page_count)
 {
     char line[200];
-    char texts[5][WEFT_SIZE_TEXT_SIZE];
+    char texts[6][WEFT_SIZE_TEXT_SIZE];
 
     if (args->line == NULL) {
         return;
     }
-    snprintf(line, sizeof(line), "%4s  %-16s %11s %11s %11s %11s %11s", "rank",
-             gpu_of(args, 0) == NULL ? "host" : "host, GPU", "weights", "KV cache", "activations", "together",
-             "available");
+    snprintf(line, sizeof(line), "%4s  %-16s %11s %11s %11s %11s %11s %11s", "rank",
+             gpu_of(args, 0) == NULL ? "host" : "host, GPU", "weights", "KV cache", "activations", "buffers",
+             "together", "available");
     args->line(args->context, line);
     for (uint32_t r = 0; r < args->rank_count; r++) {
         const struct weft_model_memory *memory = &args->fixed[r];
@@ -236,9 +236,10 @@ static void table(const struct weft_deal_memory_args *args, uint64_t page_count)
         if (gpu_of(args, r) != NULL) {
             snprintf(place, sizeof(place), "%.32s, %d", args->members[r].machine.host_name, args->gpus[r]);
         }
-        snprintf(line, sizeof(line), "%4u  %-16s %11s %11s %11s %11s %11s%s", r, place,
+        snprintf(line, sizeof(line), "%4u  %-16s %11s %11s %11s %11s %11s %11s%s", r, place,
                  weft_size_text(memory->weights, texts[0]), weft_size_text(page_count * memory->kv_page, texts[1]),
-                 weft_size_text(memory->activations, texts[2]), weft_size_text(need(memory, page_count), texts[3]),
+                 weft_size_text(memory->activations, texts[2]), weft_size_text(memory->buffers, texts[5]),
+                 weft_size_text(need(memory, page_count), texts[3]),
                  weft_size_text(limit > 0 && limit < available ? limit : available, texts[4]),
                  limit > 0 && limit < available ? " (--memory)" : "");
         args->line(args->context, line);
@@ -291,7 +292,7 @@ static enum weft_status refuse(const struct weft_deal_memory_args *args, const s
     say_where(args, fit, place, sizeof(place));
     say_remedy(args, fit, remedy, sizeof(remedy));
     weft_log(WEFT_LOG_ERROR, "engine/memory",
-             "%s does not fit: %s needs %s (weights, activations and %" PRIu64
+             "%s does not fit: %s needs %s (weights, activations, buffers and %" PRIu64
              " positions of KV cache), %s available%s",
              what, place, weft_size_text(fit->fixed + page_count * fit->kv_page, needed),
              page_count * WEFT_PAGE_POSITIONS, weft_size_text(fit->available, available), remedy);

@@ -242,8 +242,14 @@ static enum weft_status decide(struct opening *opening, const struct weft_member
     const struct weft_model_limits model_limits = {.token_count_max = group->limits.token_count_max,
                                                    .logit_row_max = group->limits.row_count_max,
                                                    .kv_dtype = weft_kv_dtype(options)};
+    struct weft_comm_options comm_options = {
+        .backend = options->comm, .leaf_count = group->leaf_count, .leaves = group->leaves};
+    weft_model_comm_limits(group->config, &model_limits, &comm_options.sum_count_max, &comm_options.gather_size_max);
     for (uint32_t r = 0; r < group->rank_count; r++) {
         weft_model_memory(group->device, group->config, &group->slices[r], &model_limits, &fixed[r]);
+        if (!weft_device_is_host(group->device)) {
+            fixed[r].buffers += weft_comm_device_size(&comm_options, r, group->rank_count);
+        }
     }
     const struct weft_deal_memory_args memory = {.members = members,
                                                  .gpus = gpus,

@@ -68,6 +68,7 @@ void weft_model_memory(const struct weft_device *device, const struct weft_model
     one.page_count = 1;
     list_activations(config, slice, limits, &none, list);
     *memory_out = (struct weft_model_memory){.weights = weft_weights_size(device, config, slice),
+                                             .buffers = weft_weights_scratch_size(device, config, slice),
                                              .kv_cache = weft_kv_cache_size(device, &all),
                                              .kv_page = weft_kv_cache_size(device, &one)};
     for (int i = 0; i < ACTIVATION_COUNT; i++) {

@@ -46,7 +46,8 @@ struct weft_model_memory {
     size_t weights;
     size_t kv_cache;
     size_t activations;
-    size_t kv_page; /* of which one page (all layers) */
+    size_t buffers; /* device memory that operations take besides; who knows adds communication's */
+    size_t kv_page; /* of kv_cache, one page (all layers) */
 };
 
 void weft_model_memory(const struct weft_device *device, const struct weft_model_config *config,

@@ -150,6 +150,28 @@ size_t weft_weights_size(const struct weft_device *device, const struct weft_mod
     return size;
 }
 
+size_t weft_weights_scratch_size(const struct weft_device *device, const struct weft_model_config *config,
+                                 const struct weft_slice *slice)
+{
+    struct weft_matrix_desc vocab = vocab_desc(config, slice, true);
+    struct matrix_plan plan;
+    size_t most = weft_matrix_scratch_size(device, &vocab);
+
+    if (!config->is_tied) {
+        vocab = vocab_desc(config, slice, false);
+        size_t size = weft_matrix_scratch_size(device, &vocab);
+        most = size > most ? size : most;
+    }
+    for (uint32_t layer = 0; layer < config->layer_count; layer++) {
+        for (int i = 0; i < WEFT_LAYER_MATRIX_COUNT; i++) {
+            plan_matrix(config, slice, layer, (enum weft_layer_matrix)i, &plan);
+            size_t size = weft_matrix_scratch_size(device, &plan.desc);
+            most = size > most ? size : most;
+        }
+    }
+    return most;
+}
+
 /* ---- loading ---- */
 
 static enum weft_status open_layer(const struct weft_weights_args *args, uint32_t layer, struct weft_layer *out)

@@ -30,6 +30,9 @@ struct weft_weights {
 /* Bytes of device memory that weft_weights_open() will take. */
 size_t weft_weights_size(const struct weft_device *device, const struct weft_model_config *config,
                          const struct weft_slice *slice);
+/* Bytes of device memory that multiplying by them takes besides. */
+size_t weft_weights_scratch_size(const struct weft_device *device, const struct weft_model_config *config,
+                                 const struct weft_slice *slice);
 
 /*
  * Allocates this rank's matrices and vectors and fills them: from the checkpoint, which has been resolved into

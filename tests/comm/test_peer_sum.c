@@ -14,6 +14,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "collective_device.h"
 #include "comm_internal.h"
 #include "member.h"
 #include "peer_sum.h"
@@ -251,6 +252,67 @@ static void test_rank_that_shares_nothing(void **state)
     }
 }
 
+/* ---- what it takes ---- */
+
+/* A seat that counts what is taken from it: contexts belong to the device, so by thread. */
+static _Thread_local const struct weft_comm_device *counted;
+static _Thread_local size_t taken_size;
+
+static void *count_alloc(void *context, size_t size)
+{
+    taken_size += size;
+    return counted->alloc(context, size);
+}
+
+static void *count_alloc_shared(void *context, size_t size, struct weft_peer_handle *handle_out, char *reason_out,
+                                size_t reason_size)
+{
+    taken_size += size;
+    return counted->alloc_shared(context, size, handle_out, reason_out, reason_size);
+}
+
+/* NCCL's rooms are in the plan, because nobody knows before opening; here there is none. */
+static bool size_body(struct weft_bootstrap *bootstrap, const void *context)
+{
+    const size_t *count_max = context;
+    const uint32_t rank = weft_bootstrap_rank(bootstrap), rank_count = weft_bootstrap_rank_count(bootstrap);
+    struct fake_device *device = fake_device_open(rank + 1, true);
+    struct weft_comm_device seat = *fake_device_seat(device);
+    struct weft_range ranges[13];
+    struct weft_comm_options options = {
+        .timeout_ms = LONG_MS, .leaf_count = 13, .leaves = ranges, .sum_count_max = *count_max, .device = &seat};
+    struct weft_comm *comm = NULL;
+    size_t planned, rooms;
+
+    counted = fake_device_seat(device);
+    seat.alloc = count_alloc;
+    seat.alloc_shared = count_alloc_shared;
+    CHECK(weft_tree_deal(13, rank_count, NULL, ranges) == 0);
+    for (int is_plain = 0; is_plain < 2; is_plain++) {
+        options.backend = is_plain ? "shm" : "auto";
+        planned = weft_comm_device_size(&options, rank, rank_count);
+        taken_size = 0;
+        CHECK(weft_comm_open(bootstrap, &options, &comm) == WEFT_OK);
+        CHECK(comm->peer.is_open == !is_plain);
+        rooms = (comm->nodes.count - comm->node_counts[rank]) * weft_comm_exchange_room(rank_count, *count_max) *
+                sizeof(float);
+        planned -= is_plain ? 0 : rooms;
+        CHECK(taken_size >= planned && taken_size <= planned + 1024);
+        weft_comm_close(&comm);
+    }
+    return fake_device_close(&device);
+}
+
+static void test_memory_is_what_was_planned(void **state)
+{
+    static const size_t counts[] = {1, 5000, 131072, 400000};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+        assert_true(ranks_run(mode, 3, size_body, &counts[i], -1));
+    }
+}
+
 /* ---- opening again ---- */
 
 static bool again_body(struct weft_bootstrap *bootstrap, const void *context)
@@ -282,6 +344,7 @@ int main(int argument_count, char **arguments)
         cmocka_unit_test(test_endurance),
         cmocka_unit_test(test_choice),
         cmocka_unit_test(test_rank_that_shares_nothing),
+        cmocka_unit_test(test_memory_is_what_was_planned),
         cmocka_unit_test(test_opening_again),
     };
 

@@ -332,6 +332,55 @@ static void test_a_hang_has_a_deadline(void **state)
     emulator.configure(&config);
 }
 
+static uint64_t free_memory(void)
+{
+    struct weft_gpu gpu[WEFT_GPU_COUNT_MAX];
+    char reason[128];
+
+    assert_int_equal(weft_gpu_list(WEFT_EMULATED_MODULE, gpu, reason, sizeof(reason)), 1);
+    return gpu[0].memory_free;
+}
+
+/* What the memory table adds up: a matrix, and the scratch of the largest, once. */
+static void test_memory_of_matrices_is_what_was_said(void **state)
+{
+    static const struct weft_range leaves[] = {{0, 96}, {96, 200}, {200, 512}, {512, 640}};
+    static const struct weft_tree_add adds[] = {{0, 1}, {2, 3}};
+    static const struct weft_matrix_desc descs[] = {{.dtype = WEFT_BF16, .row_count = 300, .col_count = 640},
+                                                    {.dtype = WEFT_F16,
+                                                     .row_count = 4096,
+                                                     .col_count = 640,
+                                                     .leaves = leaves,
+                                                     .leaf_count = 4,
+                                                     .adds = adds,
+                                                     .add_count = 2},
+                                                    {.dtype = WEFT_F32, .row_count = 5000, .col_count = 640},
+                                                    {.dtype = WEFT_BF16, .row_count = 700, .col_count = 3000}};
+    const struct weft_device_options options = {
+        .kind = "cuda", .thread_count = 1, .module = WEFT_EMULATED_MODULE, .wait = WEFT_WAIT_YIELD};
+    struct weft_matrix *matrices[4];
+    struct weft_device *device;
+    size_t scratch = 0;
+
+    (void)state;
+    assert_int_equal(weft_device_open(&options, &device), WEFT_OK);
+    for (int i = 0; i < 4; i++) {
+        uint64_t before = free_memory();
+        size_t own = weft_matrix_scratch_size(device, &descs[i]);
+        size_t more = own > scratch ? own - scratch : 0;
+
+        assert_true(own > 0 || descs[i].dtype == WEFT_F32);
+        assert_int_equal(weft_matrix_open(device, &descs[i], &matrices[i]), WEFT_OK);
+        assert_int_equal(before - free_memory(), weft_matrix_size(device, &descs[i]) + more);
+        scratch += more;
+    }
+    for (int i = 0; i < 4; i++) {
+        weft_matrix_close(device, &matrices[i]);
+    }
+    weft_device_close(&device);
+    assert_int_equal(emulator.live_count(), 0);
+}
+
 static void test_a_fault_is_kept_and_told_once(void **state)
 {
     struct weft_emulated_config config = fresh_config();
@@ -428,6 +477,7 @@ int main(void)
         cmocka_unit_test_setup(test_uploads_live_until_they_are_used, set_up),
         cmocka_unit_test_setup(test_two_gpus_in_one_thread, set_up),
         cmocka_unit_test_setup(test_memory_that_is_not_there, set_up),
+        cmocka_unit_test_setup(test_memory_of_matrices_is_what_was_said, set_up),
         cmocka_unit_test_setup(test_a_fault_is_kept_and_told_once, set_up),
         cmocka_unit_test_setup(test_a_child_of_a_user_is_told, set_up),
         cmocka_unit_test_setup(test_any_call_may_fail, set_up),
