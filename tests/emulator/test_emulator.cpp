@@ -443,8 +443,11 @@ static void test_rules(void **)
     test_barrier(nullptr); /* and all is well again */
 }
 
-int main()
+int main(int argument_count, char **arguments)
 {
+    if (argument_count > 1) {
+        return visit(arguments);
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_grid),     cmocka_unit_test(test_barrier), cmocka_unit_test(test_votes),
         cmocka_unit_test(test_shuffles), cmocka_unit_test(test_atomics), cmocka_unit_test(test_mma),
@@ -452,5 +455,5 @@ int main()
     };
     int failed = cmocka_run_group_tests(tests, nullptr, nullptr);
 
-    return failed + run_runtime_tests();
+    return failed + run_peer_tests() + run_runtime_tests();
 }

@@ -1,4 +1,4 @@
-/* What the two files of the emulator's test share. */
+/* What the files of the emulator's test share. */
 #ifndef WEFT_TESTS_EMULATOR_TEST_EMULATOR_H
 #define WEFT_TESTS_EMULATOR_TEST_EMULATOR_H
 
@@ -23,5 +23,8 @@ void read_words(uint32_t *to, const uint32_t *from, size_t count);
 void configure_order(uint32_t order);
 
 int run_runtime_tests();
+int run_peer_tests();
+/* The program as another process of run_peer_tests(): its exit status. */
+int visit(char **arguments);
 
 #endif
