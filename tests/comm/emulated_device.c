@@ -82,6 +82,11 @@ const struct weft_comm_device *fake_device_seat(struct fake_device *device)
     return &device->seat;
 }
 
+void fake_device_share(struct fake_device *device)
+{
+    (void)device; /* it always can */
+}
+
 void fake_device_put(struct fake_device *device, void *to, const void *from_host, size_t size)
 {
     enum weft_status status = weft_device_write(device->device, to, from_host, size);

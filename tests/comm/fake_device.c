@@ -1,5 +1,6 @@
 /* A device made of host memory. Contract in fake_device.h. */
 #include "fake_device.h"
+#include "fake_peer.h"
 
 #include <assert.h>
 #include <pthread.h>
@@ -105,12 +106,14 @@ static void *memory_of(struct fake_stream *stream, const void *pointer)
     struct fake_device *device = (struct fake_device *)stream;
     size_t offset = (size_t)((const char *)pointer - device->shown);
 
+    if (offset >= device->used && fake_peer_has(pointer)) {
+        return (void *)(uintptr_t)pointer;
+    }
     assert(offset < device->used); /* otherwise it is no device memory */
     return device->real + offset;
 }
 
-/* Waits for everything issued, without a mark. */
-static void drain(struct fake_device *device)
+void fake_device_drain(struct fake_device *device)
 {
     pthread_mutex_lock(&device->mutex);
     while (device->done_count < device->issued_count) {
@@ -154,7 +157,7 @@ static void seat_free_host(void *context, void *memory)
 
     device->live_count--;
     if (atomic_load(&device->is_broken)) {
-        drain(device);
+        fake_device_drain(device);
     }
     if (device->is_hanging) { /* only this thread sets it */
         assert(device->left_count < LEFT_MAX);
@@ -344,6 +347,16 @@ const struct weft_comm_device *fake_device_seat(struct fake_device *device)
     return &device->seat;
 }
 
+void fake_device_take(struct fake_device *device, int count)
+{
+    device->live_count += count;
+}
+
+void fake_device_share(struct fake_device *device)
+{
+    fake_peer_seat(&device->seat);
+}
+
 void fake_device_put(struct fake_device *device, void *to, const void *from_host, size_t size)
 {
     struct copy *copy = malloc(sizeof(*copy) + size);
@@ -358,7 +371,7 @@ void fake_device_get(struct fake_device *device, void *to_host, const void *from
 {
     if (size > 0) {
         seat_read(device, to_host, from, size);
-        drain(device);
+        fake_device_drain(device);
     }
 }
 

@@ -26,6 +26,8 @@ struct fake_device *fake_device_open(uint32_t seed, bool has_stream);
 bool fake_device_close(struct fake_device **device);
 
 const struct weft_comm_device *fake_device_seat(struct fake_device *device);
+/* From now on the seat has memory that other ranks of this process can open, and sums through it. */
+void fake_device_share(struct fake_device *device);
 
 /* Begins a copy to the device; from_host is free at once. */
 void fake_device_put(struct fake_device *device, void *to, const void *from_host, size_t size);

@@ -46,7 +46,13 @@ bool member_has_device(void)
 
 struct fake_device *member_open_device(const struct weft_bootstrap *bootstrap)
 {
-    return activations == IN_HOST ? NULL : fake_device_open(weft_bootstrap_rank(bootstrap) + 1, activations == IN_GPU);
+    struct fake_device *device =
+        activations == IN_HOST ? NULL : fake_device_open(weft_bootstrap_rank(bootstrap) + 1, activations == IN_GPU);
+
+    if (device != NULL && member_has_peers()) {
+        fake_device_share(device);
+    }
+    return device;
 }
 
 const struct weft_comm_device *member_seat(struct fake_device *device)

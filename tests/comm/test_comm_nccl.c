@@ -53,6 +53,7 @@ static bool choice_body(struct weft_bootstrap *bootstrap, const void *context)
     uint32_t rank_count = weft_bootstrap_rank_count(bootstrap);
     struct fake_device *device =
         fake_device_open(choice->is_shared ? 1 : weft_bootstrap_rank(bootstrap) + 1, choice->has_stream);
+    const bool is_peer = strcmp(choice->backend, "peer") == 0;
     struct weft_range ranges[8];
     const struct weft_comm_options options = {.backend = choice->backend,
                                               .timeout_ms = LONG_MS,
@@ -62,6 +63,9 @@ static bool choice_body(struct weft_bootstrap *bootstrap, const void *context)
                                               .device = fake_device_seat(device)};
     struct weft_comm *comm = NULL;
 
+    if (is_peer) {
+        fake_device_share(device);
+    }
     CHECK(weft_tree_deal(8, rank_count, NULL, ranges) == 0);
     CHECK(weft_comm_open(bootstrap, &options, &comm) == choice->status);
     if (choice->status == WEFT_OK) {
@@ -92,6 +96,12 @@ static void test_choice(void **state)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         *faults = (struct nccl_stub_faults){.victim = -1, .version = cases[i].version};
         assert_true(ranks_run(mode, 3, choice_body, &cases[i], -1));
+    }
+    *faults = (struct nccl_stub_faults){.victim = -1};
+    if (mode == RANKS_THREADS) { /* memory of the fake device is the process's own */
+        assert_true(
+            ranks_run(mode, 3, choice_body,
+                      &(struct choice_case){"peer", false, true, 0, WEFT_OK, "peer+nccl", "a GPU each; shm for"}, -1));
     }
     assert_true(
         ranks_run(mode, 1, choice_body, &(struct choice_case){"auto", false, true, 0, WEFT_OK, "self", "alone"}, -1));
