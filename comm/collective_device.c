@@ -174,25 +174,22 @@ static enum weft_status exchange_nodes(struct weft_comm *comm, const float *node
     return transfer(comm, used);
 }
 
-/* out[share] <- the sum over all nodes: own ones where they lie, the others from their rooms. */
-static void add_nodes(struct weft_comm *comm, const float *nodes, size_t count, struct weft_range share, float *out)
+/* What adds up elements `share` of all nodes: own ones where they lie, the others from their rooms. */
+static struct weft_tree_add_args additions(struct weft_comm *comm, const float *nodes, size_t count,
+                                           struct weft_range share, float *out)
 {
-    const float *inputs[WEFT_LEAF_COUNT_MAX];
     uint32_t own_first = comm->nodes.first[comm->rank];
-    const struct weft_tree_add_args args = {.inputs = inputs,
-                                            .input_count = comm->nodes.count,
-                                            .adds = comm->nodes.adds,
-                                            .count = weft_range_count(share),
-                                            .out = out + share.begin};
 
     for (uint32_t n = 0; n < comm->nodes.count; n++) {
         bool is_own = n >= own_first && n - own_first < comm->node_counts[comm->rank];
 
-        inputs[n] = is_own ? nodes + (n - own_first) * count + share.begin : room_of(comm, n);
+        comm->left_inputs[n] = is_own ? nodes + (n - own_first) * count + share.begin : room_of(comm, n);
     }
-    if (args.count > 0) {
-        comm->device.tree_add(comm->device.context, &args);
-    }
+    return (struct weft_tree_add_args){.inputs = comm->left_inputs,
+                                       .input_count = comm->nodes.count,
+                                       .adds = comm->nodes.adds,
+                                       .count = weft_range_count(share),
+                                       .out = out + share.begin};
 }
 
 /* Every rank's finished slice to every other. */
@@ -217,14 +214,36 @@ static enum weft_status exchange_slices(struct weft_comm *comm, size_t count, fl
     return transfer(comm, used);
 }
 
+bool weft_comm_exchange_is_one_shot(const struct weft_comm *comm, size_t count)
+{
+    return !is_two_shot(comm->rank_count, count);
+}
+
+enum weft_status weft_comm_exchange_tree_gather(struct weft_comm *comm, const float *nodes, size_t count, float *out,
+                                                struct weft_tree_add_args *left_out)
+{
+    const struct weft_range everything = {0, (uint32_t)count};
+
+    WEFT_TRY(exchange_nodes(comm, nodes, count, false));
+    *left_out = additions(comm, nodes, count, everything, out);
+    return WEFT_OK;
+}
+
 enum weft_status weft_comm_exchange_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
 {
-    bool is_sliced = is_two_shot(comm->rank_count, count);
-    struct weft_range everything = {0, (uint32_t)count};
+    struct weft_tree_add_args left;
 
-    WEFT_TRY(exchange_nodes(comm, nodes, count, is_sliced));
-    add_nodes(comm, nodes, count, is_sliced ? slice_of_rank(comm, count, comm->rank) : everything, out);
-    return is_sliced ? exchange_slices(comm, count, out) : WEFT_OK;
+    if (!is_two_shot(comm->rank_count, count)) {
+        WEFT_TRY(weft_comm_exchange_tree_gather(comm, nodes, count, out, &left));
+        comm->device.tree_add(comm->device.context, &left);
+        return WEFT_OK;
+    }
+    WEFT_TRY(exchange_nodes(comm, nodes, count, true));
+    left = additions(comm, nodes, count, slice_of_rank(comm, count, comm->rank), out);
+    if (left.count > 0) {
+        comm->device.tree_add(comm->device.context, &left);
+    }
+    return exchange_slices(comm, count, out);
 }
 
 /* ---- gathers ---- */

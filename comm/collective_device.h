@@ -13,6 +13,11 @@ void weft_comm_close_exchange(struct weft_comm *comm);
 WEFT_MUST_CHECK enum weft_status weft_comm_connect_exchange(struct weft_comm *comm, const void *addresses);
 
 /* As collective.c's; done in the order of the device's stream. */
+/* Whether every rank adds everything; then there is tree_gather(), see weft_comm_tree_gather(). */
+bool weft_comm_exchange_is_one_shot(const struct weft_comm *comm, size_t count);
+WEFT_MUST_CHECK enum weft_status weft_comm_exchange_tree_gather(struct weft_comm *comm, const float *nodes,
+                                                                size_t count, float *out,
+                                                                struct weft_tree_add_args *left_out);
 WEFT_MUST_CHECK enum weft_status weft_comm_exchange_tree_sum(struct weft_comm *comm, const float *nodes, size_t count,
                                                              float *out);
 WEFT_MUST_CHECK enum weft_status weft_comm_exchange_gather(struct weft_comm *comm, const void *in, const size_t *sizes,

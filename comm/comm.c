@@ -85,6 +85,19 @@ static enum weft_status run_tree_sum(struct weft_comm *comm, const float *nodes,
                                           : weft_staging_tree_sum(comm, nodes, count, out);
 }
 
+static enum weft_status run_tree_gather(struct weft_comm *comm, const float *nodes, size_t count, float *out,
+                                        struct weft_tree_add_args *left_out)
+{
+    if (comm->exchange.channel != NULL && !weft_peer_takes(comm, count) &&
+        weft_comm_exchange_is_one_shot(comm, count)) {
+        return weft_comm_exchange_tree_gather(comm, nodes, count, out, left_out);
+    }
+    WEFT_TRY(run_tree_sum(comm, nodes, count, out));
+    comm->left_inputs[0] = out;
+    *left_out = (struct weft_tree_add_args){.inputs = comm->left_inputs, .input_count = 1, .count = count, .out = out};
+    return WEFT_OK;
+}
+
 static enum weft_status run_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out)
 {
     if (!comm->has_device) {
@@ -110,6 +123,21 @@ enum weft_status weft_comm_tree_sum(struct weft_comm *comm, const float *nodes, 
         return WEFT_OK;
     }
     return end_op(comm, WEFT_COMM_TREE_SUM, timing, run_tree_sum(comm, nodes, count, out));
+}
+
+enum weft_status weft_comm_tree_gather(struct weft_comm *comm, const float *nodes, size_t count, float *out,
+                                       struct weft_tree_add_args *left_out)
+{
+    struct timing timing = begin_op(comm);
+
+    assert(count <= comm->sum_count_max);
+    WEFT_TRY(comm->status);
+    if (count == 0) {
+        comm->left_inputs[0] = out;
+        *left_out = (struct weft_tree_add_args){.inputs = comm->left_inputs, .input_count = 1, .out = out};
+        return WEFT_OK;
+    }
+    return end_op(comm, WEFT_COMM_TREE_SUM, timing, run_tree_gather(comm, nodes, count, out, left_out));
 }
 
 float *weft_comm_sum_buffer(struct weft_comm *comm, size_t count)

@@ -105,6 +105,8 @@ struct weft_comm {
     struct weft_transfer *transfers;       /* owned: [transfer_count_max] */
     uint32_t transfer_count_max;
 
+    const float *left_inputs[WEFT_LEAF_COUNT_MAX]; /* of the last tree_gather() */
+
     bool has_device;
     struct weft_comm_device device; /* when has_device */
     float *device_nodes;            /* owned device memory: [own nodes][sum_count_max] */

@@ -277,6 +277,8 @@ void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint
 
 void weft_device_add_norm(struct weft_device *device, const struct weft_add_norm_args *args)
 {
+    assert(args->y->input_count >= 1 && args->y->input_count <= WEFT_LEAF_COUNT_MAX);
+    assert(args->y->count == (size_t)args->token_count * args->width);
     device->ops->add_norm(device, args);
 }
 

@@ -106,8 +106,17 @@ WEFT_MUST_CHECK enum weft_status weft_comm_tree_sum(struct weft_comm *comm, cons
                                                     float *out);
 
 /*
- * Room for [node_count][count] f32 into which the caller may produce its nodes for the next tree_sum(), 64-byte
- * aligned, in device memory when opened with a device. Valid until that tree_sum(). Never NULL for count <=
+ * tree_sum() up to its last additions, for a caller that makes them while it does something else: *left_out is what
+ * weft_comm_device.tree_add() would have to do then, reading own nodes, nodes that other ranks have sent, or `out`
+ * itself where there is nothing left to add (host memory, large sums, sums through the memory of peers). Its memory is
+ * the communicator's: to be used before the next call here, in device memory by operations issued before it.
+ */
+WEFT_MUST_CHECK enum weft_status weft_comm_tree_gather(struct weft_comm *comm, const float *nodes, size_t count,
+                                                       float *out, struct weft_tree_add_args *left_out);
+
+/*
+ * Room for [node_count][count] f32 into which the caller may produce its nodes for the next tree_sum() or
+ * tree_gather(), 64-byte aligned, in device memory when opened with a device. Valid until then. Never NULL for count <=
  * sum_count_max.
  */
 float *weft_comm_sum_buffer(struct weft_comm *comm, size_t count);

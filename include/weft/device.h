@@ -275,14 +275,15 @@ void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint
 
 /*
  * The end of one sublayer and the beginning of the next: x[t, :] <- x[t, :] + (y[t, :] + bias[:]), then out[t, :] <-
- * the RMS norm of that, as weft_device_rms_norm().
+ * the RMS norm of that, as weft_device_rms_norm(). y [T, D] is what weft_device_tree_add(y) would write; with a single
+ * input that is the input. y->out stays as it is.
  */
 struct weft_add_norm_args {
-    float *x;            /* [T, D] */
-    const float *y;      /* [T, D] */
-    const float *bias;   /* [D] or NULL */
-    const float *weight; /* [D] */
-    float *out;          /* [T, D]; overlaps none of the others */
+    float *x;                           /* [T, D] */
+    const struct weft_tree_add_args *y; /* host; its count is T * D */
+    const float *bias;                  /* [D] or NULL */
+    const float *weight;                /* [D] */
+    float *out;                         /* [T, D]; overlaps none of the others */
     float eps;
     uint32_t token_count;
     uint32_t width;

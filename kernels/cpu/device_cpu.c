@@ -84,6 +84,22 @@ static void cpu_silu_mul(struct weft_device *device, const float *gate_up, uint3
     weft_pool_run(cpu->pool, WEFT_POOL_STATIC, token_count, silu_mul_task, &job);
 }
 
+/* out[count] <- elements [begin, begin + count) of the sum. */
+static void add_along_tree(const struct weft_tree_add_args *sum, size_t begin, size_t count, float *out)
+{
+    float slots[WEFT_LEAF_COUNT_MAX] = {0};
+
+    for (size_t i = 0; i < count; i++) {
+        for (uint32_t n = 0; n < sum->input_count; n++) {
+            slots[n] = sum->inputs[n][begin + i];
+        }
+        for (uint32_t a = 0; a + 1 < sum->input_count; a++) {
+            slots[sum->adds[a].left] += slots[sum->adds[a].right];
+        }
+        out[i] = slots[0];
+    }
+}
+
 struct add_norm_job {
     const struct weft_cpu_kernels *kernels;
     const struct weft_add_norm_args *args;
@@ -97,9 +113,13 @@ static void add_norm_task(void *context, uint32_t worker, uint32_t begin, uint32
     (void)worker;
     for (size_t t = begin; t < end; t++) {
         size_t row = t * args->width;
+        const float *y = args->y->inputs[0] + row;
 
-        job->kernels->add_norm(args->x + row, args->y + row, args->bias, args->weight, args->width, args->eps,
-                               args->out + row);
+        if (args->y->input_count > 1) { /* not on the hot path: ranks on CPUs add in comm/ */
+            y = args->out + row;
+            add_along_tree(args->y, row, args->width, args->out + row);
+        }
+        job->kernels->add_norm(args->x + row, y, args->bias, args->weight, args->width, args->eps, args->out + row);
     }
 }
 
@@ -148,18 +168,8 @@ static enum weft_status cpu_wait(struct weft_device *device, uint32_t mark, uint
 /* The definition, for other devices to compare with; ranks on CPUs add in comm/. */
 static void cpu_tree_add(struct weft_device *device, const struct weft_tree_add_args *args)
 {
-    float slots[WEFT_LEAF_COUNT_MAX] = {0};
-
     (void)device;
-    for (size_t i = 0; i < args->count; i++) {
-        for (uint32_t n = 0; n < args->input_count; n++) {
-            slots[n] = args->inputs[n][i];
-        }
-        for (uint32_t a = 0; a + 1 < args->input_count; a++) {
-            slots[args->adds[a].left] += slots[args->adds[a].right];
-        }
-        args->out[i] = slots[0];
-    }
+    add_along_tree(args, 0, args->count, args->out);
 }
 
 static const struct weft_device_ops cpu_ops = {

@@ -103,7 +103,7 @@ struct weft_cpu_kernels {
     void (*add)(float *x, const float *y, size_t count);
 
     /* x[i] <- x[i] + y[i], or x[i] + (y[i] + bias[i]) when bias is not NULL; then out as rms_norm() has it of x. out
-     * is neither x nor bias nor weight. */
+     * may be y, not one of the others. */
     void (*add_norm)(float *x, const float *y, const float *bias, const float *weight, uint32_t width, float eps,
                      float *out);
 

@@ -7,16 +7,19 @@
 #include "cuda/device_cuda.h"
 #include "cuda/numeric_cuda.h"
 #include "cuda/ptx.h"
+#include "cuda/tree_cuda.h"
 
 /* Four elements as one access, or one. */
-struct __align__(16) four
-{
-    float v[4];
-};
+typedef struct weft_cuda_four four;
 
 struct one {
     float v[1];
 };
+
+static __device__ __forceinline__ one weft_cuda_add(const one &a, const one &b)
+{
+    return one{{a.v[0] + b.v[0]}};
+}
 
 static const uint32_t BLOCK = 256;
 
@@ -30,7 +33,7 @@ static bool is_by_four(const void *a, const void *b, const void *c, uint32_t wid
 {
     uintptr_t bits = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | reinterpret_cast<uintptr_t>(c);
 
-    return bits % sizeof(struct four) == 0 && width % 4 == 0;
+    return bits % sizeof(four) == 0 && width % 4 == 0;
 }
 
 /* Blocks that cover `count` elements by `by` per thread. */
@@ -41,25 +44,49 @@ static dim3 grid_for(size_t count, uint32_t by)
 
 /* ---- RMS norm ---- */
 
-/* x[i] + (y[i] + bias[i]), which also goes to x. */
-template <typename V> static __device__ __forceinline__ V add_at(V *x, const V *y, const V *bias, uint32_t i)
-{
-    V value = x[i];
-    V term = y[i];
+/* What is normalised: the row x as it is. */
+struct row_alone {
+};
 
+/* x + (y + bias), which also goes to x; bias may be NULL. */
+struct row_plus {
+    const float *y;
+    const float *bias;
+};
+
+/* The same with a y that is a sum along the tree. */
+struct row_plus_tree {
+    struct weft_cuda_tree_program y;
+    const float *bias;
+};
+
+template <typename V> static __device__ __forceinline__ V add_to(V *x, V term, const float *bias, uint32_t i)
+{
     if (bias != NULL) {
-        const V row = bias[i];
-#pragma unroll
-        for (uint32_t j = 0; j < sizeof(V) / sizeof(float); j++) {
-            term.v[j] += row.v[j];
-        }
+        term = weft_cuda_add(term, reinterpret_cast<const V *>(bias)[i]);
     }
-#pragma unroll
-    for (uint32_t j = 0; j < sizeof(V) / sizeof(float); j++) {
-        value.v[j] += term.v[j];
-    }
-    x[i] = value;
-    return value;
+    x[i] = weft_cuda_add(x[i], term);
+    return x[i];
+}
+
+/* Element i of row x, which begins `begin` elements after the first row; all in units of V. */
+template <typename V> static __device__ __forceinline__ V element_of(const row_alone &, V *x, size_t, uint32_t i)
+{
+    return x[i];
+}
+
+template <typename V>
+static __device__ __forceinline__ V element_of(const row_plus &what, V *x, size_t begin, uint32_t i)
+{
+    return add_to(x, reinterpret_cast<const V *>(what.y)[begin + i], what.bias, i);
+}
+
+template <typename V>
+static __device__ __forceinline__ V element_of(const row_plus_tree &what, V *x, size_t begin, uint32_t i)
+{
+    V stack[WEFT_CUDA_STACK_DEPTH][1]; /* in local memory, that is in the L1 */
+
+    return add_to(x, weft_cuda_tree_at(&what.y, begin + i, stack, 0), what.bias, i);
 }
 
 /*
@@ -71,9 +98,9 @@ template <typename V> static __device__ __forceinline__ V add_at(V *x, const V *
  * Starts early and touches nothing until its predecessor has ended; then its successor, a matmul, has been let in
  * already, and reads weights in the meantime.
  */
-template <typename V, bool IS_ADDING> /* without adding x is only read, y and bias are NULL */
+template <typename V, typename What>
 static __global__ void __launch_bounds__(BLOCK)
-    norm(float *x, const float *y, const float *bias, const float *weight, uint32_t width, float eps, float *out)
+    norm(const What what, float *x, const float *weight, uint32_t width, float eps, float *out)
 {
     static const uint32_t by = sizeof(V) / sizeof(float);
     __shared__ V chunk[CHUNK / by];
@@ -91,9 +118,7 @@ static __global__ void __launch_bounds__(BLOCK)
         const uint32_t count = width - begin < CHUNK ? width - begin : CHUNK;
 
         for (uint32_t i = threadIdx.x; i < count / by; i += BLOCK) {
-            chunk[i] = IS_ADDING ? add_at(row, reinterpret_cast<const V *>(y + row_begin),
-                                          reinterpret_cast<const V *>(bias), begin / by + i)
-                                 : row[begin / by + i];
+            chunk[i] = element_of(what, row, row_begin / by, begin / by + i);
         }
         __syncthreads();
         if (threadIdx.x < LANES) {
@@ -126,23 +151,23 @@ static __global__ void __launch_bounds__(BLOCK)
     }
 }
 
-template <bool IS_ADDING> static void launch_norm(struct weft_device *base, const struct weft_add_norm_args *args)
+/* is_wide: what `what` reads allows accesses by four. */
+template <typename What>
+static void launch_norm(struct weft_cuda_device *device, const What &what, const struct weft_add_norm_args *args,
+                        bool is_wide)
 {
-    struct weft_cuda_device *device = weft_cuda_device(base);
     auto *kernel =
-        is_by_four(args->x, args->weight, args->out, args->width) && is_by_four(args->y, args->bias, NULL, args->width)
-            ? norm<four, IS_ADDING>
-            : norm<one, IS_ADDING>;
+        is_wide && is_by_four(args->x, args->weight, args->out, args->width) ? norm<four, What> : norm<one, What>;
 
     if (args->token_count == 0 || args->width == 0) {
         return;
     }
     WEFT_CUDA_LAUNCH_EARLY(device->can_start_early, kernel, dim3(args->token_count), dim3(BLOCK), 0, device->stream,
-                           args->x, args->y, args->bias, args->weight, args->width, args->eps, args->out);
-    (void)weft_cuda_launched(device, IS_ADDING ? "add_norm" : "rms_norm");
+                           what, args->x, args->weight, args->width, args->eps, args->out);
+    (void)weft_cuda_launched(device, "a norm");
 }
 
-void weft_cuda_rms_norm(struct weft_device *device, const float *x, const float *weight, uint32_t token_count,
+void weft_cuda_rms_norm(struct weft_device *base, const float *x, const float *weight, uint32_t token_count,
                         uint32_t width, float eps, float *out)
 {
     struct weft_add_norm_args args = {};
@@ -153,12 +178,25 @@ void weft_cuda_rms_norm(struct weft_device *device, const float *x, const float 
     args.eps = eps;
     args.token_count = token_count;
     args.width = width;
-    launch_norm<false>(device, &args);
+    launch_norm(weft_cuda_device(base), row_alone{}, &args, true);
 }
 
-void weft_cuda_add_norm(struct weft_device *device, const struct weft_add_norm_args *args)
+void weft_cuda_add_norm(struct weft_device *base, const struct weft_add_norm_args *args)
 {
-    launch_norm<true>(device, args);
+    struct weft_cuda_device *device = weft_cuda_device(base);
+    bool is_wide = is_by_four(args->bias, NULL, NULL, args->width);
+    struct row_plus_tree what = {};
+
+    for (uint32_t n = 0; n < args->y->input_count; n++) {
+        is_wide = is_wide && is_by_four(args->y->inputs[n], NULL, NULL, args->width);
+    }
+    if (args->y->input_count == 1) {
+        launch_norm(device, row_plus{args->y->inputs[0], args->bias}, args, is_wide);
+        return;
+    }
+    weft_cuda_tree_program_init(&what.y, args->y);
+    what.bias = args->bias;
+    launch_norm(device, what, args, is_wide);
 }
 
 /* ---- activation ---- */
@@ -195,12 +233,12 @@ void weft_cuda_silu_mul(struct weft_device *base, const float *gate_up, uint32_t
     }
     if (is_by_four(gate_up, out, NULL, width)) {
         WEFT_CUDA_LAUNCH_EARLY(device->can_start_early, silu_mul<four>, grid_for(count, 4), dim3(BLOCK), 0,
-                               device->stream, reinterpret_cast<const struct four *>(gate_up), count / 4, width / 4,
-                               reinterpret_cast<struct four *>(out));
+                               device->stream, reinterpret_cast<const four *>(gate_up), count / 4, width / 4,
+                               reinterpret_cast<four *>(out));
     } else {
         WEFT_CUDA_LAUNCH_EARLY(device->can_start_early, silu_mul<one>, grid_for(count, 1), dim3(BLOCK), 0,
-                               device->stream, reinterpret_cast<const struct one *>(gate_up), count, width,
-                               reinterpret_cast<struct one *>(out));
+                               device->stream, reinterpret_cast<const one *>(gate_up), count, width,
+                               reinterpret_cast<one *>(out));
     }
     (void)weft_cuda_launched(device, "silu_mul");
 }
@@ -230,12 +268,11 @@ void weft_cuda_select_rows(struct weft_device *base, const float *x, const uint3
     const uint32_t *uploaded = static_cast<const uint32_t *>(weft_cuda_upload(device, rows, count * sizeof(*rows)));
     if (is_by_four(x, out, NULL, width)) {
         WEFT_CUDA_LAUNCH(select_rows<four>, grid_for(total, 4), dim3(BLOCK), 0, device->stream,
-                         reinterpret_cast<const struct four *>(x), uploaded, total / 4, width / 4,
-                         reinterpret_cast<struct four *>(out));
+                         reinterpret_cast<const four *>(x), uploaded, total / 4, width / 4,
+                         reinterpret_cast<four *>(out));
     } else {
         WEFT_CUDA_LAUNCH(select_rows<one>, grid_for(total, 1), dim3(BLOCK), 0, device->stream,
-                         reinterpret_cast<const struct one *>(x), uploaded, total, width,
-                         reinterpret_cast<struct one *>(out));
+                         reinterpret_cast<const one *>(x), uploaded, total, width, reinterpret_cast<one *>(out));
     }
     (void)weft_cuda_launched(device, "select_rows");
 }

@@ -94,40 +94,18 @@ enum weft_status weft_cuda_wait_mark(struct weft_device *base, uint32_t mark, ui
 
 /* ---- sums along the leaf tree ---- */
 
-struct tree_program {
-    const float *inputs[WEFT_LEAF_COUNT_MAX];
-    struct weft_cuda_merges merges;
-    uint32_t input_count;
-};
-
 static const uint32_t BLOCK = 128;
 
 template <typename T>
-static __global__ void __launch_bounds__(BLOCK) tree_add(const tree_program program, size_t count, T *out)
+static __global__ void __launch_bounds__(BLOCK)
+    tree_add(const struct weft_cuda_tree_program program, size_t count, T *out)
 {
     __shared__ T stack[WEFT_CUDA_STACK_DEPTH][BLOCK];
     const size_t i = blockIdx.x * static_cast<size_t>(BLOCK) + threadIdx.x;
-    uint32_t depth = 0;
 
-    if (i >= count) {
-        return;
+    if (i < count) {
+        out[i] = weft_cuda_tree_at(&program, i, stack, threadIdx.x);
     }
-    for (uint32_t first = 0; first < program.input_count; first += WEFT_CUDA_LOAD_COUNT) {
-        T values[WEFT_CUDA_LOAD_COUNT];
-#pragma unroll
-        for (uint32_t k = 0; k < WEFT_CUDA_LOAD_COUNT; k++) {
-            if (first + k < program.input_count) {
-                values[k] = reinterpret_cast<const T *>(program.inputs[first + k])[i];
-            }
-        }
-#pragma unroll
-        for (uint32_t k = 0; k < WEFT_CUDA_LOAD_COUNT; k++) {
-            if (first + k < program.input_count) {
-                weft_cuda_push(stack, threadIdx.x, &depth, values[k], program.merges.of[first + k]);
-            }
-        }
-    }
-    out[i] = stack[0][threadIdx.x];
 }
 
 static bool is_aligned(const struct weft_tree_add_args *args)
@@ -146,16 +124,12 @@ void weft_cuda_tree_add(struct weft_device *base, const struct weft_tree_add_arg
     const bool is_by_four = is_aligned(args);
     const size_t count = is_by_four ? args->count / 4 : args->count;
     const dim3 grid(static_cast<unsigned int>((count + BLOCK - 1) / BLOCK));
-    struct tree_program program;
+    struct weft_cuda_tree_program program;
 
     if (count == 0) {
         return;
     }
-    program.input_count = args->input_count;
-    for (uint32_t n = 0; n < args->input_count; n++) {
-        program.inputs[n] = args->inputs[n];
-    }
-    weft_cuda_merges_init(&program.merges, args->adds, args->input_count);
+    weft_cuda_tree_program_init(&program, args);
     if (is_by_four) {
         WEFT_CUDA_LAUNCH(tree_add<weft_cuda_four>, grid, dim3(BLOCK), 0, device->stream, program, count,
                          reinterpret_cast<weft_cuda_four *>(args->out));

@@ -10,6 +10,13 @@
 #ifndef WEFT_CUDA_PORT_H
 #define WEFT_CUDA_PORT_H
 
+/* #pragma unroll for headers, which C++ compilers read, too. */
+#ifdef __CUDACC__
+#define WEFT_CUDA_UNROLL _Pragma("unroll")
+#else
+#define WEFT_CUDA_UNROLL
+#endif
+
 #ifdef WEFT_CUDA_EMULATED
 
 #include "emulator/cuda_emulated.h"

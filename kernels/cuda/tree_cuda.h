@@ -60,4 +60,46 @@ static __device__ __forceinline__ void weft_cuda_push(T (*stack)[BLOCK], uint32_
     stack[(*depth)++][thread] = top;
 }
 
+/* A sum of inputs in device memory. */
+struct weft_cuda_tree_program {
+    const float *inputs[WEFT_LEAF_COUNT_MAX];
+    struct weft_cuda_merges merges;
+    uint32_t input_count;
+};
+
+static inline void weft_cuda_tree_program_init(struct weft_cuda_tree_program *program,
+                                               const struct weft_tree_add_args *args)
+{
+    program->input_count = args->input_count;
+    for (uint32_t n = 0; n < args->input_count; n++) {
+        program->inputs[n] = args->inputs[n];
+    }
+    weft_cuda_merges_init(&program->merges, args->adds, args->input_count);
+}
+
+/* Element i of the sum, in units of T; `thread` of stack[WEFT_CUDA_STACK_DEPTH] is as for weft_cuda_push(). */
+template <typename T, uint32_t BLOCK>
+static __device__ __forceinline__ T weft_cuda_tree_at(const struct weft_cuda_tree_program *program, size_t i,
+                                                      T (*stack)[BLOCK], uint32_t thread)
+{
+    uint32_t depth = 0;
+
+    for (uint32_t first = 0; first < program->input_count; first += WEFT_CUDA_LOAD_COUNT) {
+        T values[WEFT_CUDA_LOAD_COUNT];
+        WEFT_CUDA_UNROLL
+        for (uint32_t k = 0; k < WEFT_CUDA_LOAD_COUNT; k++) {
+            if (first + k < program->input_count) {
+                values[k] = reinterpret_cast<const T *>(program->inputs[first + k])[i];
+            }
+        }
+        WEFT_CUDA_UNROLL
+        for (uint32_t k = 0; k < WEFT_CUDA_LOAD_COUNT; k++) {
+            if (first + k < program->input_count) {
+                weft_cuda_push(stack, thread, &depth, values[k], program->merges.of[first + k]);
+            }
+        }
+    }
+    return stack[0][thread];
+}
+
 #endif

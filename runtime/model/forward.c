@@ -71,19 +71,42 @@ static enum weft_status embed(struct weft_model *model, const struct weft_forwar
     return WEFT_OK;
 }
 
-/* sum [T, D] <- W x over all ranks; W is row-parallel, its maximal tree nodes are what this rank sends. */
-static enum weft_status matmul_sum(struct weft_model *model, struct weft_comm *comm, const struct weft_matrix *matrix,
-                                   const float *x, uint32_t token_count)
-{
-    size_t count = (size_t)token_count * model->config.width;
-    bool is_alone = model->rank_count == 1; /* the one node is the sum */
-    float *nodes = is_alone ? model->activations.sum : weft_comm_sum_buffer(comm, count);
+/* How a block ends. */
+struct block_end {
+    const struct weft_matrix *matrix; /* W */
+    const float *y;                   /* [T, columns of this rank] */
+    const float *bias;                /* [D] or NULL */
+    const float *next_norm;           /* [D] weights of the norm that comes next */
+};
 
-    weft_device_matmul(model->device, matrix, x, token_count, NULL, nodes); /* [nodes, T, D] */
-    if (is_alone) {
-        return WEFT_OK;
+/*
+ * x [T, D] <- x + (W y + bias), W y over all ranks; norm [T, D] <- the norm of x that comes next. W is row-parallel,
+ * its maximal tree nodes are what this rank sends; what comm leaves to be added the device adds on the way.
+ */
+static enum weft_status end_block(struct weft_model *model, struct weft_comm *comm, const struct block_end *end,
+                                  uint32_t token_count)
+{
+    const struct weft_activations *a = &model->activations;
+    size_t count = (size_t)token_count * model->config.width;
+    const float *one = a->sum;
+    struct weft_tree_add_args sum = {.inputs = &one, .input_count = 1, .count = count, .out = a->sum};
+    const struct weft_add_norm_args args = {.x = a->x,
+                                            .y = &sum,
+                                            .bias = end->bias,
+                                            .weight = end->next_norm,
+                                            .out = a->norm,
+                                            .eps = model->config.norm_eps,
+                                            .token_count = token_count,
+                                            .width = model->config.width};
+    bool is_alone = model->rank_count == 1; /* the one node is the sum */
+    float *nodes = is_alone ? a->sum : weft_comm_sum_buffer(comm, count);
+
+    weft_device_matmul(model->device, end->matrix, end->y, token_count, NULL, nodes); /* [nodes, T, D] */
+    if (!is_alone) {
+        WEFT_TRY(weft_comm_tree_gather(comm, nodes, count, a->sum, &sum)); /* [nodes of all, T, D] or [1, T, D] */
     }
-    return weft_comm_tree_sum(comm, nodes, count, model->activations.sum); /* [T, D] */
+    weft_device_add_norm(model->device, &args); /* [T, D] twice */
+    return WEFT_OK;
 }
 
 /* heads [T, H, E] <- attention of one layer to norm [T, D]; keys and values of every token are in the cache afterwards.
@@ -120,32 +143,17 @@ static void attention(struct weft_model *model, const struct weft_forward_args *
     weft_device_attention(device, model->kv, &args->batch, &attend); /* [T, H, E] */
 }
 
-/* x [T, D] <- x + (sum + bias); norm [T, D] <- what the next block gets of it. */
-static void add_norm(struct weft_model *model, const float *bias, const float *weight, uint32_t token_count)
-{
-    const struct weft_activations *a = &model->activations;
-    const struct weft_add_norm_args args = {.x = a->x,
-                                            .y = a->sum,
-                                            .bias = bias,
-                                            .weight = weight,
-                                            .out = a->norm,
-                                            .eps = model->config.norm_eps,
-                                            .token_count = token_count,
-                                            .width = model->config.width};
-
-    weft_device_add_norm(model->device, &args);
-}
-
-/* x [T, D] <- x + attention output of this rank's and all other heads. */
+/* x [T, D] <- x + attention output of this rank's and all other heads; norm [T, D] for the FFN. */
 static enum weft_status attention_out(struct weft_model *model, struct weft_comm *comm, uint32_t layer,
                                       uint32_t token_count)
 {
     const struct weft_layer *w = &model->weights.layers[layer];
+    const struct block_end end = {.matrix = w->matrices[WEFT_ATTENTION_OUT],
+                                  .y = model->activations.heads,
+                                  .bias = w->vectors[WEFT_OUTPUT_BIAS],
+                                  .next_norm = w->vectors[WEFT_FFN_NORM]};
 
-    WEFT_TRY(
-        matmul_sum(model, comm, w->matrices[WEFT_ATTENTION_OUT], model->activations.heads, token_count)); /* [T, D] */
-    add_norm(model, w->vectors[WEFT_OUTPUT_BIAS], w->vectors[WEFT_FFN_NORM], token_count); /* [T, D] twice */
-    return WEFT_OK;
+    return end_block(model, comm, &end, token_count);
 }
 
 /* The norm that follows a layer: the next one's, in the end the head's. */
@@ -157,19 +165,21 @@ static const float *norm_after(const struct weft_model *model, uint32_t layer)
                                                  : weights->norm;
 }
 
-/* x [T, D] <- x + FFN(norm). */
+/* x [T, D] <- x + FFN(norm); norm [T, D] for what comes next. */
 static enum weft_status ffn(struct weft_model *model, struct weft_comm *comm, uint32_t layer, uint32_t token_count)
 {
     const struct weft_activations *a = &model->activations;
     const struct weft_layer *w = &model->weights.layers[layer];
     struct weft_device *device = model->device;
+    const struct block_end end = {.matrix = w->matrices[WEFT_DOWN],
+                                  .y = a->ffn,
+                                  .bias = w->vectors[WEFT_DOWN_BIAS],
+                                  .next_norm = norm_after(model, layer)};
 
     weft_device_matmul(device, w->matrices[WEFT_GATE_UP], a->norm, token_count, w->vectors[WEFT_GATE_UP_BIAS],
                        a->gate_up);                                                                    /* [T, 2F] */
     weft_device_silu_mul(device, a->gate_up, token_count, weft_range_count(model->slice.ffn), a->ffn); /* [T, F] */
-    WEFT_TRY(matmul_sum(model, comm, w->matrices[WEFT_DOWN], a->ffn, token_count));                    /* [T, D] */
-    add_norm(model, w->vectors[WEFT_DOWN_BIAS], norm_after(model, layer), token_count); /* [T, D] twice */
-    return WEFT_OK;
+    return end_block(model, comm, &end, token_count);                                                  /* [T, D] */
 }
 
 /*

@@ -156,6 +156,28 @@ void member_fetch(struct member *member, size_t count)
     }
 }
 
+/* The same sum again, with tree_gather() and the additions that it leaves. */
+static bool check_gathered(struct member *member, size_t count, uint32_t seed, bool is_in_place)
+{
+    const float *nodes = member_produce(member, count, seed, is_in_place);
+    struct weft_tree_add_args left;
+
+    memset(member->output, 0xff, count * sizeof(float));
+    CHECK(weft_comm_tree_gather(member->comm, nodes, count, member_result(member), &left) == WEFT_OK);
+    CHECK(left.count == count && left.input_count >= 1);
+    CHECK(left.input_count > 1 || count == 0 || left.inputs[0] == member_result(member)); /* nothing is left */
+    if (left.input_count > 1) { /* only ever between devices */
+        const struct weft_comm_device *seat = member_seat(member->device);
+
+        CHECK(seat != NULL);
+        seat->tree_add(seat->context, &left);
+    }
+    CHECK(weft_comm_sync(member->comm) == WEFT_OK);
+    member_fetch(member, count);
+    CHECK(memcmp(member->output, member->expected, count * sizeof(float)) == 0);
+    return true;
+}
+
 bool member_check_sum(struct member *member, size_t count, uint32_t seed, bool is_in_place)
 {
     const float *nodes = member_produce(member, count, seed, is_in_place);
@@ -167,7 +189,7 @@ bool member_check_sum(struct member *member, size_t count, uint32_t seed, bool i
     member_fetch(member, count);
     values_fill((struct weft_range){0, member->leaf_count}, seed, count, member->expected);
     CHECK(memcmp(member->output, member->expected, count * sizeof(float)) == 0);
-    return true;
+    return check_gathered(member, count, seed, is_in_place);
 }
 
 enum weft_status member_gather(struct member *member, const void *in, const size_t *sizes, void *out)

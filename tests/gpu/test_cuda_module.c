@@ -249,8 +249,10 @@ static void test_uploads_live_until_they_are_used(void **state)
 /* The smallest operation: memory[0] <- memory[0] + memory[1] */
 static void add_one(struct weft_device *device, float *memory)
 {
+    const float *y = memory + 1;
+    const struct weft_tree_add_args sum = {.inputs = &y, .input_count = 1, .count = 1};
     const struct weft_add_norm_args args = {
-        .x = memory, .y = memory + 1, .weight = memory + 2, .out = memory + 3, .token_count = 1, .width = 1};
+        .x = memory, .y = &sum, .weight = memory + 2, .out = memory + 3, .token_count = 1, .width = 1};
 
     weft_device_add_norm(device, &args);
 }

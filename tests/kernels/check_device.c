@@ -109,6 +109,13 @@ void check_device_memory(struct check *check)
 
 /* ---- operations on token rows ---- */
 
+/* Shapes of the checks: rows [token_count, width], `offset` floats past a multiple of 64 bytes. */
+struct check_rows {
+    uint32_t token_count;
+    uint32_t width;
+    size_t offset;
+};
+
 /* found[count] <- what the device holds now. */
 static void fetch(struct check *check, struct weft_device *device, float *found, const float *lent, size_t count)
 {
@@ -117,45 +124,87 @@ static void fetch(struct check *check, struct weft_device *device, float *found,
     }
 }
 
-/* Row t of x and y is added, then normalised, as the micro-kernel does it alone. */
-static void add_norm_case(struct check *check, struct weft_device *device, enum check_values values,
-                          uint32_t token_count, uint32_t width, size_t offset, bool has_bias)
+/* The additions that make inputs [first, first + count) one, halving recursively; returns how many. */
+static uint32_t halve(uint32_t first, uint32_t count, struct weft_tree_add *adds)
 {
-    size_t count = (size_t)token_count * width;
-    struct check_buffer x = check_floats(count, offset);
-    struct check_buffer y = check_floats(count, offset);
-    struct check_buffer vectors = check_floats(2 * (size_t)width, offset); /* bias, weight */
-    struct check_buffer found = check_floats(count, offset);
+    uint32_t left = (count + 1) / 2, used;
+
+    if (count == 1) {
+        return 0;
+    }
+    used = halve(first, left, adds);
+    used += halve(first + left, count - left, adds + used);
+    adds[used] = (struct weft_tree_add){(uint8_t)first, (uint8_t)(first + left)};
+    return used + 1;
+}
+
+/* y <- the sum of `count` elements of the inputs, by the contract. */
+static void add_inputs(const struct weft_tree_add_args *sum, const float *inputs, float *y)
+{
+    float slots[WEFT_LEAF_COUNT_MAX];
+
+    for (size_t i = 0; i < sum->count; i++) {
+        for (uint32_t n = 0; n < sum->input_count; n++) {
+            slots[n] = inputs[n * sum->count + i];
+        }
+        for (uint32_t a = 0; a + 1 < sum->input_count; a++) {
+            slots[sum->adds[a].left] += slots[sum->adds[a].right];
+        }
+        y[i] = slots[0];
+    }
+}
+
+/* Row t of x and of y's inputs is added, then normalised, as the micro-kernel does it alone. */
+static void add_norm_case(struct check *check, struct weft_device *device, enum check_values values,
+                          const struct check_rows *rows, uint32_t input_count, bool has_bias)
+{
+    size_t width = rows->width, count = rows->token_count * width;
+    struct check_buffer x = check_floats(count, rows->offset);
+    struct check_buffer inputs = check_floats(input_count * count, rows->offset + (size_t)has_bias);
+    struct check_buffer vectors = check_floats(2 * width, rows->offset); /* bias, weight */
+    struct check_buffer found = check_floats(count, rows->offset);
     struct check_buffer expected = check_floats(count, 0);
     struct check_buffer sums = check_floats(count, 0);
+    struct weft_tree_add adds[WEFT_LEAF_COUNT_MAX];
+    const float *lent_inputs[WEFT_LEAF_COUNT_MAX];
+    struct weft_tree_add_args y = {
+        .inputs = lent_inputs, .input_count = input_count, .adds = adds, .count = count, .out = NULL};
 
     check_fill(check, values, x.data, count);
-    check_fill(check, values, y.data, count);
-    check_fill(check, CHECK_PLAIN, vectors.data, 2 * (size_t)width);
+    check_fill(check, values, inputs.data, input_count * count);
+    check_fill(check, CHECK_PLAIN, vectors.data, 2 * width);
     memcpy(sums.data, x.data, count * sizeof(float));
-    for (uint32_t t = 0; t < token_count; t++) {
-        check->ref->add_norm((float *)sums.data + t * width, (float *)y.data + t * width,
-                             has_bias ? vectors.data : NULL, (float *)vectors.data + width, width, 1e-6f,
+    (void)halve(0, input_count, adds);
+    add_inputs(&y, inputs.data, found.data);
+    for (size_t t = 0; t < rows->token_count; t++) {
+        check->ref->add_norm((float *)sums.data + t * width, (float *)found.data + t * width,
+                             has_bias ? vectors.data : NULL, (float *)vectors.data + width, rows->width, 1e-6f,
                              (float *)expected.data + t * width);
     }
+    float *lent = check_lend(device, inputs.data, input_count * count * sizeof(float));
     float *lent_vectors = check_lend(device, vectors.data, 2 * width * sizeof(float));
+    for (uint32_t n = 0; n < input_count; n++) {
+        lent_inputs[n] = lent + n * count;
+    }
     struct weft_add_norm_args args = {.x = check_lend(device, x.data, count * sizeof(float)),
-                                      .y = check_lend(device, y.data, count * sizeof(float)),
+                                      .y = &y,
                                       .bias = has_bias ? lent_vectors : NULL,
                                       .weight = lent_vectors + width,
                                       .out = check_lend(device, found.data, count * sizeof(float)),
                                       .eps = 1e-6f,
-                                      .token_count = token_count,
-                                      .width = width};
+                                      .token_count = rows->token_count,
+                                      .width = rows->width};
     weft_device_add_norm(device, &args);
     check_return(check, device, lent_vectors, vectors.data, 2 * width * sizeof(float));
+    check_return(check, device, lent, inputs.data, input_count * count * sizeof(float));
     check_return(check, device, args.x, x.data, count * sizeof(float));
-    check_return(check, device, (float *)args.y, y.data, count * sizeof(float));
     check_return(check, device, args.out, found.data, count * sizeof(float));
-    check_same(check, x.data, sums.data, count, "add_norm [%u, %u], bias %d: x", token_count, width, has_bias);
-    check_same(check, found.data, expected.data, count, "add_norm [%u, %u], bias %d", token_count, width, has_bias);
+    check_same(check, x.data, sums.data, count, "add_norm [%u, %u] of %u, bias %d: x", rows->token_count, rows->width,
+               input_count, has_bias);
+    check_same(check, found.data, expected.data, count, "add_norm [%u, %u] of %u, bias %d", rows->token_count,
+               rows->width, input_count, has_bias);
     check_buffer_end(check, &x, "add_norm x");
-    check_buffer_end(check, &y, "add_norm y");
+    check_buffer_end(check, &inputs, "add_norm y");
     check_buffer_end(check, &vectors, "add_norm bias and weight");
     check_buffer_end(check, &found, "add_norm out");
     check_buffer_end(check, &expected, "add_norm expected");
@@ -211,23 +260,22 @@ static void rows_case(struct check *check, struct weft_device *device, enum chec
 
 void check_device_rows(struct check *check)
 {
-    static const struct {
-        uint32_t token_count;
-        uint32_t width;
-        size_t offset;
-    } shapes[] = {{1, 77, 0}, {3, 128, 0}, {3, 128, 5}, {8, 50, 0}, {2, 4096, 0}, {2, 4100, 0}, {1, 8195, 1}};
+    static const struct check_rows shapes[] = {{1, 77, 0},   {3, 128, 0},  {3, 128, 5}, {8, 50, 0},
+                                               {2, 4096, 0}, {2, 4100, 0}, {1, 8195, 1}};
+    static const uint32_t input_counts[] = {1, 2, 3, 8, 13, 64};
 
     for (uint32_t threads = 1; threads <= 3; threads++) {
         struct weft_device *device = check_device(check, threads);
 
         for (size_t i = 0; i < 2 * sizeof(shapes) / sizeof(shapes[0]); i++) {
-            uint32_t tokens = shapes[i / 2].token_count, width = shapes[i / 2].width;
-            size_t offset = shapes[i / 2].offset;
+            const struct check_rows *rows = &shapes[i / 2];
             enum check_values values = i % 2 == 0 ? CHECK_PLAIN : CHECK_EDGE; /* a NaN would hide an order of sums */
 
-            rows_case(check, device, values, tokens, width, offset);
-            add_norm_case(check, device, values, tokens, width, offset, false);
-            add_norm_case(check, device, values, tokens, width, offset, true);
+            rows_case(check, device, values, rows->token_count, rows->width, rows->offset);
+            for (size_t n = 0; n < sizeof(input_counts) / sizeof(input_counts[0]); n++) {
+                add_norm_case(check, device, values, rows, input_counts[n], n % 2 != 0);
+                add_norm_case(check, device, values, rows, input_counts[n], n % 2 == 0);
+            }
         }
         weft_device_close(&device);
     }
