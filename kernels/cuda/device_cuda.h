@@ -19,8 +19,8 @@
  * How matrices of 16-bit weights are multiplied. EXACT: tensor cores (mma.sync m16n8k16), activations rounded to the
  * weights' type, one instruction shape and ascending k for every batch size: the GPU class of the numerics contract.
  * REFERENCE: the CPU's own order with fmaf, the CPU's bits; for tests and for doubts about a GPU. FAST: as EXACT for
- * now. Weights in f32 are always multiplied as in REFERENCE. Everything that is no matrix multiplication has
- * the CPU's bits in all three.
+ * now. Weights in f32 are always multiplied as in REFERENCE, quantised ones on tensor cores with the CPU's bits.
+ * Everything that is no matrix multiplication has the CPU's bits in all three.
  */
 enum weft_cuda_numerics { WEFT_CUDA_EXACT, WEFT_CUDA_REFERENCE, WEFT_CUDA_FAST };
 
