@@ -45,12 +45,7 @@ struct memory_file {
 
 } // namespace
 
-static memory_file &the_file()
-{
-    static memory_file *file = new memory_file();
-
-    return *file;
-}
+static memory_file file; /* needs no constructor to run, so that it is there for whoever comes first */
 
 static header *header_of(void *memory)
 {
@@ -66,7 +61,6 @@ static void *map(int fd, uint64_t offset, uint64_t size)
 
 void *weft_emulated_shareable_open(size_t size, int device)
 {
-    memory_file &file = the_file();
     std::lock_guard<std::mutex> guard(file.lock);
     header entry = {};
 
@@ -119,14 +113,14 @@ void weft_emulated_shareable_close(void *memory)
     const uint64_t offset = entry->offset;
     const uint64_t map_size = entry->map_size;
 
-    (void)fallocate(the_file().fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)map_size);
+    (void)fallocate(file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)map_size);
     (void)munmap(entry, map_size);
 }
 
 void weft_emulated_shareable_handle(void *memory, cudaIpcMemHandle_t *handle_out)
 {
     const header *entry = header_of(memory);
-    const handle own = {entry->nonce, entry->offset, entry->map_size, getpid(), the_file().fd};
+    const handle own = {entry->nonce, entry->offset, entry->map_size, getpid(), file.fd};
 
     *handle_out = cudaIpcMemHandle_t();
     memcpy(handle_out->reserved, &own, sizeof(own));
