@@ -2,7 +2,9 @@
  * Attention: who works on what, and the merging of pieces that several blocks have worked on.
  *
  * A step's sequences are taken in two classes, those with one token (decode) and the others, each with a tile size of
- * its own. Few tiles and long contexts are split: one block per piece, then one per query that merges them in order.
+ * its own. Few tiles and long contexts are split: blocks have some pieces each, then one per query merges them in
+ * order. The grid of decode depends on the number of sequences and roughly on the longest context, not on more
+ * (graph.cu).
  */
 #include "cuda/attention.h"
 
@@ -14,7 +16,8 @@
 
 static const uint32_t MERGE_THREADS = 128; /* pieces looked at together, and elements of the head */
 static const int MERGE_ELEMENTS = WEFT_CUDA_HEAD_SIZE_MAX / MERGE_THREADS; /* per thread, at most */
-static const size_t SPLIT_SIZE_MAX = 128 << 20; /* bytes of scratch; contexts that need more are not split */
+static const size_t SPLIT_SIZE_MAX = 128 << 20; /* bytes of scratch; prompts that need more are not split */
+static const uint32_t PIECES_FEW = 8;           /* a context with more is a long one */
 
 /* ---- merging ---- */
 
@@ -56,14 +59,17 @@ static __global__ void __launch_bounds__(MERGE_THREADS) merge_pieces(struct weft
 {
     __shared__ float maxima[MERGE_THREADS];
     __shared__ struct factors factors[MERGE_THREADS];
-    struct weft_cuda_item tile_item = args.tiles[blockIdx.x];
+    struct weft_cuda_item tile_item =
+        args.tiles != NULL ? args.tiles[blockIdx.x] : weft_cuda_decode_item(&args, blockIdx.x);
     struct weft_cuda_tile tile = weft_cuda_tile_of(&args, &tile_item, blockIdx.y, q);
     struct weft_cuda_seen seen;
     float outs[MERGE_ELEMENTS] = {};
     float sum = 0;
     float max = -INFINITY;
+    uint32_t stride = args.heads.kv_head_count * q; /* from slot to slot */
     uint32_t piece;
     uint32_t piece_end;
+    uint32_t slot;
     size_t index;
 
     weft_ptx_let_next_start();
@@ -73,16 +79,16 @@ static __global__ void __launch_bounds__(MERGE_THREADS) merge_pieces(struct weft
     seen = weft_cuda_seen_of(&args, &tile, blockIdx.z);
     piece = seen.begin / WEFT_CUDA_PIECE;
     piece_end = (seen.end + WEFT_CUDA_PIECE - 1) / WEFT_CUDA_PIECE;
-    index = static_cast<size_t>(blockIdx.y) * args.item_count + tile_item.piece_begin + piece -
-            args.items[tile_item.piece_begin].piece_begin;
-    index = index * q + blockIdx.z;
+    slot = args.tiles != NULL ? tile_item.piece_begin - args.items[tile_item.piece_begin].piece_begin
+                              : weft_cuda_decode_slot(&args, &tile.sequence, tile_item.tile);
+    index = static_cast<size_t>(slot + piece) * stride + blockIdx.y * q + blockIdx.z;
     for (uint32_t done = 0; done < piece_end - piece; done += MERGE_THREADS) {
         uint32_t left = piece_end - piece - done;
         uint32_t count = left < MERGE_THREADS ? left : MERGE_THREADS;
 
-        max = find_factors(args.piece_sums + index, q, count, max, maxima, factors);
+        max = find_factors(args.piece_sums + index, stride, count, max, maxima, factors);
 #pragma unroll 4
-        for (uint32_t i = 0; i < count; i++, index += q) {
+        for (uint32_t i = 0; i < count; i++, index += stride) {
             const float *from = args.piece_outs + index * args.heads.head_size;
             struct factors f = factors[i];
             bool is_first = done + i == 0;
@@ -109,17 +115,21 @@ static __global__ void __launch_bounds__(MERGE_THREADS) merge_pieces(struct weft
     }
 }
 
-/* ---- planning ---- */
+/* ---- prompts ---- */
 
-/* The sequences of one class. */
+/* Query heads of one KV head, at most and at least. */
+struct head_counts {
+    uint32_t most;
+    uint32_t least;
+};
+
+/* The sequences with more than one token. */
 struct plan {
     const struct weft_batch *batch;
     const struct weft_heads *heads;
+    struct head_counts counts;
     uint32_t window;
-    bool is_decode;
-    uint32_t q;          /* queries per tile */
-    uint32_t heads_most; /* query heads of one KV head, at most and at least */
-    uint32_t heads_least;
+    uint32_t q; /* queries per tile */
     uint32_t tile_count;
     uint32_t piece_count; /* of all tiles */
     uint32_t pieces_most; /* of one tile */
@@ -132,12 +142,10 @@ static uint32_t divide_up(uint32_t a, uint32_t b)
     return a / b + (a % b != 0);
 }
 
-static void count_heads(struct plan *plan)
+static struct head_counts count_heads(const struct weft_heads *heads)
 {
-    const struct weft_heads *heads = plan->heads;
+    struct head_counts counts = {1, heads->head_count};
 
-    plan->heads_most = 1;
-    plan->heads_least = heads->head_count;
     for (uint32_t g = 0; g < heads->kv_head_count; g++) {
         uint32_t begin = g * heads->group_size;
         uint32_t end = begin + heads->group_size - heads->group_first;
@@ -145,16 +153,17 @@ static void count_heads(struct plan *plan)
 
         begin = begin > heads->group_first ? begin - heads->group_first : 0;
         count = (end < heads->head_count ? end : heads->head_count) - begin;
-        plan->heads_most = count > plan->heads_most ? count : plan->heads_most;
-        plan->heads_least = count < plan->heads_least ? count : plan->heads_least;
+        counts.most = count > counts.most ? count : counts.most;
+        counts.least = count < counts.least ? count : counts.least;
     }
+    return counts;
 }
 
 /* The pieces that any query of a tile sees, whatever the KV head: with fewer heads a tile's tokens come later. */
 static struct weft_range pieces_of(const struct plan *plan, const struct weft_batch_sequence *sequence, uint32_t tile)
 {
-    uint32_t first = tile * plan->q / plan->heads_most;
-    uint32_t last = (tile * plan->q + plan->q - 1) / plan->heads_least;
+    uint32_t first = tile * plan->q / plan->counts.most;
+    uint32_t last = (tile * plan->q + plan->q - 1) / plan->counts.least;
     uint32_t end = sequence->position + first + 1;
     uint32_t begin = plan->window > 0 && end > plan->window ? end - plan->window : 0;
 
@@ -186,8 +195,8 @@ static void add_tiles(struct plan *plan)
     for (uint32_t i = 0; i < plan->batch->sequence_count; i++) {
         const struct weft_batch_sequence *sequence = &plan->batch->sequences[i];
 
-        if (sequence->token_count > 0 && (sequence->token_count == 1) == plan->is_decode) {
-            for (uint32_t tile = divide_up(sequence->token_count * plan->heads_most, plan->q); tile-- > 0;) {
+        if (sequence->token_count > 1) {
+            for (uint32_t tile = divide_up(sequence->token_count * plan->counts.most, plan->q); tile-- > 0;) {
                 add_tile(plan, i, tile, pieces_of(plan, sequence, tile));
             }
         }
@@ -217,11 +226,9 @@ static uint32_t queries_wanted(const struct plan *plan)
     for (uint32_t i = 0; i < plan->batch->sequence_count; i++) {
         uint32_t tokens = plan->batch->sequences[i].token_count;
 
-        if (tokens > most && (tokens == 1) == plan->is_decode) {
-            most = tokens;
-        }
+        most = tokens > most ? tokens : most;
     }
-    return most * plan->heads_most;
+    return most * plan->counts.most;
 }
 
 /* Bytes of scratch for the sums of all pieces, the small ones first. */
@@ -235,11 +242,20 @@ static size_t split_size(const struct plan *plan)
     return piece_sums_size(plan) * (1 + plan->heads->head_size * sizeof(float) / sizeof(float2));
 }
 
-static void attend_class(struct weft_cuda_device *device, const struct weft_kv_cache *cache, struct plan *plan,
-                         struct weft_cuda_attend *args)
+static void launch_merge(struct weft_cuda_device *device, uint32_t q, uint32_t tile_count,
+                         const struct weft_cuda_attend *args)
+{
+    WEFT_CUDA_LAUNCH(merge_pieces, dim3(tile_count, args->heads.kv_head_count, q), dim3(MERGE_THREADS), 0,
+                     device->stream, *args, q);
+    (void)weft_cuda_launched(device, "merging pieces of attention");
+}
+
+static void attend_prompts(struct weft_cuda_device *device, const struct weft_kv_cache *cache, struct plan *plan,
+                           struct weft_cuda_attend *args)
 {
     const struct weft_cuda_item *uploaded;
     unsigned char *scratch = NULL;
+    uint32_t item_count;
     size_t count;
 
     plan->q = weft_cuda_attend_queries(plan->heads->head_size, queries_wanted(plan));
@@ -249,8 +265,8 @@ static void attend_class(struct weft_cuda_device *device, const struct weft_kv_c
     }
     plan->is_split = plan->pieces_most > 1 && plan->tile_count * plan->heads->kv_head_count < 2 * device->sm_count &&
                      split_size(plan) <= SPLIT_SIZE_MAX;
-    args->item_count = plan->is_split ? plan->piece_count : plan->tile_count;
-    count = args->item_count + (plan->is_split ? plan->tile_count : 0);
+    item_count = plan->is_split ? plan->piece_count : plan->tile_count;
+    count = item_count + (plan->is_split ? plan->tile_count : 0);
     plan->items = static_cast<struct weft_cuda_item *>(malloc(count * sizeof(*plan->items)));
     if (plan->items == NULL) {
         (void)weft_cuda_check(device, cudaErrorMemoryAllocation, "a list of tiles");
@@ -258,24 +274,99 @@ static void attend_class(struct weft_cuda_device *device, const struct weft_kv_c
     }
     add_tiles(plan);
     if (plan->is_split) {
-        list_split_tiles(plan, plan->items + args->item_count);
+        list_split_tiles(plan, plan->items + item_count);
         scratch = static_cast<unsigned char *>(weft_cuda_scratch(device, split_size(plan)));
     }
     uploaded =
         static_cast<const struct weft_cuda_item *>(weft_cuda_upload(device, plan->items, count * sizeof(*plan->items)));
     free(plan->items);
     args->items = uploaded;
-    args->tiles = uploaded + args->item_count;
+    args->tiles = plan->is_split ? uploaded + item_count : NULL;
     args->piece_sums = reinterpret_cast<float2 *>(scratch);
     args->piece_outs = scratch != NULL ? reinterpret_cast<float *>(scratch + piece_sums_size(plan)) : NULL;
     if (plan->is_split && scratch == NULL) {
         return;
     }
-    weft_cuda_attend_pieces(device, cache->desc.dtype == WEFT_BF16, plan->q, args);
+    weft_cuda_attend_pieces(device, cache->desc.dtype == WEFT_BF16, plan->q, item_count, args);
     if (plan->is_split) {
-        WEFT_CUDA_LAUNCH(merge_pieces, dim3(plan->tile_count, plan->heads->kv_head_count, plan->q), dim3(MERGE_THREADS),
-                         0, device->stream, *args, plan->q);
-        (void)weft_cuda_launched(device, "merging pieces of attention");
+        launch_merge(device, plan->q, plan->tile_count, args);
+    }
+}
+
+/* ---- decode ---- */
+
+enum weft_cuda_context weft_cuda_context_of(const struct weft_kv_cache *cache, const struct weft_batch *batch)
+{
+    uint32_t most = 0;
+    uint32_t all = 0;
+
+    for (uint32_t i = 0; i < batch->sequence_count; i++) {
+        if (batch->sequences[i].token_count == 1) {
+            uint32_t count = divide_up(batch->sequences[i].position + 1, WEFT_CUDA_PIECE);
+
+            most = count > most ? count : most;
+            all += count;
+        }
+    }
+    if (most == 0) {
+        return WEFT_CUDA_NO_CONTEXT;
+    }
+    return most == 1 || all > cache->piece_max ? WEFT_CUDA_WHOLE
+           : most <= PIECES_FEW                ? WEFT_CUDA_SHORT
+                                               : WEFT_CUDA_LONG;
+}
+
+/*
+ * Blocks per tile, when the batch has `tile_count` of them over all KV heads. Two blocks per multiprocessor are enough
+ * without splitting. More than eight would only wait in turn: about three can work at a time. Pieces are 256 positions,
+ * so a window sees one more than fit into it.
+ */
+static uint32_t split_of(const struct weft_cuda_device *device, enum weft_cuda_context context, uint32_t window,
+                         uint32_t tile_count)
+{
+    uint32_t most = divide_up(8 * device->sm_count, tile_count);
+    uint32_t pieces = context == WEFT_CUDA_SHORT ? PIECES_FEW : most;
+
+    if (window > 0 && divide_up(window, WEFT_CUDA_PIECE) + 1 < pieces) {
+        pieces = divide_up(window, WEFT_CUDA_PIECE) + 1;
+    }
+    if (context == WEFT_CUDA_WHOLE || tile_count >= 2 * device->sm_count) {
+        return 1;
+    }
+    return pieces < most ? pieces : most;
+}
+
+static void attend_decode(struct weft_cuda_device *device, const struct weft_kv_cache *cache,
+                          const struct weft_batch *batch, struct weft_cuda_attend *args)
+{
+    const enum weft_cuda_context context = weft_cuda_context_of(cache, batch);
+    const uint32_t kv_heads = args->heads.kv_head_count;
+    const uint32_t wanted = count_heads(&args->heads).most;
+    const uint32_t q = weft_cuda_attend_queries(args->heads.head_size, wanted);
+    uint32_t tile_count;
+    bool is_split;
+
+    if (context == WEFT_CUDA_NO_CONTEXT) {
+        return;
+    }
+    args->tiles_each = divide_up(wanted, q);
+    tile_count = args->table.count * args->tiles_each;
+    args->split = split_of(device, context, args->window, tile_count * kv_heads);
+    is_split = args->split > 1;
+    if (is_split) {
+        size_t sums = static_cast<size_t>(cache->piece_max) * args->tiles_each * kv_heads * q;
+        unsigned char *scratch = static_cast<unsigned char *>(
+            weft_cuda_scratch(device, sums * (sizeof(float2) + args->heads.head_size * sizeof(float))));
+
+        if (scratch == NULL) {
+            return;
+        }
+        args->piece_sums = reinterpret_cast<float2 *>(scratch);
+        args->piece_outs = reinterpret_cast<float *>(scratch + sums * sizeof(float2));
+    }
+    weft_cuda_attend_pieces(device, cache->desc.dtype == WEFT_BF16, q, tile_count * args->split, args);
+    if (is_split) {
+        launch_merge(device, q, tile_count, args);
     }
 }
 
@@ -285,6 +376,8 @@ void weft_cuda_attention(struct weft_device *device, const struct weft_kv_cache 
     struct weft_cuda_device *cuda = weft_cuda_device(device);
     const struct weft_heads *heads = &args->heads;
     struct weft_cuda_attend attend = {};
+    struct weft_cuda_attend prompts;
+    struct plan plan = {};
 
     assert(args->layer < cache->desc.layer_count && heads->kv_head_count == cache->desc.kv_head_count &&
            heads->head_size == cache->desc.head_size);
@@ -299,14 +392,14 @@ void weft_cuda_attention(struct weft_device *device, const struct weft_kv_cache 
     attend.scale = args->scale;
     attend.qkv = args->qkv;
     attend.out = args->out;
-    for (int i = 0; i < 2 && attend.table.sequences != NULL; i++) {
-        struct plan plan = {};
-
-        plan.batch = batch;
-        plan.heads = heads;
-        plan.window = args->window;
-        plan.is_decode = i == 0;
-        count_heads(&plan);
-        attend_class(cuda, cache, &plan, &attend);
+    if (attend.table.sequences == NULL) {
+        return;
     }
+    prompts = attend;
+    attend_decode(cuda, cache, batch, &attend);
+    plan.batch = batch;
+    plan.heads = heads;
+    plan.counts = count_heads(heads);
+    plan.window = args->window;
+    attend_prompts(cuda, cache, &plan, &prompts);
 }

@@ -2,8 +2,12 @@
  * What attention's kernels get, shared by the kernel that walks pieces and the one that merges them.
  *
  * A tile is up to Q queries of one sequence and KV head, in order of token, then head, as on the CPU. An item is a tile
- * with the pieces that one block walks: all of them, or one piece when the work is split over the context. Items of a
- * tile lie together, in ascending order of pieces.
+ * with the pieces that one block walks: all of them, or when the work is split over the context some, whose sums it
+ * leaves in slots of scratch memory, a slot per tile and piece, those of a tile together in ascending order.
+ *
+ * Sequences with many tokens have their items listed by the host. In decode blocks find their own from the table of
+ * sequences, so that the grid does not depend on anybody's length: a tile's pieces are dealt to `split` blocks in
+ * turns.
  */
 #ifndef WEFT_CUDA_ATTENTION_H
 #define WEFT_CUDA_ATTENTION_H
@@ -23,17 +27,18 @@ struct weft_cuda_item {
 struct weft_cuda_attend {
     struct weft_cuda_kv_layer layer;
     struct weft_cuda_sequences table;
-    const struct weft_cuda_item *items; /* [item_count], of one piece each when split */
-    const struct weft_cuda_item *tiles; /* [tile_count], when split: their items begin at items[piece_begin] */
-    uint32_t item_count;
-    uint32_t segment; /* values in shared memory at a time: positions, a multiple of 16 */
+    const struct weft_cuda_item *items; /* of one piece each when split; NULL in decode */
+    const struct weft_cuda_item *tiles; /* when split: their items begin at items[piece_begin] */
+    uint32_t tiles_each;                /* decode: tiles per sequence */
+    uint32_t split;                     /* decode: blocks per tile; the grid has [split][sequences][tiles_each] */
+    uint32_t segment;                   /* values in shared memory at a time: positions, a multiple of 16 */
     struct weft_heads heads;
     uint32_t window;
     float scale;
     const float *qkv;   /* [T, H + 2G, E] */
     float *out;         /* [T, H, E] */
-    float2 *piece_sums; /* split: [G][item_count][Q] maximum and sum */
-    float *piece_outs;  /* split: [G][item_count][Q][E] weighted values */
+    float2 *piece_sums; /* split: [slot][G][Q] maximum and sum */
+    float *piece_outs;  /* split: [slot][G][Q][E] weighted values */
 };
 
 /* The queries of a tile. */
@@ -51,6 +56,21 @@ struct weft_cuda_seen {
     uint32_t end;
 };
 
+/* Decode: what block x of the grid has, beginning with piece piece_begin of those that are seen. Blocks that find
+ * nothing to do come last. */
+static __device__ __forceinline__ struct weft_cuda_item weft_cuda_decode_item(const struct weft_cuda_attend *args,
+                                                                              uint32_t x)
+{
+    uint32_t tile = x % (args->table.count * args->tiles_each);
+    struct weft_cuda_item item;
+
+    item.sequence = tile / args->tiles_each;
+    item.tile = tile % args->tiles_each;
+    item.piece_begin = x / (args->table.count * args->tiles_each);
+    item.piece_count = 0;
+    return item;
+}
+
 static __device__ __forceinline__ struct weft_cuda_tile
 weft_cuda_tile_of(const struct weft_cuda_attend *args, const struct weft_cuda_item *item, uint32_t kv_head, uint32_t q)
 {
@@ -67,9 +87,20 @@ weft_cuda_tile_of(const struct weft_cuda_attend *args, const struct weft_cuda_it
     tile.head_count = end - begin;
     tile.query_begin = item->tile * q;
     query_count = tile.sequence.token_count * tile.head_count;
+    if (args->items == NULL && tile.sequence.token_count != 1) {
+        query_count = 0; /* empty, or not one of decode's */
+    }
     tile.count = tile.query_begin < query_count ? query_count - tile.query_begin : 0;
     tile.count = tile.count < q ? tile.count : q;
     return tile;
+}
+
+static __device__ __forceinline__ struct weft_cuda_seen weft_cuda_clip(struct weft_cuda_seen seen, uint32_t begin,
+                                                                       uint32_t end)
+{
+    seen.begin = seen.begin > begin ? seen.begin : begin;
+    seen.end = seen.end < end ? seen.end : end;
+    return seen;
 }
 
 static __device__ __forceinline__ struct weft_cuda_seen
@@ -82,6 +113,46 @@ weft_cuda_seen_of(const struct weft_cuda_attend *args, const struct weft_cuda_ti
     return seen;
 }
 
+/* Decode: the slot of a tile's piece 0. */
+static __device__ __forceinline__ uint32_t weft_cuda_decode_slot(const struct weft_cuda_attend *args,
+                                                                 const struct weft_cuda_sequence *sequence,
+                                                                 uint32_t tile)
+{
+    return sequence->piece_first * args->tiles_each + tile * ((sequence->position + WEFT_CUDA_PIECE) / WEFT_CUDA_PIECE);
+}
+
+/* Pieces of a split tile that block x of the grid has: the first, the end, how far apart; piece 0's slot. */
+struct weft_cuda_share {
+    uint32_t begin;
+    uint32_t end;
+    uint32_t step;
+    uint32_t slot;
+};
+
+static __device__ __forceinline__ struct weft_cuda_share
+weft_cuda_share_of(const struct weft_cuda_attend *args, const struct weft_cuda_tile *tile, struct weft_cuda_seen seen,
+                   const struct weft_cuda_item *item, uint32_t x)
+{
+    uint32_t end = (seen.end + WEFT_CUDA_PIECE - 1) / WEFT_CUDA_PIECE;
+    uint32_t begin = seen.begin / WEFT_CUDA_PIECE;
+    struct weft_cuda_share share;
+
+    if (args->items == NULL) {
+        share.begin = begin + item->piece_begin;
+        share.end = end;
+        share.step = args->split;
+        share.slot = weft_cuda_decode_slot(args, &tile->sequence, item->tile);
+    } else { /* one piece, which with fewer heads than others the tile may not see */
+        bool is_seen = item->piece_begin >= begin && item->piece_begin < end;
+
+        share.begin = item->piece_begin;
+        share.end = share.begin + (is_seen ? 1 : 0);
+        share.step = 1;
+        share.slot = x - share.begin;
+    }
+    return share;
+}
+
 /* Row of [T, H] of a query: of out, and with another width of qkv. */
 static __device__ __forceinline__ size_t weft_cuda_query_row(const struct weft_cuda_tile *tile, uint32_t index,
                                                              uint32_t heads_per_token)
@@ -92,10 +163,16 @@ static __device__ __forceinline__ size_t weft_cuda_query_row(const struct weft_c
            (tile->query_begin + index) % tile->head_count;
 }
 
+/* What of the lengths of decoded sequences shows in the grid: nothing to decode; every tile by one block, as the
+ * context is one piece or there are too many pieces in all; up to 8 pieces; more. */
+enum weft_cuda_context { WEFT_CUDA_NO_CONTEXT, WEFT_CUDA_WHOLE, WEFT_CUDA_SHORT, WEFT_CUDA_LONG };
+enum weft_cuda_context weft_cuda_context_of(const struct weft_kv_cache *cache, const struct weft_batch *batch);
+
 /* attention_pieces.cu: queries per tile when `wanted` queries share a KV head; one of 1, 2, 4, 8, 16. */
 uint32_t weft_cuda_attend_queries(uint32_t head_size, uint32_t wanted);
-/* Walks the pieces of all items for all KV heads; sets args->segment. */
-void weft_cuda_attend_pieces(struct weft_cuda_device *device, bool is_bf16, uint32_t q, struct weft_cuda_attend *args);
+/* Walks the pieces of block_count items for all KV heads; sets args->segment. */
+void weft_cuda_attend_pieces(struct weft_cuda_device *device, bool is_bf16, uint32_t q, uint32_t x_count,
+                             struct weft_cuda_attend *args);
 /* Once per device, before the first of these. */
 void weft_cuda_attend_init(struct weft_cuda_device *device);
 

@@ -66,13 +66,6 @@ struct state {
     bool is_started;
 };
 
-static __device__ __forceinline__ struct weft_cuda_seen clip(struct weft_cuda_seen seen, uint32_t begin, uint32_t end)
-{
-    seen.begin = seen.begin > begin ? seen.begin : begin;
-    seen.end = seen.end < end ? seen.end : end;
-    return seen;
-}
-
 /* ---- keys ---- */
 
 static __device__ __forceinline__ float low_half(uint32_t word)
@@ -203,7 +196,7 @@ static __device__ __forceinline__ void decide_merge(struct state *state, const s
                                                     float piece_sum)
 {
     uint32_t query = threadIdx.x / LANES;
-    struct weft_cuda_seen seen = clip(memory->seen[query], begin, begin + WEFT_CUDA_PIECE);
+    struct weft_cuda_seen seen = weft_cuda_clip(memory->seen[query], begin, begin + WEFT_CUDA_PIECE);
     float max = piece_maximum(memory->maxima + query * WARPS);
     float4 merge = make_float4(0, 0, state->sum, __int_as_float(MERGE_SKIP));
 
@@ -320,7 +313,7 @@ static __device__ __forceinline__ void weigh(const struct weigher<QT> *job, uint
     struct weft_cuda_seen common = {begin, end};
 
     for (int i = 0; i < QT; i++) {
-        common = clip(common, job->seen[i].begin, job->seen[i].end);
+        common = weft_cuda_clip(common, job->seen[i].begin, job->seen[i].end);
     }
     common.begin = (common.begin + 3) / 4 * 4;
     common.end = common.end / 4 * 4;
@@ -370,11 +363,12 @@ static __device__ __forceinline__ void attend_piece(const struct weft_cuda_atten
                                                     const struct memory *memory, uint32_t piece_begin, bool is_active,
                                                     struct weigher<QT> *job, float2 sums[QT])
 {
-    struct weft_cuda_seen seen = clip(state->seen, piece_begin, piece_begin + WEFT_CUDA_PIECE);
+    struct weft_cuda_seen seen = weft_cuda_clip(state->seen, piece_begin, piece_begin + WEFT_CUDA_PIECE);
     uint32_t row_size = static_cast<uint32_t>(job->row_size);
     float piece_sum;
 
-    load_values(args, state, seen.begin, clip(seen, 0, seen.begin + args->segment).end, row_size, memory->values);
+    load_values(args, state, seen.begin, weft_cuda_clip(seen, 0, seen.begin + args->segment).end, row_size,
+                memory->values);
     weights_of_piece<IS_BF16, Q>(args, state, memory, piece_begin);
     weft_ptx_copy_async_wait<0>();
     __syncthreads();
@@ -388,7 +382,7 @@ static __device__ __forceinline__ void attend_piece(const struct weft_cuda_atten
     }
     job->piece_begin = piece_begin;
     for (uint32_t begin = seen.begin; begin < seen.end; begin += args->segment) {
-        uint32_t end = clip(seen, 0, begin + args->segment).end;
+        uint32_t end = weft_cuda_clip(seen, 0, begin + args->segment).end;
 
         if (begin > seen.begin) {
             __syncthreads(); /* all have done with the segment before */
@@ -432,12 +426,13 @@ static __device__ __forceinline__ void load_queries(const struct weft_cuda_atten
     __syncthreads();
 }
 
-/* One piece of a split tile: its sums go to scratch. */
+/* One piece of a split tile: its sums go to its slot. */
 template <int Q, int QT>
 static __device__ __forceinline__ void store_piece(const struct weft_cuda_attend *args, const struct state *state,
-                                                   uint32_t pair, uint32_t first, bool is_active, const float2 sums[QT])
+                                                   uint32_t slot, uint32_t pair, uint32_t first, bool is_active,
+                                                   const float2 sums[QT])
 {
-    size_t index = (static_cast<size_t>(state->kv_head) * args->item_count + blockIdx.x) * Q;
+    size_t index = (static_cast<size_t>(slot) * args->heads.kv_head_count + state->kv_head) * Q;
     uint32_t query = threadIdx.x / LANES;
 
     if (threadIdx.x % LANES == 0 && query < Q) {
@@ -476,7 +471,7 @@ template <bool IS_BF16, int Q> static __global__ void __launch_bounds__(THREADS)
     WEFT_CUDA_SHARED(unsigned char, shared);
     static constexpr int QT = queries_per_thread(Q);
     struct memory memory = memory_of(shared, Q, args.layer.padded_head_size);
-    struct weft_cuda_item item = args.items[blockIdx.x];
+    struct weft_cuda_item item = args.items != NULL ? args.items[blockIdx.x] : weft_cuda_decode_item(&args, blockIdx.x);
     uint32_t pair = threadIdx.x % (args.heads.head_size / 2);
     uint32_t first = threadIdx.x / (args.heads.head_size / 2) * QT;
     bool is_active = first < Q;
@@ -485,6 +480,7 @@ template <bool IS_BF16, int Q> static __global__ void __launch_bounds__(THREADS)
     };
     float2 outs[QT] = {};
     float2 sums[QT];
+    struct weft_cuda_share share;
     uint32_t piece_end;
 
     state.kv_head = blockIdx.y;
@@ -495,6 +491,10 @@ template <bool IS_BF16, int Q> static __global__ void __launch_bounds__(THREADS)
     }
     state.seen.begin = weft_cuda_seen_of(&args, &state.tile, 0).begin;
     state.seen.end = weft_cuda_seen_of(&args, &state.tile, state.tile.count - 1).end;
+    share = weft_cuda_share_of(&args, &state.tile, state.seen, &item, blockIdx.x);
+    if (args.piece_outs != NULL && share.begin >= share.end) {
+        return;
+    }
     load_queries<Q>(&args, &state, &memory);
     first = is_active ? first : 0;
     job.row_size = args.layer.padded_head_size * (IS_BF16 ? 2 : 4);
@@ -504,11 +504,10 @@ template <bool IS_BF16, int Q> static __global__ void __launch_bounds__(THREADS)
         job.seen[i] = memory.seen[first + i];
     }
     if (args.piece_outs != NULL) {
-        if (item.piece_begin * WEFT_CUDA_PIECE < state.seen.end &&
-            (item.piece_begin + 1) * WEFT_CUDA_PIECE > state.seen.begin) {
-            attend_piece<IS_BF16, Q, QT>(&args, &state, &memory, item.piece_begin * WEFT_CUDA_PIECE, is_active, &job,
-                                         sums);
-            store_piece<Q, QT>(&args, &state, pair, first, is_active, sums);
+        for (uint32_t piece = share.begin; piece < share.end; piece += share.step) {
+            state.is_started = false;
+            attend_piece<IS_BF16, Q, QT>(&args, &state, &memory, piece * WEFT_CUDA_PIECE, is_active, &job, sums);
+            store_piece<Q, QT>(&args, &state, share.slot + piece, pair, first, is_active, sums);
         }
         return;
     }
@@ -579,13 +578,14 @@ void weft_cuda_attend_init(struct weft_cuda_device *device)
     }
 }
 
-void weft_cuda_attend_pieces(struct weft_cuda_device *device, bool is_bf16, uint32_t q, struct weft_cuda_attend *args)
+void weft_cuda_attend_pieces(struct weft_cuda_device *device, bool is_bf16, uint32_t q, uint32_t block_count,
+                             struct weft_cuda_attend *args)
 {
     attend_kernel *kernel = is_bf16 ? attend_kernel_of<true>(q) : attend_kernel_of<false>(q);
     uint32_t row_size = args->layer.padded_head_size * (is_bf16 ? 2 : 4);
 
     args->segment = segment_of(row_size);
-    WEFT_CUDA_LAUNCH(kernel, dim3(args->item_count, args->heads.kv_head_count), dim3(THREADS),
+    WEFT_CUDA_LAUNCH(kernel, dim3(block_count, args->heads.kv_head_count), dim3(THREADS),
                      memory_size(q, args->layer.padded_head_size) + args->segment * row_size, device->stream, *args);
     (void)weft_cuda_launched(device, "attention");
 }

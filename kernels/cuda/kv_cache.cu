@@ -9,6 +9,14 @@
 
 static const uint32_t HEAD_ALIGNMENT = 8;
 
+/*
+ * Attention of a decode step is split as long as its sequences have so many pieces in all: their sums take 17 KB each
+ * in a model like Llama-3-8B, 68 MB at most. Sequences can share pages, so there are some more than there is cache for.
+ */
+static const uint32_t PAGES_PER_PIECE = 4; /* of 16 that have one's positions */
+static const uint32_t PIECES_MORE = 256;   /* for sequences that have just begun one */
+static const uint32_t PIECES_MOST = 4096;
+
 static uint32_t padded(uint32_t head_size)
 {
     return (head_size + HEAD_ALIGNMENT - 1) / HEAD_ALIGNMENT * HEAD_ALIGNMENT;
@@ -45,6 +53,8 @@ enum weft_status weft_cuda_kv_cache_open(struct weft_device *device, const struc
     cache->desc = *desc;
     cache->padded_head_size = padded(desc->head_size);
     cache->key_size = key_size(desc);
+    cache->piece_max = desc->page_count / PAGES_PER_PIECE + PIECES_MORE;
+    cache->piece_max = cache->piece_max < PIECES_MOST ? cache->piece_max : PIECES_MOST;
     cache->blocks = static_cast<unsigned char *>(weft_cuda_alloc(device, weft_cuda_kv_cache_size(device, desc)));
     if (cache->blocks == NULL) {
         free(cache);
@@ -63,37 +73,57 @@ void weft_cuda_kv_cache_close(struct weft_device *device, struct weft_kv_cache *
 
 /* ---- sequences ---- */
 
-struct weft_cuda_sequences weft_cuda_upload_sequences(struct weft_cuda_device *device, const struct weft_batch *batch)
+static uint32_t ceil_div(uint32_t a, uint32_t b)
 {
-    size_t table_size = batch->sequence_count * sizeof(struct weft_cuda_sequence);
-    struct weft_cuda_sequences out = {NULL, NULL, batch->sequence_count};
+    return a / b + (a % b != 0);
+}
+
+size_t weft_cuda_sequences_size(const struct weft_batch *batch, uint32_t count)
+{
     size_t page_count = 0;
-    unsigned char *host;
-    const unsigned char *uploaded;
 
     for (uint32_t i = 0; i < batch->sequence_count; i++) {
         page_count += batch->sequences[i].page_count;
     }
-    host = static_cast<unsigned char *>(malloc(table_size + page_count * sizeof(uint32_t) + 1));
+    return count * sizeof(struct weft_cuda_sequence) + page_count * sizeof(uint32_t);
+}
+
+void weft_cuda_sequences_fill(const struct weft_batch *batch, uint32_t count, void *host)
+{
+    struct weft_cuda_sequence *sequences = static_cast<struct weft_cuda_sequence *>(host);
+    uint32_t *pages = reinterpret_cast<uint32_t *>(sequences + count);
+    uint32_t page_count = 0;
+    uint32_t piece_count = 0;
+
+    for (uint32_t i = 0; i < batch->sequence_count; i++) {
+        const struct weft_batch_sequence *from = &batch->sequences[i];
+
+        sequences[i] = {from->token_begin, from->token_count, from->position, page_count, piece_count};
+        if (from->page_count > 0) {
+            memcpy(pages + page_count, from->pages, from->page_count * sizeof(*pages));
+        }
+        page_count += from->page_count;
+        piece_count += from->token_count == 1 ? ceil_div(from->position + 1, WEFT_CUDA_PIECE) : 0;
+    }
+    for (uint32_t i = batch->sequence_count; i < count; i++) {
+        sequences[i] = {batch->sequence_count, 0, 0, page_count, piece_count};
+    }
+}
+
+struct weft_cuda_sequences weft_cuda_upload_sequences(struct weft_cuda_device *device, const struct weft_batch *batch)
+{
+    const uint32_t count = batch->sequence_count;
+    const size_t size = weft_cuda_sequences_size(batch, count);
+    struct weft_cuda_sequences out = {NULL, NULL, count};
+    void *host = malloc(size + 1);
+
     if (host == NULL) {
         (void)weft_cuda_check(device, cudaErrorMemoryAllocation, "a table of sequences");
         return out;
     }
-    page_count = 0;
-    for (uint32_t i = 0; i < batch->sequence_count; i++) {
-        const struct weft_batch_sequence *from = &batch->sequences[i];
-        struct weft_cuda_sequence *to = reinterpret_cast<struct weft_cuda_sequence *>(host) + i;
-
-        *to = {from->token_begin, from->token_count, from->position, static_cast<uint32_t>(page_count)};
-        if (from->page_count > 0) {
-            memcpy(host + table_size + page_count * sizeof(uint32_t), from->pages, from->page_count * sizeof(uint32_t));
-        }
-        page_count += from->page_count;
-    }
-    uploaded =
-        static_cast<const unsigned char *>(weft_cuda_upload(device, host, table_size + page_count * sizeof(uint32_t)));
+    weft_cuda_sequences_fill(batch, count, host);
+    out.sequences = static_cast<const struct weft_cuda_sequence *>(weft_cuda_upload(device, host, size));
+    out.pages = reinterpret_cast<const uint32_t *>(out.sequences + count);
     free(host);
-    out.sequences = reinterpret_cast<const struct weft_cuda_sequence *>(uploaded);
-    out.pages = reinterpret_cast<const uint32_t *>(uploaded + table_size);
     return out;
 }

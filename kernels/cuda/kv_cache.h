@@ -16,6 +16,7 @@ static const uint32_t WEFT_CUDA_HEAD_SIZE_MAX = 512;
 
 struct weft_kv_cache {
     struct weft_kv_desc desc;
+    uint32_t piece_max;        /* pieces of all decoded sequences together up to which attention is split */
     uint32_t padded_head_size; /* EP */
     size_t key_size;           /* bytes of one block's keys, and of its values */
     unsigned char *blocks;     /* [L][page_count][G][2 key_size], device memory, owned */
@@ -50,7 +51,8 @@ struct weft_cuda_sequence {
     uint32_t token_begin;
     uint32_t token_count;
     uint32_t position;
-    uint32_t page_first; /* of the pages of all sequences */
+    uint32_t page_first;  /* of the pages of all sequences */
+    uint32_t piece_first; /* of attention's pieces of all sequences with one token */
 };
 
 struct weft_cuda_sequences {
@@ -78,6 +80,9 @@ weft_cuda_find_sequence(const struct weft_cuda_sequences *table, uint32_t token)
     return table->sequences[low];
 }
 
+/* The table as it lies in memory: `count` sequences, those that the batch has not are empty; then all pages. */
+size_t weft_cuda_sequences_size(const struct weft_batch *batch, uint32_t count);
+void weft_cuda_sequences_fill(const struct weft_batch *batch, uint32_t count, void *host);
 /* Uploads them; the same for every layer of a step, so only the first call of a step copies. */
 struct weft_cuda_sequences weft_cuda_upload_sequences(struct weft_cuda_device *device, const struct weft_batch *batch);
 

@@ -13,21 +13,12 @@ static const uint32_t BLOCK = 128;
 /* Lanes of a horizontal sum: part of the numerics contract. */
 static const uint32_t LANES = 16;
 
-/* Sequences and frequencies travel as arguments of the kernel, which may have 4 KiB: nothing is uploaded. */
-static const uint32_t SEQUENCES_MAX = 128;
+/* Frequencies travel as arguments of the kernel, which may have 4 KiB. */
 static const uint32_t FREQUENCIES_MAX = 256;
 
-struct angle_sequence {
-    uint32_t token_begin;
-    uint32_t position;
-};
-
-/* Consecutive sequences of a step. */
 struct angle_args {
-    struct angle_sequence sequences[SEQUENCES_MAX];
+    struct weft_cuda_sequences table;
     float inv_freq[FREQUENCIES_MAX];
-    uint32_t sequence_count;
-    uint32_t token_begin;
     uint32_t token_count;
     uint32_t half;
     float scale;
@@ -38,25 +29,15 @@ static __global__ void __launch_bounds__(BLOCK) rope_angles(const struct angle_a
 {
     const size_t index = blockIdx.x * static_cast<size_t>(BLOCK) + threadIdx.x;
     const uint32_t i = static_cast<uint32_t>(index % args.half);
-    const uint32_t token = args.token_begin + static_cast<uint32_t>(index / args.half);
-    uint32_t low = 0;
-    uint32_t high = args.sequence_count;
+    const uint32_t token = static_cast<uint32_t>(index / args.half);
     float cosine;
     float sine;
 
-    if (index >= static_cast<size_t>(args.token_count) * args.half) {
+    if (token >= args.token_count) {
         return;
     }
-    while (high - low > 1) { /* the last sequence that begins at or before the token: empty ones are passed over */
-        const uint32_t middle = (low + high) / 2;
-
-        if (args.sequences[middle].token_begin <= token) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    const uint32_t position = args.sequences[low].position + (token - args.sequences[low].token_begin);
+    const struct weft_cuda_sequence sequence = weft_cuda_find_sequence(&args.table, token);
+    const uint32_t position = sequence.position + (token - sequence.token_begin);
     weft_cos_sin(static_cast<float>(position) * args.inv_freq[i], &cosine, &sine);
     float2 *out = reinterpret_cast<float2 *>(args.angles) + static_cast<size_t>(token) * args.half + i;
     *out = make_float2(cosine * args.scale, sine * args.scale);
@@ -66,34 +47,26 @@ void weft_cuda_rope_angles(struct weft_device *base, const struct weft_batch *ba
                            uint32_t head_size, float scale, float *angles)
 {
     struct weft_cuda_device *device = weft_cuda_device(base);
+    const size_t count = static_cast<size_t>(batch->token_count) * (head_size / 2);
     struct angle_args args = {};
 
     assert(head_size % 2 == 0 && head_size / 2 <= FREQUENCIES_MAX);
+    if (count == 0) {
+        return;
+    }
+    args.table = weft_cuda_upload_sequences(device, batch);
+    args.token_count = batch->token_count;
     args.half = head_size / 2;
     args.scale = scale;
     args.angles = angles;
     for (uint32_t i = 0; i < args.half; i++) {
         args.inv_freq[i] = inv_freq[i];
     }
-    for (uint32_t first = 0; first < batch->sequence_count; first += SEQUENCES_MAX) {
-        const uint32_t left = batch->sequence_count - first;
-
-        args.sequence_count = left < SEQUENCES_MAX ? left : SEQUENCES_MAX;
-        args.token_count = 0;
-        for (uint32_t s = 0; s < args.sequence_count; s++) {
-            const struct weft_batch_sequence *sequence = &batch->sequences[first + s];
-
-            args.sequences[s] = {sequence->token_begin, sequence->position};
-            args.token_count += sequence->token_count;
-        }
-        args.token_begin = args.sequences[0].token_begin;
-        const size_t count = static_cast<size_t>(args.token_count) * args.half;
-        if (count > 0) {
-            WEFT_CUDA_LAUNCH(rope_angles, dim3(static_cast<unsigned int>((count + BLOCK - 1) / BLOCK)), dim3(BLOCK), 0,
-                             device->stream, args);
-        }
+    if (args.table.sequences != NULL) {
+        WEFT_CUDA_LAUNCH(rope_angles, dim3(static_cast<unsigned int>((count + BLOCK - 1) / BLOCK)), dim3(BLOCK), 0,
+                         device->stream, args);
+        (void)weft_cuda_launched(device, "rope_angles");
     }
-    (void)weft_cuda_launched(device, "rope_angles");
 }
 
 /* ---- rotating and storing ---- */
@@ -124,11 +97,16 @@ template <typename T> static __device__ __forceinline__ T *value_at(const kv_pla
     return place.keys + static_cast<size_t>(WEFT_PAGE_POSITIONS + place.slot) * place.padded_head_size + e;
 }
 
+/* Rows beyond the last sequence have none: keys NULL. */
 template <typename T>
 static __device__ __forceinline__ kv_place<T> find_place(const struct rope_args *args, uint32_t token, uint32_t kv_head)
 {
     const struct weft_cuda_sequence sequence = weft_cuda_find_sequence(&args->table, token);
     const uint32_t position = sequence.position + (token - sequence.token_begin);
+
+    if (token - sequence.token_begin >= sequence.token_count) {
+        return {NULL, 0, 0};
+    }
     const uint32_t page = args->table.pages[sequence.page_first + position / WEFT_PAGE_POSITIONS];
 
     return {reinterpret_cast<T *>(weft_cuda_kv_keys(&args->layer, page, kv_head)), position % WEFT_PAGE_POSITIONS,
@@ -190,7 +168,7 @@ static __global__ void __launch_bounds__(BLOCK) rope_append(const struct rope_ar
     if (head >= query_heads + kv_heads) {
         const kv_place<T> place = find_place<T>(&args, token, head - query_heads - kv_heads);
 
-        for (uint32_t e = lane; e < size; e += 32) {
+        for (uint32_t e = lane; e < size && place.keys != NULL; e += 32) {
             *value_at(place, e) = CONVERT(x[e]);
         }
         return;
@@ -199,6 +177,10 @@ static __global__ void __launch_bounds__(BLOCK) rope_append(const struct rope_ar
     const float *norm = is_query ? rope->q_norm : rope->k_norm;
     const float2 *angles = reinterpret_cast<const float2 *>(rope->angles) + static_cast<size_t>(token) * half;
     const kv_place<T> place = is_query ? kv_place<T>{} : find_place<T>(&args, token, head - query_heads);
+
+    if (!is_query && place.keys == NULL) {
+        return;
+    }
     const float factor = norm != NULL ? norm_factor(x, size, lane, rope->eps) : 1;
     for (uint32_t i = lane; i < half; i += 32) {
         const float2 pair = rotate(make_float2(x[i], x[i + half]), angles[i], norm, factor, i, half);
