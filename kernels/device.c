@@ -233,6 +233,61 @@ void weft_kv_cache_close(struct weft_device *device, struct weft_kv_cache **cach
     }
 }
 
+size_t weft_graphs_size(const struct weft_device *device, const struct weft_graphs_desc *desc)
+{
+    return device->ops->graphs_open == NULL ? 0 : device->ops->graphs_size(device, desc);
+}
+
+enum weft_status weft_graphs_open(struct weft_device *device, const struct weft_graphs_desc *desc,
+                                  struct weft_graphs **out)
+{
+    *out = NULL;
+    return device->ops->graphs_open == NULL ? WEFT_OK : device->ops->graphs_open(device, desc, out);
+}
+
+void weft_graphs_close(struct weft_device *device, struct weft_graphs **graphs)
+{
+    if (*graphs != NULL) {
+        device->ops->graphs_close(device, *graphs);
+        *graphs = NULL;
+    }
+}
+
+void weft_graphs_seal(struct weft_device *device, struct weft_graphs *graphs)
+{
+    if (graphs != NULL) {
+        device->ops->graphs_seal(device, graphs);
+    }
+}
+
+void weft_graphs_begin(struct weft_device *device, struct weft_graphs *graphs, const struct weft_batch *batch)
+{
+    if (graphs != NULL) {
+        device->ops->graphs_begin(device, graphs, batch);
+    }
+}
+
+void weft_graphs_pause(struct weft_device *device, struct weft_graphs *graphs)
+{
+    if (graphs != NULL) {
+        device->ops->graphs_pause(device, graphs);
+    }
+}
+
+void weft_graphs_resume(struct weft_device *device, struct weft_graphs *graphs)
+{
+    if (graphs != NULL) {
+        device->ops->graphs_resume(device, graphs);
+    }
+}
+
+void weft_graphs_end(struct weft_device *device, struct weft_graphs *graphs)
+{
+    if (graphs != NULL) {
+        device->ops->graphs_end(device, graphs);
+    }
+}
+
 void weft_device_embed(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows,
                        uint32_t count, float *out)
 {

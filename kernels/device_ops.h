@@ -46,6 +46,17 @@ struct weft_device_ops {
                                       struct weft_kv_cache **out);
     void (*kv_cache_close)(struct weft_device *device, struct weft_kv_cache *cache);
 
+    /* NULL without graphs */
+    size_t (*graphs_size)(const struct weft_device *device, const struct weft_graphs_desc *desc);
+    enum weft_status (*graphs_open)(struct weft_device *device, const struct weft_graphs_desc *desc,
+                                    struct weft_graphs **out);
+    void (*graphs_close)(struct weft_device *device, struct weft_graphs *graphs);
+    void (*graphs_seal)(struct weft_device *device, struct weft_graphs *graphs);
+    void (*graphs_begin)(struct weft_device *device, struct weft_graphs *graphs, const struct weft_batch *batch);
+    void (*graphs_pause)(struct weft_device *device, struct weft_graphs *graphs);
+    void (*graphs_resume)(struct weft_device *device, struct weft_graphs *graphs);
+    void (*graphs_end)(struct weft_device *device, struct weft_graphs *graphs);
+
     void (*embed)(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows, uint32_t count,
                   float *out);
     void (*rms_norm)(struct weft_device *device, const float *x, const float *weight, uint32_t token_count,

@@ -131,6 +131,9 @@ const struct weft_option weft_options[] = {
     {"numerics", 0, WEFT_OPTION_CHOICE, ENGINE, rank_group, "exact|reference|fast",
      "on GPUs: exact gives the same bits for any ranks, batch and chunk; reference the bits of CPUs, slowly; fast is as "
      "exact so far. On CPUs always exact", "exact", "WEFT_NUMERICS", AT(numerics), .choices = numerics},
+    {"eager", 0, WEFT_OPTION_FLAG, ENGINE, rank_group, NULL,
+     "on GPUs: issue every operation of a decode step instead of replaying CUDA graphs; slower, the same answer", NULL,
+     "WEFT_EAGER", AT(is_eager)},
     {"cuda-module", 0, WEFT_OPTION_TEXT, ALL, rank_group, "FILE",
      "the library that drives GPUs; for tests", "weft_cuda.so beside weft", "WEFT_CUDA_MODULE", AT(cuda_module)},
     {"cpu-level", 0, WEFT_OPTION_CHOICE, ENGINE, rank_group, "ref|avx2|avx512",

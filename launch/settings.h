@@ -39,6 +39,7 @@ struct weft_settings {
     const char *cpu_level;
     const char *device;
     const char *numerics;
+    bool is_eager;
     const char *cuda_module;
     const char *comm;
     const char *interface;

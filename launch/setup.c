@@ -254,6 +254,7 @@ static void options_fill(struct weft_engine_options *options, const struct weft_
     options->cpu_level = settings->cpu_level;
     options->device = settings->device;
     options->numerics = settings->numerics;
+    options->is_eager = settings->is_eager;
     options->cuda_module = settings->cuda_module;
     options->comm = settings->comm;
     options->interface = settings->interface;

@@ -28,6 +28,7 @@
 struct weft_device;
 struct weft_matrix;
 struct weft_kv_cache;
+struct weft_graphs;
 
 enum weft_dtype {
     WEFT_F32 = 0,
@@ -184,8 +185,8 @@ struct weft_batch_sequence {
 };
 
 struct weft_batch {
-    uint32_t token_count;    /* T */
-    uint32_t sequence_count; /* B; sequences tile the rows in order */
+    uint32_t token_count;    /* T; rows beyond the last sequence are nobody's: operations leave anything in them */
+    uint32_t sequence_count; /* B; sequences tile the rows before that in order */
     const struct weft_batch_sequence *sequences;
 };
 
@@ -203,6 +204,46 @@ size_t weft_kv_cache_size(const struct weft_device *device, const struct weft_kv
 WEFT_MUST_CHECK enum weft_status weft_kv_cache_open(struct weft_device *device, const struct weft_kv_desc *desc,
                                                     struct weft_kv_cache **out);
 void weft_kv_cache_close(struct weft_device *device, struct weft_kv_cache **cache);
+
+/* ---- graphs: the operations of a decode step issued as one ---- */
+
+/*
+ * A decode step is the same few hundred small operations every time. A GPU can keep them and be given all at once,
+ * which saves the gaps between them and most of the host's work; on a device that has no use for it, graphs are NULL
+ * and all of this does nothing.
+ *
+ * Operations between begin and end are issued by the same code in every step, and take effect by the time end returns.
+ * Before the set is sealed, the first step of a shape (its token_count, and roughly its longest context) is recorded,
+ * which allocates: outside of steps. Later steps of that shape must issue the same operations with the same arguments;
+ * only the batch and the rows of one weft_device_embed() may have other contents. Steps of any other shape take effect
+ * as they are issued. Between pause and resume, and outside, so does everything: communication between ranks, copies,
+ * waiting.
+ *
+ * embed, rms_norm, matmul, rope_angles, rope_append, attention, silu_mul and add_norm can be recorded, no others.
+ * Whatever they point to must outlive the set, and scratch memory that they need is there because every shape was
+ * issued outside begin and end before.
+ */
+struct weft_graphs_desc {
+    const struct weft_kv_cache *kv; /* of all steps; borrowed until close */
+    uint32_t row_max;               /* token_count of a step, at most */
+    uint32_t page_max;              /* of one sequence */
+    uint32_t part_max;              /* pauses of a step and 1 */
+};
+
+/* Bytes of device memory for what varies between steps; kv is not looked at. What the driver takes for the graphs
+ * themselves it does not say beforehand: seal logs it. */
+size_t weft_graphs_size(const struct weft_device *device, const struct weft_graphs_desc *desc);
+WEFT_MUST_CHECK enum weft_status weft_graphs_open(struct weft_device *device, const struct weft_graphs_desc *desc,
+                                                  struct weft_graphs **out);
+void weft_graphs_close(struct weft_device *device, struct weft_graphs **graphs);
+/* Nothing is recorded from now on. */
+void weft_graphs_seal(struct weft_device *device, struct weft_graphs *graphs);
+/* Sequences of one token each; batch->token_count may be larger. */
+void weft_graphs_begin(struct weft_device *device, struct weft_graphs *graphs, const struct weft_batch *batch);
+void weft_graphs_pause(struct weft_device *device, struct weft_graphs *graphs);
+void weft_graphs_resume(struct weft_device *device, struct weft_graphs *graphs);
+/* Also after an error, paused or not. Errors of the device come out of the next sync, as ever. */
+void weft_graphs_end(struct weft_device *device, struct weft_graphs *graphs);
 
 /* ---- operations; every pointer below is device memory unless it says host ---- */
 

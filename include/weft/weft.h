@@ -62,6 +62,7 @@ struct weft_engine_options {
     const char *device;
     const char *numerics; /* GPU only: NULL or "exact", "reference": the CPU's bits, slow, "fast": as exact so far. On
                              CPUs always exact */
+    bool is_eager; /* GPU only: decode steps are issued operation by operation, not as CUDA graphs; the same answer */
     const char *cuda_module;     /* file of the CUDA module; NULL: beside this program or library */
     const char *cpu_level;       /* NULL: best; "ref", "avx2", "avx512" */
     const char *comm;            /* NULL: auto; "self", "shm", "tcp", "ucx", "mpi", "nccl", "peer" */

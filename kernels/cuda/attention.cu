@@ -336,6 +336,20 @@ static uint32_t split_of(const struct weft_cuda_device *device, enum weft_cuda_c
     return pieces < most ? pieces : most;
 }
 
+/* More tiles per sequence than one do not make it less true. */
+enum weft_cuda_context weft_cuda_context_merged(const struct weft_cuda_device *device,
+                                                const struct weft_kv_cache *cache, uint32_t count,
+                                                enum weft_cuda_context context)
+{
+    uint32_t tile_count = count * cache->desc.kv_head_count;
+
+    if (tile_count == 0 || tile_count >= 2 * device->sm_count) {
+        return WEFT_CUDA_WHOLE;
+    }
+    return context == WEFT_CUDA_LONG && divide_up(8 * device->sm_count, tile_count) <= PIECES_FEW ? WEFT_CUDA_SHORT
+                                                                                                  : context;
+}
+
 static void attend_decode(struct weft_cuda_device *device, const struct weft_kv_cache *cache,
                           const struct weft_batch *batch, struct weft_cuda_attend *args)
 {

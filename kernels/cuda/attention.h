@@ -167,6 +167,10 @@ static __device__ __forceinline__ size_t weft_cuda_query_row(const struct weft_c
  * context is one piece or there are too many pieces in all; up to 8 pieces; more. */
 enum weft_cuda_context { WEFT_CUDA_NO_CONTEXT, WEFT_CUDA_WHOLE, WEFT_CUDA_SHORT, WEFT_CUDA_LONG };
 enum weft_cuda_context weft_cuda_context_of(const struct weft_kv_cache *cache, const struct weft_batch *batch);
+/* The first of the contexts that give the same grid to a table of `count` sequences. */
+enum weft_cuda_context weft_cuda_context_merged(const struct weft_cuda_device *device,
+                                                const struct weft_kv_cache *cache, uint32_t count,
+                                                enum weft_cuda_context context);
 
 /* attention_pieces.cu: queries per tile when `wanted` queries share a KV head; one of 1, 2, 4, 8, 16. */
 uint32_t weft_cuda_attend_queries(uint32_t head_size, uint32_t wanted);

@@ -1,6 +1,7 @@
 /* Opening and closing a GPU, its first error, waiting with a deadline, scratch memory. */
 #include "cuda/device_cuda.h"
 
+#include <assert.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,7 +103,13 @@ void *weft_cuda_scratch(struct weft_cuda_device *device, size_t size)
             !weft_cuda_check(device, cudaMalloc(&scratch, size), "scratch memory")) {
             return NULL;
         }
-        (void)weft_cuda_check(device, cudaFree(device->scratch), "freeing scratch memory");
+        if (device->is_scratch_recorded) {
+            assert(device->kept_scratch_count < KEPT_SCRATCH_MAX);
+            device->kept_scratch[device->kept_scratch_count++] = device->scratch;
+            device->is_scratch_recorded = false;
+        } else {
+            (void)weft_cuda_check(device, cudaFree(device->scratch), "freeing scratch memory");
+        }
         device->scratch = scratch;
         device->scratch_size = size;
     }
@@ -181,6 +188,9 @@ void weft_cuda_close(struct weft_device *base)
     weft_cuda_transfer_close(device);
     if (!device->is_stuck) { /* freeing would wait for the GPU without a deadline */
         (void)cudaFree(device->scratch);
+        for (uint32_t i = 0; i < device->kept_scratch_count; i++) {
+            (void)cudaFree(device->kept_scratch[i]);
+        }
         for (int i = 0; i < WEFT_DEVICE_MARK_COUNT; i++) {
             if (device->marks[i] != NULL) {
                 (void)cudaEventDestroy(device->marks[i]);

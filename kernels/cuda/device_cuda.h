@@ -24,6 +24,8 @@
  */
 enum weft_cuda_numerics { WEFT_CUDA_EXACT, WEFT_CUDA_REFERENCE, WEFT_CUDA_FAST };
 
+static const uint32_t KEPT_SCRATCH_MAX = 8;
+
 struct weft_cuda_device {
     struct weft_device base;
     int index; /* of the GPU */
@@ -39,7 +41,11 @@ struct weft_cuda_device {
     struct weft_cuda_transfer *transfer; /* transfer.cu: pinned staging and the upload ring, owned */
     void *scratch;                       /* scratch_size bytes of device memory, owned; see weft_cuda_scratch() */
     size_t scratch_size;
-    struct weft_cuda_peer *peers;              /* peer.cu: memory of other ranks that is open; owned */
+    struct weft_cuda_peer *peers;         /* peer.cu: memory of other ranks that is open; owned */
+    bool is_scratch_recorded;             /* graphs have its address: growing leaves it where it is */
+    void *kept_scratch[KEPT_SCRATCH_MAX]; /* what was left so, owned */
+    uint32_t kept_scratch_count;
+    struct weft_graphs *graphs; /* between begin and end of a step that is recorded or replayed; borrowed */
     cudaEvent_t marks[WEFT_DEVICE_MARK_COUNT]; /* weft_device_mark(); made when first set, owned */
 };
 
@@ -70,6 +76,9 @@ bool weft_cuda_launched(struct weft_cuda_device *device, const char *kernel);
  * read.
  */
 const void *weft_cuda_upload(struct weft_cuda_device *device, const void *data, size_t size);
+
+/* The same to a place of the caller's. */
+void weft_cuda_upload_to(struct weft_cuda_device *device, void *to, const void *data, size_t size);
 
 /*
  * to_host[size] <- device memory `from`, as it is when the operations issued so far are done. to_host is written by the
@@ -157,6 +166,17 @@ enum weft_status weft_cuda_kv_cache_open(struct weft_device *device, const struc
 void weft_cuda_kv_cache_close(struct weft_device *device, struct weft_kv_cache *cache);
 void weft_cuda_attention(struct weft_device *device, const struct weft_kv_cache *cache, const struct weft_batch *batch,
                          const struct weft_attention_args *args);
+
+/* graph.cu */
+size_t weft_cuda_graphs_size(const struct weft_device *device, const struct weft_graphs_desc *desc);
+enum weft_status weft_cuda_graphs_open(struct weft_device *device, const struct weft_graphs_desc *desc,
+                                       struct weft_graphs **out);
+void weft_cuda_graphs_close(struct weft_device *device, struct weft_graphs *graphs);
+void weft_cuda_graphs_seal(struct weft_device *device, struct weft_graphs *graphs);
+void weft_cuda_graphs_begin(struct weft_device *device, struct weft_graphs *graphs, const struct weft_batch *batch);
+void weft_cuda_graphs_pause(struct weft_device *device, struct weft_graphs *graphs);
+void weft_cuda_graphs_resume(struct weft_device *device, struct weft_graphs *graphs);
+void weft_cuda_graphs_end(struct weft_device *device, struct weft_graphs *graphs);
 
 /* candidates.cu */
 void weft_cuda_penalize(struct weft_device *device, float *logits, uint32_t width, const struct weft_penalty *penalties,

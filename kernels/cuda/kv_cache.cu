@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cuda/attention.h"
+#include "cuda/graph.h"
 
 static const uint32_t HEAD_ALIGNMENT = 8;
 
@@ -115,8 +116,12 @@ struct weft_cuda_sequences weft_cuda_upload_sequences(struct weft_cuda_device *d
     const uint32_t count = batch->sequence_count;
     const size_t size = weft_cuda_sequences_size(batch, count);
     struct weft_cuda_sequences out = {NULL, NULL, count};
-    void *host = malloc(size + 1);
+    void *host;
 
+    if (device->graphs != NULL) {
+        return weft_cuda_graphs_sequences(device->graphs);
+    }
+    host = malloc(size + 1);
     if (host == NULL) {
         (void)weft_cuda_check(device, cudaErrorMemoryAllocation, "a table of sequences");
         return out;

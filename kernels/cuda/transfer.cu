@@ -4,7 +4,7 @@
  * Every copy passes through pinned memory that is allocated at opening: the driver would otherwise wait for the GPU
  * inside cudaMemcpy, without a deadline, and copy through pinned memory of its own at half the speed.
  */
-#include "cuda/device_cuda.h"
+#include "cuda/graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -292,34 +292,63 @@ static const void *find_recent(const struct weft_cuda_transfer *transfer, const 
     return NULL;
 }
 
-const void *weft_cuda_upload(struct weft_cuda_device *device, const void *data, size_t size)
+/* Puts the bytes into the ring's pinned memory. False after an error. */
+static bool ring_put(struct weft_cuda_device *device, const void *data, size_t size, size_t *offset_out)
 {
     struct weft_cuda_transfer *transfer = device->transfer;
     size_t segment_size = transfer->ring->segment_size;
-    const void *before = find_recent(transfer, data, size);
 
-    if (before != NULL || size == 0) {
-        return before != NULL ? before : transfer->ring->device;
-    }
     while (segment_size < size) {
         segment_size *= 2;
     }
     if (segment_size > transfer->ring->segment_size && !ring_grow(device, segment_size)) {
-        return transfer->ring->device;
+        return false;
     }
     if (transfer->ring->segment_size - transfer->ring->used < size && !ring_turn(device)) {
+        return false;
+    }
+    struct ring *ring = transfer->ring;
+    *offset_out = ring->segment * ring->segment_size + ring->used;
+    memcpy(ring->host + *offset_out, data, size);
+    ring->used += (size + UPLOAD_ALIGNMENT - 1) / UPLOAD_ALIGNMENT * UPLOAD_ALIGNMENT;
+    ring->used = ring->used < ring->segment_size ? ring->used : ring->segment_size;
+    return true;
+}
+
+void weft_cuda_upload_to(struct weft_cuda_device *device, void *to, const void *data, size_t size)
+{
+    size_t offset;
+
+    if (ring_put(device, data, size, &offset)) {
+        (void)weft_cuda_check(
+            device,
+            cudaMemcpyAsync(to, device->transfer->ring->host + offset, size, cudaMemcpyHostToDevice, device->stream),
+            "uploading");
+    }
+}
+
+const void *weft_cuda_upload(struct weft_cuda_device *device, const void *data, size_t size)
+{
+    struct weft_cuda_transfer *transfer = device->transfer;
+    const void *before;
+    size_t offset;
+
+    if (device->graphs != NULL) {
+        return weft_cuda_graphs_upload(device->graphs, data, size);
+    }
+    before = find_recent(transfer, data, size);
+    if (before != NULL || size == 0) {
+        return before != NULL ? before : transfer->ring->device;
+    }
+    if (!ring_put(device, data, size, &offset)) {
         return transfer->ring->device;
     }
     struct ring *ring = transfer->ring;
-    const size_t offset = ring->segment * ring->segment_size + ring->used;
-    memcpy(ring->host + offset, data, size);
     (void)weft_cuda_check(
         device,
         cudaMemcpyAsync(ring->device + offset, ring->host + offset, size, cudaMemcpyHostToDevice, device->stream),
         "uploading");
     transfer->recent[transfer->recent_count++ % RECENT_COUNT] = upload{offset, size};
-    ring->used += (size + UPLOAD_ALIGNMENT - 1) / UPLOAD_ALIGNMENT * UPLOAD_ALIGNMENT;
-    ring->used = ring->used < ring->segment_size ? ring->used : ring->segment_size;
     return ring->device + offset;
 }
 

@@ -91,7 +91,7 @@ static enum weft_status check_hello(const struct opening *opening, uint32_t rank
     if (memcmp(hello->options, identity->options, sizeof(hello->options)) != 0) {
         weft_log(WEFT_LOG_ERROR, "engine/group",
                  "rank %u on %s was started with other options than the leader (leaves, shares, weights, KV cache, "
-                 "numerics, comm or limits)",
+                 "numerics, graphs, comm or limits)",
                  rank, host);
         return WEFT_ERR_ARGUMENT;
     }

@@ -135,7 +135,8 @@ static enum weft_status load(struct loading *loading)
 
     WEFT_TRY(open_comm(loading, &model_options.limits));
     model_options.stream = weft_options_are_streamed(options) ? group->comm : NULL;
-    return weft_model_open(&model_options, &group->model);
+    WEFT_TRY(weft_model_open(&model_options, &group->model));
+    return options->is_eager ? WEFT_OK : weft_model_record(group->model, group->comm);
 }
 
 /* ---- and reports ---- */

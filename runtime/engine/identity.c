@@ -96,10 +96,10 @@ static void digest_options(EVP_MD_CTX *digest, const struct weft_engine_options 
 
     snprintf(text, sizeof(text),
              "weft %s leaves %u numerics %s kv %s quantize %s comm %s context %u sequences %u cache %u chunk %u "
-             "candidates %u weights %s shares%s",
+             "candidates %u weights %s%s shares%s",
              weft_version(), options->leaf_count, options->numerics, options->kv_dtype, options->quantize,
              options->comm, options->context_length, options->sequence_count_max, options->kv_token_count,
-             options->prefill_chunk, options->candidate_count, options->weights,
+             options->prefill_chunk, options->candidate_count, options->weights, options->is_eager ? " eager" : "",
              options->is_share_measured ? " measured" : "");
     EVP_DigestUpdate(digest, text, strlen(text));
     for (uint32_t i = 0; i < options->share_count; i++) {

@@ -53,21 +53,44 @@ static void list_gathered(struct weft_model *model, uint32_t token_count)
     }
 }
 
-/* x [T, D] <- embeddings. Each row of the table is on one rank: its owner sends it to all, nothing is added. */
-static enum weft_status embed(struct weft_model *model, const struct weft_forward_args *args)
+/* Without ranks to gather from; rows beyond the last sequence are those of token 0. */
+static void embed_alone(struct weft_model *model, const struct weft_forward_args *args)
+{
+    const struct weft_batch_sequence *last = &args->batch.sequences[args->batch.sequence_count - 1];
+    uint32_t token_count = args->batch.token_count;
+
+    for (uint32_t t = list_owned(model, args->token_ids, last->token_begin + last->token_count); t < token_count; t++) {
+        model->rows[t] = 0;
+    }
+    weft_device_embed(model->device, model->weights.embedding, model->rows, token_count, model->activations.x);
+}
+
+/* Each row of the table is on one rank: its owner sends it to all, nothing is added. */
+static enum weft_status embed_gathered(struct weft_model *model, const struct weft_forward_args *args)
 {
     const struct weft_activations *a = &model->activations;
     uint32_t token_count = args->batch.token_count;
     uint32_t owned_count = list_owned(model, args->token_ids, token_count);
 
-    if (model->rank_count == 1) {
-        weft_device_embed(model->device, model->weights.embedding, model->rows, token_count, a->x); /* [T, D] */
-        return WEFT_OK;
-    }
     weft_device_embed(model->device, model->weights.embedding, model->rows, owned_count, a->norm); /* [own T, D] */
     WEFT_TRY(weft_comm_all_gather(args->comm, a->norm, model->owned_sizes, a->sum));               /* [T, D], by rank */
     list_gathered(model, token_count);
     weft_device_select_rows(model->device, a->sum, model->rows, token_count, model->config.width, a->x); /* [T, D] */
+    return WEFT_OK;
+}
+
+/* x [T, D] <- embeddings. */
+static enum weft_status embed(struct weft_model *model, const struct weft_forward_args *args)
+{
+    if (model->rank_count == 1) {
+        embed_alone(model, args);
+        return WEFT_OK;
+    }
+    weft_graphs_pause(model->device, model->graphs);
+    if (!args->is_rehearsal) {
+        WEFT_TRY(embed_gathered(model, args));
+    }
+    weft_graphs_resume(model->device, model->graphs);
     return WEFT_OK;
 }
 
@@ -83,8 +106,8 @@ struct block_end {
  * x [T, D] <- x + (W y + bias), W y over all ranks; norm [T, D] <- the norm of x that comes next. W is row-parallel,
  * its maximal tree nodes are what this rank sends; what comm leaves to be added the device adds on the way.
  */
-static enum weft_status end_block(struct weft_model *model, struct weft_comm *comm, const struct block_end *end,
-                                  uint32_t token_count)
+static enum weft_status end_block(struct weft_model *model, const struct weft_forward_args *step,
+                                  const struct block_end *end, uint32_t token_count)
 {
     const struct weft_activations *a = &model->activations;
     size_t count = (size_t)token_count * model->config.width;
@@ -99,13 +122,19 @@ static enum weft_status end_block(struct weft_model *model, struct weft_comm *co
                                             .token_count = token_count,
                                             .width = model->config.width};
     bool is_alone = model->rank_count == 1; /* the one node is the sum */
-    float *nodes = is_alone ? a->sum : weft_comm_sum_buffer(comm, count);
+    float *nodes = is_alone ? a->sum : weft_comm_sum_buffer(step->comm, count);
 
     weft_device_matmul(model->device, end->matrix, end->y, token_count, NULL, nodes); /* [nodes, T, D] */
-    if (!is_alone) {
-        WEFT_TRY(weft_comm_tree_gather(comm, nodes, count, a->sum, &sum)); /* [nodes of all, T, D] or [1, T, D] */
+    if (is_alone) {
+        weft_device_add_norm(model->device, &args); /* [T, D] twice */
+        return WEFT_OK;
+    }
+    weft_graphs_pause(model->device, model->graphs); /* what is left to be added differs from sum to sum */
+    if (!step->is_rehearsal) {
+        WEFT_TRY(weft_comm_tree_gather(step->comm, nodes, count, a->sum, &sum)); /* [nodes of all or 1, T, D] */
     }
     weft_device_add_norm(model->device, &args); /* [T, D] twice */
+    weft_graphs_resume(model->device, model->graphs);
     return WEFT_OK;
 }
 
@@ -144,7 +173,7 @@ static void attention(struct weft_model *model, const struct weft_forward_args *
 }
 
 /* x [T, D] <- x + attention output of this rank's and all other heads; norm [T, D] for the FFN. */
-static enum weft_status attention_out(struct weft_model *model, struct weft_comm *comm, uint32_t layer,
+static enum weft_status attention_out(struct weft_model *model, const struct weft_forward_args *args, uint32_t layer,
                                       uint32_t token_count)
 {
     const struct weft_layer *w = &model->weights.layers[layer];
@@ -153,7 +182,7 @@ static enum weft_status attention_out(struct weft_model *model, struct weft_comm
                                   .bias = w->vectors[WEFT_OUTPUT_BIAS],
                                   .next_norm = w->vectors[WEFT_FFN_NORM]};
 
-    return end_block(model, comm, &end, token_count);
+    return end_block(model, args, &end, token_count);
 }
 
 /* The norm that follows a layer: the next one's, in the end the head's. */
@@ -166,7 +195,8 @@ static const float *norm_after(const struct weft_model *model, uint32_t layer)
 }
 
 /* x [T, D] <- x + FFN(norm); norm [T, D] for what comes next. */
-static enum weft_status ffn(struct weft_model *model, struct weft_comm *comm, uint32_t layer, uint32_t token_count)
+static enum weft_status ffn(struct weft_model *model, const struct weft_forward_args *args, uint32_t layer,
+                            uint32_t token_count)
 {
     const struct weft_activations *a = &model->activations;
     const struct weft_layer *w = &model->weights.layers[layer];
@@ -179,7 +209,7 @@ static enum weft_status ffn(struct weft_model *model, struct weft_comm *comm, ui
     weft_device_matmul(device, w->matrices[WEFT_GATE_UP], a->norm, token_count, w->vectors[WEFT_GATE_UP_BIAS],
                        a->gate_up);                                                                    /* [T, 2F] */
     weft_device_silu_mul(device, a->gate_up, token_count, weft_range_count(model->slice.ffn), a->ffn); /* [T, F] */
-    return end_block(model, comm, &end, token_count);                                                  /* [T, D] */
+    return end_block(model, args, &end, token_count);                                                  /* [T, D] */
 }
 
 /*
@@ -201,15 +231,14 @@ static void keep_wanted(struct weft_model *model, const struct weft_forward_args
     weft_device_select_rows(model->device, a->qkv, model->rows, count, heads_width, a->heads);
 }
 
-enum weft_status weft_model_forward(struct weft_model *model, const struct weft_forward_args *args, float **logits_out)
+/* Everything but waiting. */
+static enum weft_status pass(struct weft_model *model, const struct weft_forward_args *args)
 {
     const struct weft_model_config *config = &model->config;
     const struct weft_activations *a = &model->activations;
     struct weft_device *device = model->device;
     uint32_t token_count = args->batch.token_count;
 
-    assert(token_count <= model->limits.token_count_max);
-    assert(args->logit_row_count <= model->limits.logit_row_max && args->logit_row_count <= token_count);
     WEFT_TRY(embed(model, args)); /* [T, D] */
     weft_device_rope_angles(device, &args->batch, config->inv_freq, config->head_size, config->rope_scale,
                             a->angles); /* [T, E/2, 2] */
@@ -222,12 +251,45 @@ enum weft_status weft_model_forward(struct weft_model *model, const struct weft_
             token_count = args->logit_row_count;
         }
         if (token_count == 0) {
-            return weft_comm_sync(args->comm); /* part of a prompt: its keys and values were all that was wanted */
+            return WEFT_OK; /* part of a prompt: its keys and values were all that was wanted */
         }
-        WEFT_TRY(attention_out(model, args->comm, layer, token_count)); /* [T, D] */
-        WEFT_TRY(ffn(model, args->comm, layer, token_count));           /* [T, D] */
+        WEFT_TRY(attention_out(model, args, layer, token_count)); /* [T, D] */
+        WEFT_TRY(ffn(model, args, layer, token_count));           /* [T, D] */
     }
     weft_device_matmul(device, model->weights.head, a->norm, token_count, NULL, a->logits); /* [R, N] */
-    *logits_out = a->logits;
+    return WEFT_OK;
+}
+
+/* One token of every sequence, and the logits of all: a step that comes again and again. */
+static bool is_decode(const struct weft_forward_args *args)
+{
+    bool is_single = args->batch.sequence_count > 0 && args->logit_row_count == args->batch.token_count;
+
+    for (uint32_t i = 0; i < args->batch.sequence_count && is_single; i++) {
+        is_single = args->batch.sequences[i].token_count == 1;
+    }
+    return is_single;
+}
+
+enum weft_status weft_model_forward(struct weft_model *model, const struct weft_forward_args *args, float **logits_out)
+{
+    struct weft_forward_args step = *args;
+    enum weft_status status;
+
+    assert(args->batch.token_count <= model->limits.token_count_max);
+    assert(args->logit_row_count <= model->limits.logit_row_max && args->logit_row_count <= args->batch.token_count);
+    if (is_decode(args)) {
+        step.batch.token_count = weft_model_rows(model, args->batch.token_count);
+        step.logit_row_count = step.batch.token_count;
+        weft_graphs_begin(model->device, model->graphs, &step.batch);
+        status = pass(model, &step);
+        weft_graphs_end(model->device, model->graphs);
+    } else {
+        status = pass(model, args);
+    }
+    WEFT_TRY(status);
+    if (args->logit_row_count > 0) {
+        *logits_out = model->activations.logits;
+    }
     return weft_comm_sync(args->comm);
 }

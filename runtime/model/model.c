@@ -57,6 +57,24 @@ static struct weft_kv_desc kv_desc(const struct weft_model_config *config, const
                                  .page_count = limits->page_count};
 }
 
+uint32_t weft_model_position_max(const struct weft_model_config *config, const struct weft_model_limits *limits)
+{
+    uint64_t cached = (uint64_t)limits->page_count * WEFT_PAGE_POSITIONS;
+
+    return limits->page_count == 0 || cached > config->context_length ? config->context_length : (uint32_t)cached;
+}
+
+struct weft_graphs_desc weft_model_graphs_desc(const struct weft_model_config *config,
+                                               const struct weft_model_limits *limits, const struct weft_kv_cache *kv)
+{
+    uint32_t position_max = weft_model_position_max(config, limits);
+
+    return (struct weft_graphs_desc){.kv = kv,
+                                     .row_max = limits->logit_row_max,
+                                     .page_max = (position_max + WEFT_PAGE_POSITIONS - 1) / WEFT_PAGE_POSITIONS,
+                                     .part_max = 2 * config->layer_count + 2};
+}
+
 void weft_model_memory(const struct weft_device *device, const struct weft_model_config *config,
                        const struct weft_slice *slice, const struct weft_model_limits *limits,
                        struct weft_model_memory *memory_out)
@@ -64,6 +82,7 @@ void weft_model_memory(const struct weft_device *device, const struct weft_model
     struct weft_kv_desc one = kv_desc(config, slice, limits), all = one;
     struct weft_activations none;
     struct activation list[ACTIVATION_COUNT];
+    const struct weft_graphs_desc graphs = weft_model_graphs_desc(config, limits, NULL);
 
     one.page_count = 1;
     list_activations(config, slice, limits, &none, list);
@@ -74,6 +93,7 @@ void weft_model_memory(const struct weft_device *device, const struct weft_model
     for (int i = 0; i < ACTIVATION_COUNT; i++) {
         memory_out->activations += activation_size(&list[i]);
     }
+    memory_out->buffers += weft_graphs_size(device, &graphs);
 }
 
 void weft_model_comm_limits(const struct weft_model_config *config, const struct weft_model_limits *limits,
@@ -203,6 +223,7 @@ void weft_model_close(struct weft_model **model)
     if (closed == NULL) {
         return;
     }
+    weft_graphs_close(closed->device, &closed->graphs);
     close_activations(closed);
     if (closed->kv != NULL) {
         weft_kv_cache_close(closed->device, &closed->kv);

@@ -29,10 +29,21 @@ struct weft_model {
     struct weft_weights weights;
     struct weft_kv_cache *kv;
     struct weft_activations activations;
-    uint32_t *rows;      /* [T] host: rows of a gather in the making */
-    uint32_t *owners;    /* [T] host: which rank has the embedding of each token */
-    size_t *owned_sizes; /* [rank_count] host: bytes each rank brings to the gather of embeddings */
+    struct weft_graphs *graphs; /* decode steps, owned; NULL: every operation is issued */
+    uint32_t *rows;             /* [T] host: rows of a gather in the making */
+    uint32_t *owners;           /* [T] host: which rank has the embedding of each token */
+    size_t *owned_sizes;        /* [rank_count] host: bytes each rank brings to the gather of embeddings */
     struct weft_reader_stats load;
 };
+
+/* Positions of a sequence, at most; of the model when limits->page_count is 0. */
+uint32_t weft_model_position_max(const struct weft_model_config *config, const struct weft_model_limits *limits);
+
+/* Parts: a step pauses for the gather of embeddings and for every sum. */
+struct weft_graphs_desc weft_model_graphs_desc(const struct weft_model_config *config,
+                                               const struct weft_model_limits *limits, const struct weft_kv_cache *kv);
+
+/* record.c: rows that a decode step of `count` sequences is computed with: sizes are few when steps are replayed. */
+uint32_t weft_model_rows(const struct weft_model *model, uint32_t count);
 
 #endif

@@ -45,6 +45,8 @@ WEFT_EMULATED_API void weft_emulated_configure(const struct weft_emulated_config
 /* Runtime calls and kernel launches since the last weft_emulated_configure(), to walk fail_call through all of them. */
 WEFT_EMULATED_API uint32_t weft_emulated_call_count(void);
 WEFT_EMULATED_API uint32_t weft_emulated_launch_count(void);
+/* Calls of one function of the runtime ("cudaGraphLaunch"; kernels: "launch") since then. */
+WEFT_EMULATED_API uint32_t weft_emulated_count(const char *name);
 /* Blocks of device and pinned memory, streams, events and graphs that have not been given back. */
 WEFT_EMULATED_API uint32_t weft_emulated_live_count(void);
 /* What went wrong last in a kernel or with memory, "" when nothing did since the last weft_emulated_configure(). Each

@@ -43,6 +43,7 @@ typedef enum cudaError {
     cudaErrorNotSupported = 801,
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorCapturedEvent = 907,
     cudaErrorIllegalState = 401,
     cudaErrorUnknown = 999
 } cudaError_t;
@@ -59,6 +60,7 @@ typedef struct weft_emulated_stream *cudaStream_t;
 typedef struct weft_emulated_event *cudaEvent_t;
 typedef struct weft_emulated_graph *cudaGraph_t;
 typedef struct weft_emulated_graph *cudaGraphExec_t;
+typedef struct weft_emulated_node *cudaGraphNode_t;
 
 typedef struct cudaUUID_t {
     char bytes[16];
@@ -241,6 +243,8 @@ template <typename T> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAt
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status);
+/* Only how many there are: nodes must be NULL. */
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags = 0);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);

@@ -12,6 +12,7 @@ struct weft_emulated_handle {
     void (*configure)(const struct weft_emulated_config *config);
     uint32_t (*call_count)(void);
     uint32_t (*launch_count)(void);
+    uint32_t (*count)(const char *name);
     uint32_t (*live_count)(void);
     const char *(*report)(void);
 };

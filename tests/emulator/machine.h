@@ -6,6 +6,7 @@
 #define WEFT_TESTS_EMULATOR_MACHINE_H
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -41,7 +42,8 @@ struct weft_emulated_world {
     weft_emulated_config config;
     weft_emulated_device devices[WEFT_EMULATED_DEVICES_MAX];
     std::vector<std::shared_ptr<weft_emulated_stream>> streams;
-    uint32_t calls = 0;          /* all */
+    uint32_t calls = 0; /* all */
+    std::map<std::string, uint32_t> named_calls;
     uint32_t matching_calls = 0; /* of config.fail_name */
     uint32_t launches = 0;       /* issued */
     uint32_t run_launches = 0;

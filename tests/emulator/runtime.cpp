@@ -87,6 +87,7 @@ void weft_emulated_configure(const struct weft_emulated_config *config)
     world.is_configured = true;
     world.config = *config;
     world.calls = 0;
+    world.named_calls.clear();
     world.matching_calls = 0;
     world.launches = 0;
     world.run_launches = 0;
@@ -112,6 +113,14 @@ uint32_t weft_emulated_launch_count()
     std::lock_guard<std::mutex> guard(world.lock);
 
     return world.launches;
+}
+
+uint32_t weft_emulated_count(const char *name)
+{
+    weft_emulated_world &world = weft_emulated_the_world();
+    std::lock_guard<std::mutex> guard(world.lock);
+
+    return world.named_calls[name];
 }
 
 uint32_t weft_emulated_live_count()
@@ -171,6 +180,7 @@ cudaError_t weft_emulated_enter(const char *name)
 
     configure_once(world);
     world.calls++;
+    world.named_calls[name]++;
     if (config.fail_name == nullptr ? !gives_back(name) : strcmp(config.fail_name, name) == 0) {
         world.matching_calls++;
         if (config.fail_call != 0 && world.matching_calls == config.fail_call) {
@@ -261,6 +271,8 @@ static const error_text error_texts[] = {
      "operation not permitted when stream is capturing"},
     {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
      "operation failed due to a previous error during capture"},
+    {cudaErrorCapturedEvent, "cudaErrorCapturedEvent",
+     "operation not permitted on an event last recorded in a capturing stream"},
     {cudaErrorUnknown, "cudaErrorUnknown", "unknown error"},
 };
 

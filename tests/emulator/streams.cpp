@@ -19,6 +19,7 @@ using operation_run = std::function<cudaError_t(cudaStream_t)>;
 struct operation {
     const char *name;
     operation_run run;
+    std::vector<const void *> pointers; /* that a kernel is given */
 };
 
 /* What a host has issued may change its mind for this long before the GPU looks at it. */
@@ -257,7 +258,7 @@ cudaError_t weft_emulated_enqueue(cudaStream_t stream, const char *name, operati
     cudaError_t error;
 
     if (weft_emulated_stream_captures(stream)) {
-        stream->capture->operations.push_back({name, std::move(run)});
+        stream->capture->operations.push_back({name, std::move(run), {}});
         return cudaSuccess;
     }
     if (is_default && weft_emulated_is_capturing()) {
@@ -277,7 +278,7 @@ cudaError_t weft_emulated_enqueue(cudaStream_t stream, const char *name, operati
             wait_for(first, issued_count(first), nullptr);
         }
     }
-    append(stream, {name, std::move(run)});
+    append(stream, {name, std::move(run), {}});
     return cudaSuccess;
 }
 
@@ -433,6 +434,9 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
     ENTER("cudaEventQuery");
+    if (event->capture != nullptr) {
+        return weft_emulated_leave(cudaErrorCapturedEvent);
+    }
     if (event->stream == nullptr) {
         return cudaSuccess;
     }
@@ -446,6 +450,9 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     ENTER("cudaEventSynchronize");
+    if (event->capture != nullptr) {
+        return weft_emulated_leave(cudaErrorCapturedEvent);
+    }
     if (event->stream == nullptr) {
         return cudaSuccess;
     }
@@ -598,6 +605,9 @@ void weft_emulated_launch_grid(const weft_emulated_grid *grid, cudaStream_t stre
     if (error == cudaSuccess) {
         error = weft_emulated_enqueue(stream, copy.kernel, [=](cudaStream_t own) { return run_grid(copy, own); });
     }
+    if (error == cudaSuccess && weft_emulated_stream_captures(stream)) {
+        stream->capture->operations.back().pointers.assign(pointers + 1, pointers + pointer_count);
+    }
     (void)weft_emulated_leave(error);
 }
 
@@ -622,14 +632,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 {
     weft_emulated_world &world = weft_emulated_the_world();
     weft_emulated_graph *captured;
-    bool is_broken;
+    cudaError_t error = weft_emulated_enter("cudaStreamEndCapture"); /* ends it in any case */
 
-    ENTER("cudaStreamEndCapture");
     if (!weft_emulated_stream_captures(stream)) {
-        return weft_emulated_leave(cudaErrorIllegalState);
+        return weft_emulated_leave(error != cudaSuccess ? error : cudaErrorIllegalState);
     }
     captured = stream->capture;
-    is_broken = stream->is_capture_broken;
+    if (error == cudaSuccess && stream->is_capture_broken) {
+        error = cudaErrorStreamCaptureInvalidated;
+    }
     if (capture_stream == stream) {
         capture_count = 0;
         capture_stream = nullptr;
@@ -640,11 +651,11 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
         for (const auto &other : world.streams) { /* those that joined leave too */
             other->capture = other->capture == captured ? nullptr : other->capture;
         }
-        world.graphs += is_broken ? 0 : 1;
+        world.graphs += error == cudaSuccess ? 1 : 0;
     }
-    if (is_broken) {
+    if (error != cudaSuccess) {
         delete captured;
-        return weft_emulated_leave(cudaErrorStreamCaptureInvalidated);
+        return weft_emulated_leave(error);
     }
     *graph = captured;
     return cudaSuccess;
@@ -659,6 +670,16 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *
     return cudaSuccess;
 }
 
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count)
+{
+    ENTER("cudaGraphGetNodes");
+    if (nodes != nullptr) {
+        return weft_emulated_leave(cudaErrorNotSupported);
+    }
+    *count = graph->operations.size();
+    return cudaSuccess;
+}
+
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long)
 {
     weft_emulated_world &world = weft_emulated_the_world();
@@ -670,10 +691,31 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
     return cudaSuccess;
 }
 
+/* A GPU would read what is there now: a graph keeps addresses, whatever becomes of the memory. */
+static cudaError_t check_pointers(const weft_emulated_graph *graph)
+{
+    for (const operation &node : graph->operations) {
+        for (const void *pointer : node.pointers) {
+            weft_emulated_place place = WEFT_EMULATED_DEVICE;
+            int device;
+
+            if (pointer != nullptr &&
+                (!weft_emulated_find(pointer, 1, place, device) || place == WEFT_EMULATED_PAGEABLE)) {
+                weft_emulated_tell(std::string("graph with ") + node.name + ": an argument points to freed memory");
+                return cudaErrorIllegalAddress;
+            }
+        }
+    }
+    return cudaSuccess;
+}
+
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
 {
     cudaError_t error = weft_emulated_enter("cudaGraphLaunch");
 
+    if (error == cudaSuccess) {
+        error = check_pointers(exec);
+    }
     for (size_t i = 0; i < exec->operations.size() && error == cudaSuccess; i++) {
         error = weft_emulated_enqueue(stream, exec->operations[i].name, exec->operations[i].run);
     }

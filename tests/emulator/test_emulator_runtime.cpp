@@ -85,6 +85,41 @@ static void test_events(void **)
     assert_cuda(cudaFree(device));
 }
 
+/* An event recorded in a capture cannot be waited for; memory that was freed since shows when the graph is launched. */
+static void test_what_graphs_keep(cudaStream_t stream)
+{
+    uint32_t *device = device_words(1);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    cudaEvent_t event = nullptr;
+    size_t node_count = 0;
+
+    assert_cuda(cudaEventCreate(&event));
+    assert_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    WEFT_CUDA_LAUNCH(add_one, 1, 1, 0, stream, device, 1);
+    assert_cuda(cudaEventRecord(event, stream));
+    assert_int_equal(cudaStreamQuery(stream), cudaErrorStreamCaptureUnsupported);
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaErrorStreamCaptureInvalidated);
+    assert_int_equal(cudaEventQuery(event), cudaErrorCapturedEvent);
+    assert_int_equal(cudaEventSynchronize(event), cudaErrorCapturedEvent);
+    assert_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    WEFT_CUDA_LAUNCH(add_one, 1, 1, 0, stream, device, 1);
+    assert_cuda(cudaStreamEndCapture(stream, &graph));
+    assert_cuda(cudaGraphGetNodes(graph, nullptr, &node_count));
+    assert_int_equal(node_count, 1);
+    assert_cuda(cudaGraphInstantiate(&exec, graph));
+    assert_cuda(cudaGraphLaunch(exec, stream));
+    assert_cuda(cudaStreamSynchronize(stream));
+    assert_cuda(cudaFree(device));
+    assert_int_equal(cudaGraphLaunch(exec, stream), cudaErrorIllegalAddress);
+    assert_non_null(strstr(weft_emulated_report(), "graph with add_one: an argument points to freed memory"));
+    assert_int_equal(weft_emulated_count("cudaGraphLaunch") >= 2, 1);
+    assert_cuda(cudaGraphExecDestroy(exec));
+    assert_cuda(cudaGraphDestroy(graph));
+    assert_cuda(cudaEventDestroy(event));
+    (void)cudaGetLastError();
+}
+
 static void test_graph(void **)
 {
     uint32_t *device = device_words(4);
@@ -111,6 +146,7 @@ static void test_graph(void **)
     }
     assert_cuda(cudaGraphExecDestroy(exec));
     assert_cuda(cudaGraphDestroy(graph));
+    test_what_graphs_keep(stream);
     assert_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     assert_int_equal(cudaMalloc(&memory, 4), cudaErrorStreamCaptureUnsupported);
     assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaErrorStreamCaptureInvalidated);

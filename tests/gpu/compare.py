@@ -4,8 +4,9 @@
 usage: compare.py [--device cuda:0] [--cuda-module FILE] [--ranks 1,2,4] [--families NAME,...] [--quantised NAME,...]
 
 --numerics reference must give the CPU's logits bit by bit. --numerics exact must give the same bits at every rank count
-and chunk size, and those of the CPU for weights in f32. Ranks beyond the first share the GPU. --quantize must
-give the CPU's bits in numerics exact too, for the families of --quantised and the demo model. One line per family; the
+and chunk size, with steps issued instead of replayed as graphs, and those of the CPU for weights in f32. Ranks beyond
+the first share the GPU. --quantize must give the CPU's bits in numerics exact too, for the families of --quantised and
+the demo model. One line per family; the
 exit code is 1 when one of them differs. Needs the standard library only.
 """
 import argparse
@@ -38,6 +39,7 @@ def check_family(name, model, on_gpu, rank_counts):
     exact = {ranks: run(model, *on_gpu, "--numerics", "exact", "--ranks", ranks) for ranks in rank_counts}
     first = exact[rank_counts[0]]
     others = {f"{ranks} ranks": result for ranks, result in exact.items()}
+    others["steps issued"] = run(model, *on_gpu, "--numerics", "exact", "--eager")
     others["chunks of 5"] = run(model, *on_gpu, "--numerics", "exact", "--prefill-chunk", 5)
     problems = [f"{what}: {result}" for what, result in [("cpu", cpu), ("reference", reference), *others.items()]
                 if isinstance(result, str)]

@@ -70,16 +70,16 @@ def decode_floor(table, shape, batch, context):
     return max(memory, 2 * PARAMETERS[shape] * batch / 790e12)
 
 
-def decode_row(table, shape, batch, context, share):
+def decode_row(table, shape, batch, context, share, *options):
     floor = decode_floor(table, shape, batch, context)
     predicted = batch / floor * share
 
     def measure():
         rate = table.bench(shape, "--batch", batch, "--prompt-tokens", context, "--max-tokens", 48, "--rounds", 3,
-                           "--prefill-chunk", 4096, seconds=90)["decode_tokens_per_s"]
+                           "--prefill-chunk", 4096, *options, seconds=90)["decode_tokens_per_s"]
         return f"{rate:.0f} tok/s, {rate * floor / batch:.0%} of the floor"
 
-    table.row(f"decode, {shape} bf16, batch {batch}, context {context}",
+    table.row(f"decode, {shape} bf16, batch {batch}, context {context}{' '.join(['', *options])}",
               f"{predicted:.0f} tok/s ({share:.0%} of {batch / floor:.0f})", measure)
 
 
@@ -150,6 +150,7 @@ def main():
     decode_row(table, "8b", 1, 16, 0.84)
     load_row(table)
     decode_row(table, "1b", 1, 16, 0.80)
+    decode_row(table, "1b", 1, 16, 0.70, "--eager")
     quantised_row(table, "q8_0", 417)
     quantised_row(table, "q4_0", 629)
     decode_row(table, "8b", 32, 1024, 0.90)
