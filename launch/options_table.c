@@ -11,7 +11,7 @@
 #define AT(m)  .offset = offsetof(struct weft_settings, m)
 #define U32MAX 4294967295.0
 
-static const char *const cpu_levels[] = {"ref", "avx2", "avx512", NULL};
+static const char *const cpu_levels[] = {"ref", "avx2", "avx512", "avx512vnni", NULL};
 static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", "nccl", "peer", NULL};
 static const char *const numerics[] = {"exact", "reference", "fast", NULL};
 static const char *const kv_dtypes[] = {"f32", "bf16", NULL};
@@ -136,7 +136,7 @@ const struct weft_option weft_options[] = {
      "WEFT_EAGER", AT(is_eager)},
     {"cuda-module", 0, WEFT_OPTION_TEXT, ALL, rank_group, "FILE",
      "the library that drives GPUs; for tests", "weft_cuda.so beside weft", "WEFT_CUDA_MODULE", AT(cuda_module)},
-    {"cpu-level", 0, WEFT_OPTION_CHOICE, ENGINE, rank_group, "ref|avx2|avx512",
+    {"cpu-level", 0, WEFT_OPTION_CHOICE, ENGINE, rank_group, "ref|avx2|avx512|avx512vnni",
      "instruction set; does not change the answer", "best of this machine", "WEFT_CPU_LEVEL", AT(cpu_level),
      .choices = cpu_levels},
     {"comm", 0, WEFT_OPTION_CHOICE, ENGINE | DOCTOR, rank_group, "auto|self|shm|tcp|ucx|mpi|nccl",

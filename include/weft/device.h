@@ -49,7 +49,8 @@ struct weft_device_options {
      * "cpu". */
     const char *kind;
     uint32_t thread_count; /* CPU threads, the calling one included; at least 1 */
-    /* NULL or "auto": best of this machine; "ref", "avx2", "avx512" force one; ERR_UNSUPPORTED when it lacks that. */
+    /* NULL or "auto": best of this machine; "ref", "avx2", "avx512", "avx512vnni" force one; ERR_UNSUPPORTED when it
+     * lacks that. */
     const char *cpu_level;
     const uint32_t *cores;      /* [thread_count] cores to pin to, or NULL: not pinned */
     enum weft_wait_policy wait; /* between the device's own threads, and for the GPU */

@@ -64,7 +64,7 @@ struct weft_engine_options {
                              CPUs always exact */
     bool is_eager; /* GPU only: decode steps are issued operation by operation, not as CUDA graphs; the same answer */
     const char *cuda_module;     /* file of the CUDA module; NULL: beside this program or library */
-    const char *cpu_level;       /* NULL: best; "ref", "avx2", "avx512" */
+    const char *cpu_level;       /* NULL: best; "ref", "avx2", "avx512", "avx512vnni" */
     const char *comm;            /* NULL: auto; "self", "shm", "tcp", "ucx", "mpi", "nccl", "peer" */
     const char *interface;       /* networks between hosts, by preference: names or CIDRs, "eth0,10.0.0.0/8" */
     const char *kv_dtype;        /* NULL: "f32"; "bf16" halves the cache (and changes the bits) */

@@ -9,7 +9,7 @@
 #include <cpuid.h>
 #endif
 
-static const char *const level_names[WEFT_CPU_LEVEL_COUNT] = {"ref", "avx2", "avx512"};
+static const char *const level_names[WEFT_CPU_LEVEL_COUNT] = {"ref", "avx2", "avx512", "avx512vnni"};
 
 const char *weft_cpu_level_name(enum weft_cpu_level level)
 {
@@ -27,6 +27,7 @@ enum {
     LEAF7_EBX_AVX2 = 1 << 5,
     LEAF7_EBX_AVX512_F_DQ = (1 << 16) | (1 << 17),
     LEAF7_EBX_AVX512_BW = 1 << 30,
+    LEAF7_ECX_AVX512_VNNI = 1 << 11,
     XCR0_YMM = 0x6,
     XCR0_ZMM = 0xe6,
 };
@@ -54,12 +55,14 @@ enum weft_cpu_level weft_cpu_level_detect(const char **reason_out)
     uint32_t ecx = 0;
     uint32_t edx = 0;
     uint32_t leaf7_ebx = 0;
+    uint32_t leaf7_ecx = 0;
     uint32_t xcr0 = 0;
     const char *reason = "";
     enum weft_cpu_level level = WEFT_CPU_REF;
 
-    if (__get_cpuid_count(7, 0, &eax, &leaf7_ebx, &ecx, &edx) == 0) {
+    if (__get_cpuid_count(7, 0, &eax, &leaf7_ebx, &leaf7_ecx, &edx) == 0) {
         leaf7_ebx = 0;
+        leaf7_ecx = 0;
     }
     if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && has_all(ecx, LEAF1_ECX_OSXSAVE)) {
         xcr0 = read_xcr0();
@@ -74,8 +77,11 @@ enum weft_cpu_level weft_cpu_level_detect(const char **reason_out)
     } else if (!has_all(xcr0, XCR0_ZMM)) {
         level = WEFT_CPU_AVX2;
         reason = "the operating system does not save AVX-512 state";
-    } else {
+    } else if (!has_all(leaf7_ecx, LEAF7_ECX_AVX512_VNNI)) {
         level = WEFT_CPU_AVX512;
+        reason = "the CPU lacks AVX-512 VNNI";
+    } else {
+        level = WEFT_CPU_AVX512VNNI;
     }
     if (reason_out != NULL) {
         *reason_out = reason;
@@ -91,6 +97,9 @@ void weft_cpu_kernels_init(struct weft_cpu_kernels *kernels, enum weft_cpu_level
     }
     if (level >= WEFT_CPU_AVX512) {
         weft_cpu_kernels_fill_avx512(kernels);
+    }
+    if (level >= WEFT_CPU_AVX512VNNI) {
+        weft_cpu_kernels_fill_avx512vnni(kernels);
     }
 }
 
@@ -133,6 +142,6 @@ enum weft_status weft_cpu_level_parse(const char *name, enum weft_cpu_level *lev
         *level_out = (enum weft_cpu_level)level;
         return WEFT_OK;
     }
-    weft_log(WEFT_LOG_ERROR, "kernels/cpu", "unknown CPU level \"%s\": expected ref, avx2 or avx512", name);
+    weft_log(WEFT_LOG_ERROR, "kernels/cpu", "unknown CPU level \"%s\": expected ref, avx2, avx512 or avx512vnni", name);
     return WEFT_ERR_ARGUMENT;
 }

@@ -160,10 +160,11 @@ enum weft_cpu_level {
     WEFT_CPU_REF = 0,
     WEFT_CPU_AVX2 = 1,   /* avx2, fma, f16c */
     WEFT_CPU_AVX512 = 2, /* avx512 f, bw, vl, dq */
+    WEFT_CPU_AVX512VNNI = 3,
     WEFT_CPU_LEVEL_COUNT
 };
 
-/* "ref", "avx2", "avx512". */
+/* "ref", "avx2", "avx512", "avx512vnni". */
 const char *weft_cpu_level_name(enum weft_cpu_level level);
 
 /* Highest level of this machine and build. *reason_out (may be NULL): why not the next one, static text. */
@@ -179,5 +180,6 @@ void weft_cpu_kernels_init(struct weft_cpu_kernels *kernels, enum weft_cpu_level
 void weft_cpu_kernels_fill_ref(struct weft_cpu_kernels *kernels);
 void weft_cpu_kernels_fill_avx2(struct weft_cpu_kernels *kernels);
 void weft_cpu_kernels_fill_avx512(struct weft_cpu_kernels *kernels);
+void weft_cpu_kernels_fill_avx512vnni(struct weft_cpu_kernels *kernels);
 
 #endif

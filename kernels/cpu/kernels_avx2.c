@@ -211,11 +211,132 @@ static void dot_bf16_pairs_avx2(const struct weft_cpu_dot *args)
     all_tiles(args, true, FORMAT_BF16);
 }
 
+/* ---- the vectors of dot_quant.h: rows 0-7 and 8-15 ---- */
+
+typedef struct {
+    __m256i low;
+    __m256i high;
+} quant_bytes;
+typedef quant_bytes quant_ints;
+typedef struct pair quant_floats;
+
+/* 4 integer and 4 f32 accumulators of 16 registers. */
+#define QUANT_PANELS      1
+#define QUANT_VECTORS     2
+#define QUANT_PANELS_ONE  2
+#define QUANT_TILE_PANELS 2 /* the larger of the two */
+
+INLINE quant_bytes quant_load(const unsigned char *from)
+{
+    const __m256i *halves = (const __m256i *)from;
+
+    return (quant_bytes){_mm256_load_si256(halves), _mm256_load_si256(halves + 1)};
+}
+
+INLINE quant_bytes quant_low(quant_bytes bytes)
+{
+    const __m256i mask = _mm256_set1_epi8(0xf);
+
+    return (quant_bytes){_mm256_and_si256(bytes.low, mask), _mm256_and_si256(bytes.high, mask)};
+}
+
+INLINE quant_bytes quant_high(quant_bytes bytes)
+{
+    return quant_low((quant_bytes){_mm256_srli_epi16(bytes.low, 4), _mm256_srli_epi16(bytes.high, 4)});
+}
+
+INLINE quant_ints quant_set_int(int32_t value)
+{
+    return (quant_ints){_mm256_set1_epi32(value), _mm256_set1_epi32(value)};
+}
+
+/* Four activations in every lane. */
+INLINE __m256i quant_set_quad(const int8_t *x)
+{
+    int32_t quad;
+
+    memcpy(&quad, x, sizeof(quad));
+    return _mm256_set1_epi32(quad);
+}
+
+INLINE quant_floats quant_zero(void)
+{
+    return (quant_floats){_mm256_setzero_ps(), _mm256_setzero_ps()};
+}
+
+INLINE quant_floats quant_load_floats(const float *from)
+{
+    return (quant_floats){_mm256_loadu_ps(from), _mm256_loadu_ps(from + HALF_LANES)};
+}
+
+INLINE void quant_store_floats(float *to, quant_floats value)
+{
+    _mm256_storeu_ps(to, value.low);
+    _mm256_storeu_ps(to + HALF_LANES, value.high);
+}
+
+INLINE quant_floats quant_add_floats(quant_floats a, quant_floats b)
+{
+    return (quant_floats){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+
+INLINE quant_floats quant_scale(const unsigned char *scales, float scale)
+{
+    const __m128i *halves = (const __m128i *)scales;
+    __m256 factor = _mm256_set1_ps(scale);
+
+    return (quant_floats){_mm256_mul_ps(_mm256_cvtph_ps(_mm_load_si128(halves)), factor),
+                          _mm256_mul_ps(_mm256_cvtph_ps(_mm_load_si128(halves + 1)), factor)};
+}
+
+INLINE quant_floats quant_fma(quant_ints dots, quant_floats scale, quant_floats sum)
+{
+    return (quant_floats){_mm256_fmadd_ps(_mm256_cvtepi32_ps(dots.low), scale.low, sum.low),
+                          _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots.high), scale.high, sum.high)};
+}
+
+/*
+ * Products of bytes are added in pairs as 16-bit numbers. 8-bit weights could saturate there, so they are widened: even
+ * and odd columns apart.
+ */
+INLINE __m256i add_quad(__m256i sum, __m256i weights, __m256i even, __m256i odd)
+{
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(weights, _mm256_set1_epi16(0xff)), even));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(weights, 8), odd));
+}
+
+INLINE quant_ints quant_add_quad(quant_ints sum, quant_bytes weights, const int8_t *x)
+{
+    __m256i quad = quant_set_quad(x);
+    __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(quad, 8), 8);
+    __m256i odd = _mm256_srai_epi16(quad, 8);
+
+    return (quant_ints){add_quad(sum.low, weights.low, even, odd), add_quad(sum.high, weights.high, even, odd)};
+}
+
+/* 4-bit weights cannot saturate: 4 * 15 * 127 < 2^15. */
+INLINE __m256i add_nibbles(__m256i sum, __m256i even, __m256i odd, const int8_t *x)
+{
+    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(even, quant_set_quad(x)),
+                                     _mm256_maddubs_epi16(odd, quant_set_quad(x + 4)));
+
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+INLINE quant_ints quant_add_nibbles(quant_ints sum, quant_bytes even, quant_bytes odd, const int8_t *x)
+{
+    return (quant_ints){add_nibbles(sum.low, even.low, odd.low, x), add_nibbles(sum.high, even.high, odd.high, x)};
+}
+
+#include "cpu/dot_quant.h"
+
 void weft_cpu_kernels_fill_avx2(struct weft_cpu_kernels *kernels)
 {
     kernels->dot_f32 = dot_f32_avx2;
     kernels->dot_f16 = dot_f16_avx2;
     kernels->dot_bf16 = dot_bf16_avx2;
     kernels->dot_bf16_pairs = dot_bf16_pairs_avx2;
+    kernels->dot_q8_0 = dot_q8_0;
+    kernels->dot_q4_0 = dot_q4_0;
     fill_elementwise(kernels);
 }

@@ -5,6 +5,7 @@
  */
 #include <immintrin.h>
 
+#include "cpu/dot_quant_avx512.h"
 #include "cpu/elementwise.h"
 
 enum {
@@ -13,8 +14,6 @@ enum {
     LINE_SIZE = 64,
     STREAM_AHEAD = 1024, /* bytes ahead in each panel's stream; past the end of a panel it is harmless */
 };
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* Element format of a panel with one column per step. */
 enum format { FORMAT_F32, FORMAT_F16, FORMAT_BF16 };
@@ -230,11 +229,38 @@ static void dot_bf16_pairs_avx512(const struct weft_cpu_dot *args)
     all_tiles(args, true, FORMAT_BF16);
 }
 
+/*
+ * Without VNNI, products of bytes are added in pairs as 16-bit numbers. 8-bit weights could saturate there, so they are
+ * widened: even and odd columns apart.
+ */
+INLINE __m512i quant_add_quad(__m512i sum, __m512i weights, const int8_t *x)
+{
+    __m512i quad = quant_set_quad(x);
+    __m512i even = _mm512_madd_epi16(_mm512_and_si512(weights, _mm512_set1_epi16(0xff)),
+                                     _mm512_srai_epi16(_mm512_slli_epi16(quad, 8), 8));
+    __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(weights, 8), _mm512_srai_epi16(quad, 8));
+
+    return _mm512_add_epi32(_mm512_add_epi32(sum, even), odd);
+}
+
+/* 4-bit weights cannot: 4 * 15 * 127 < 2^15. */
+INLINE __m512i quant_add_nibbles(__m512i sum, __m512i even, __m512i odd, const int8_t *x)
+{
+    __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(even, quant_set_quad(x)),
+                                     _mm512_maddubs_epi16(odd, quant_set_quad(x + 4)));
+
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+
+#include "cpu/dot_quant.h"
+
 void weft_cpu_kernels_fill_avx512(struct weft_cpu_kernels *kernels)
 {
     kernels->dot_f32 = dot_f32_avx512;
     kernels->dot_f16 = dot_f16_avx512;
     kernels->dot_bf16 = dot_bf16_avx512;
     kernels->dot_bf16_pairs = dot_bf16_pairs_avx512;
+    kernels->dot_q8_0 = dot_q8_0;
+    kernels->dot_q4_0 = dot_q4_0;
     fill_elementwise(kernels);
 }

@@ -126,7 +126,9 @@ static void multiply_leaf(const struct matmul_job *job, uint32_t index, uint32_t
     const void *ahead[GROUP_PANELS];
     struct leaf_call call = {.leaf = index, .panel_count = panels, .stride = stride};
     uint32_t next_count = find_leaf(job, index, panel_first, panels, call.starts, ahead);
-    uint32_t ahead_count = token_count > STREAM_TOKENS_MAX ? next_count : 0;
+    bool is_quantised = weft_dtype_is_quantised(job->matrix->dtype);
+    bool has_time = is_quantised ? token_count == 1 : token_count > STREAM_TOKENS_MAX; /* for what the kernels do */
+    uint32_t ahead_count = has_time ? next_count : 0;
 
     for (uint32_t i = 0; i < call_count; i++) { /* each fetches its share of what comes next */
         uint32_t token = i * WEFT_DOT_VECTORS_MAX;
@@ -137,7 +139,7 @@ static void multiply_leaf(const struct matmul_job *job, uint32_t index, uint32_t
         call.token_first = token_first + token;
         call.token_count = weft_min_u32(token_count - token, WEFT_DOT_VECTORS_MAX);
         call.sums = sums + token * stride;
-        if (weft_dtype_is_quantised(job->matrix->dtype)) {
+        if (is_quantised) {
             call_quant(job, &call);
         } else {
             call_plain(job, &call);

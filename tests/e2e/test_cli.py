@@ -73,7 +73,7 @@ def test_version():
     (["run", "--memory", "4 elephants"],
      'weft run: --memory: expected a size such as 4GiB or 512MiB, found "4 elephants"'),
     (["run", "--timeout", "soon"], 'weft run: --timeout: expected a time such as 30s, 500ms or 2m, found "soon"'),
-    (["run", "--cpu-level", "sse9"], 'weft run: --cpu-level: expected ref|avx2|avx512, found "sse9"'),
+    (["run", "--cpu-level", "sse9"], 'weft run: --cpu-level: expected ref|avx2|avx512|avx512vnni, found "sse9"'),
     (["run", "--quiet=1"], "weft run: --quiet takes no value"),
     (["run", "--seed", "18446744073709551616"],
      'weft run: --seed: expected an integer from 0 to 18446744073709551615, found "18446744073709551616"'),

@@ -28,13 +28,13 @@ SHARES = {
 RANKS = list(SHARES)
 THREADS = [1, 2]
 CHUNKS = [1, 7, 64, 1024]
-LEVELS = ["ref", "avx2", "avx512"]
+LEVELS = {"ref": "", "avx2": " avx2", "avx512": " avx512f", "avx512vnni": " avx512_vnni"}  # flag of /proc/cpuinfo
 SPLITS = [0, 1, 2]  # index into SHARES
 
 
 def machine_levels():
     flags = pathlib.Path("/proc/cpuinfo").read_text()
-    return [level for level, flag in (("ref", ""), ("avx2", " avx2"), ("avx512", " avx512f")) if flag in flags]
+    return [level for level, flag in LEVELS.items() if flag in flags]
 
 
 def everything():

@@ -150,7 +150,7 @@ static void test_uneven_shares_and_little_cache(void **state)
 
 static void test_levels_and_threads(void **state)
 {
-    static const char *const levels[] = {"ref", "avx2", "avx512"};
+    static const char *const levels[] = {"ref", "avx2", "avx512", "avx512vnni"};
     struct weft_engine_options options;
 
     (void)state;

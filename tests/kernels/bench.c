@@ -25,6 +25,7 @@ struct bench {
     float *a;              /* [8][COLUMNS] */
     float *b;
     float *out;
+    struct weft_cpu_quant_x *quant_x; /* [8][COLUMNS / 32] */
     volatile float sink;
 };
 
@@ -115,6 +116,82 @@ static void tile_bf16_pairs(struct bench *bench)
     run_dot(bench, bench->kernels.dot_bf16_pairs, COLUMNS * 32, (size_t)4 * COLUMNS * 32, 8);
 }
 
+/* ---- the same of quantised panels: chunks of 16 blocks, 16 rows of a block in 544 or 288 bytes ---- */
+
+static void run_dot_quant(struct bench *bench, weft_cpu_dot_quant_fn *dot, size_t block_size, uint64_t size,
+                          uint32_t vectors)
+{
+    const size_t panel_size = COLUMNS / WEFT_QUANT_BLOCK * block_size;
+    const void *panels[WEFT_DOT_PANELS_MAX];
+    const void *ahead[WEFT_DOT_PANELS_MAX];
+    const struct weft_cpu_quant_x *x[WEFT_DOT_VECTORS_MAX];
+    struct weft_cpu_dot_quant args = {.panels = panels,
+                                      .ahead = ahead,
+                                      .ahead_count = WEFT_DOT_PANELS_MAX,
+                                      .panel_count = WEFT_DOT_PANELS_MAX,
+                                      .vector_count = vectors,
+                                      .x = x,
+                                      .block_count = COLUMNS / WEFT_QUANT_BLOCK,
+                                      .out = bench->out,
+                                      .out_stride = 64};
+
+    for (uint32_t v = 0; v < vectors; v++) {
+        x[v] = bench->quant_x + (size_t)v * (COLUMNS / WEFT_QUANT_BLOCK);
+    }
+    for (uint64_t offset = 0; offset + 4 * panel_size <= size; offset += 4 * panel_size) {
+        for (uint32_t p = 0; p < WEFT_DOT_PANELS_MAX; p++) {
+            panels[p] = bench->stream + offset + p * panel_size;
+            ahead[p] = bench->stream + offset + (4 + p) * panel_size;
+        }
+        dot(&args);
+    }
+}
+
+enum { Q8_0_SIZE = 544, Q4_0_SIZE = 288 };
+
+static void stream_q8_0(struct bench *bench)
+{
+    run_dot_quant(bench, bench->kernels.dot_q8_0, Q8_0_SIZE, stream_size, 1);
+}
+
+static void stream_q4_0(struct bench *bench)
+{
+    run_dot_quant(bench, bench->kernels.dot_q4_0, Q4_0_SIZE, stream_size, 1);
+}
+
+static void tile_q8_0(struct bench *bench)
+{
+    run_dot_quant(bench, bench->kernels.dot_q8_0, Q8_0_SIZE, (size_t)COLUMNS / 8 * Q8_0_SIZE, 8);
+}
+
+static void tile_q4_0(struct bench *bench)
+{
+    run_dot_quant(bench, bench->kernels.dot_q4_0, Q4_0_SIZE, (size_t)COLUMNS / 8 * Q4_0_SIZE, 8);
+}
+
+static void bench_quantise_x(struct bench *bench)
+{
+    bench->kernels.quantise_x(bench->a, COUNT, 128, bench->quant_x);
+}
+
+static void bench_quantise_q8_0(struct bench *bench)
+{
+    for (uint32_t i = 0; i < COUNT; i += WEFT_QUANT_BLOCK) {
+        uint16_t scale;
+
+        bench->kernels.quantise_q8_0(bench->b + i, (int8_t *)bench->out, &scale);
+    }
+}
+
+static void bench_quantise_q4_0(struct bench *bench)
+{
+    for (uint32_t i = 0; i < COUNT; i += WEFT_QUANT_BLOCK) {
+        uint16_t scale;
+
+        bench->kernels.quantise_q4_0(bench->b + i, (int8_t *)bench->out, &scale);
+    }
+}
+
 /* ---- the rest ---- */
 
 static void bench_rms_norm(struct bench *bench)
@@ -192,10 +269,17 @@ static const struct entry entries[] = {
     {"dot_f16 stream", stream_f16, 1, 256 << 20, (256 << 20) / 2.0, "Gmac/s"},
     {"dot_bf16 stream", stream_bf16, 1, 256 << 20, (256 << 20) / 2.0, "Gmac/s"},
     {"dot_bf16_pairs stream", stream_bf16_pairs, 1, 256 << 20, (256 << 20) / 2.0, "Gmac/s"},
+    {"dot_q8_0 stream", stream_q8_0, 1, 256 << 20, (256 << 20) / (544.0 / 512), "Gmac/s"},
+    {"dot_q4_0 stream", stream_q4_0, 1, 256 << 20, (256 << 20) / (288.0 / 512), "Gmac/s"},
     {"dot_f32 8 vectors", tile_f32, 10, 0, TILE_WORK, "Gmac/s"},
     {"dot_f16 8 vectors", tile_f16, 10, 0, TILE_WORK, "Gmac/s"},
     {"dot_bf16 8 vectors", tile_bf16, 10, 0, TILE_WORK, "Gmac/s"},
     {"dot_bf16_pairs 8 vectors", tile_bf16_pairs, 10, 0, TILE_WORK, "Gmac/s"},
+    {"dot_q8_0 8 vectors", tile_q8_0, 10, 0, TILE_WORK, "Gmac/s"},
+    {"dot_q4_0 8 vectors", tile_q4_0, 10, 0, TILE_WORK, "Gmac/s"},
+    {"quantise_x", bench_quantise_x, 50, 0, COUNT, "Gelem/s"},
+    {"quantise_q8_0", bench_quantise_q8_0, 20, 0, COUNT, "Gelem/s"},
+    {"quantise_q4_0", bench_quantise_q4_0, 20, 0, COUNT, "Gelem/s"},
     {"rms_norm", bench_rms_norm, 50, 0, COUNT, "Gelem/s"},
     {"add", bench_add, 50, 0, COUNT, "Gelem/s"},
     {"add_norm", bench_add_norm, 50, 0, COUNT, "Gelem/s"},
@@ -208,7 +292,12 @@ static const struct entry entries[] = {
     {"exp_sum", bench_exp_sum, 20, 0, COUNT, "Gelem/s"},
 };
 
-static void bench_kernels(struct bench *bench, enum weft_cpu_level best, double peak)
+static bool is_wanted(const char *only, const char *name)
+{
+    return only == NULL || strstr(name, only) != NULL;
+}
+
+static void bench_kernels(struct bench *bench, enum weft_cpu_level best, const char *only, double peak)
 {
     printf("%-26s", "kernel, one thread");
     for (int level = 0; level <= (int)best; level++) {
@@ -219,6 +308,9 @@ static void bench_kernels(struct bench *bench, enum weft_cpu_level best, double 
         const struct entry *entry = &entries[i];
         double reference = 0;
 
+        if (!is_wanted(only, entry->name)) {
+            continue;
+        }
         printf("%-26s", entry->name);
         for (int level = 0; level <= (int)best; level++) {
             double seconds;
@@ -237,13 +329,14 @@ static void bench_kernels(struct bench *bench, enum weft_cpu_level best, double 
     }
 }
 
-/* ---- the device: decode and prefill of one large bf16 matrix ---- */
+/* ---- the device: decode and prefill of one large matrix ---- */
 
-static void bench_matmul(enum weft_cpu_level level, uint32_t threads, double peak)
+static void bench_matmul(enum weft_dtype dtype, enum weft_cpu_level level, uint32_t threads, double peak)
 {
     enum { ROWS = 131072, TOKENS = 128, PREFILL_ROWS = 4096 };
     struct weft_device_options options = {.cpu_level = weft_cpu_level_name(level), .thread_count = threads};
-    struct weft_matrix_desc desc = {.dtype = WEFT_BF16, .row_count = ROWS, .col_count = COLUMNS};
+    struct weft_matrix_desc desc = {.dtype = dtype, .source = WEFT_BF16, .row_count = ROWS, .col_count = COLUMNS};
+    double bytes;
     struct weft_device *device;
     struct weft_matrix *large;
     struct weft_matrix *small;
@@ -255,6 +348,7 @@ static void bench_matmul(enum weft_cpu_level level, uint32_t threads, double pea
     if (weft_device_open(&options, &device) != WEFT_OK || weft_matrix_open(device, &desc, &large) != WEFT_OK) {
         exit(1);
     }
+    bytes = (double)weft_matrix_size(device, &desc);
     desc.row_count = PREFILL_ROWS;
     x = weft_device_alloc(device, (size_t)TOKENS * COLUMNS * sizeof(float));
     out = weft_device_alloc(device, (size_t)TOKENS * ROWS * sizeof(float));
@@ -276,8 +370,8 @@ static void bench_matmul(enum weft_cpu_level level, uint32_t threads, double pea
         prefill = bench_now() - middle < prefill ? bench_now() - middle : prefill;
         decode = middle - begin < decode ? middle - begin : decode;
     }
-    printf("%-22s decode %6.1f GB/s %3.0f%%   prefill %8.1f Gmac/s\n", weft_device_name(device),
-           (double)ROWS * COLUMNS * 2 / decode * 1e-9, (double)ROWS * COLUMNS * 2 / decode / peak * 100,
+    printf("%-5s %-26s decode %7.2f ms %6.1f GB/s %3.0f%%   prefill %8.1f Gmac/s\n", weft_dtype_name(dtype),
+           weft_device_name(device), decode * 1e3, bytes / decode * 1e-9, bytes / decode / peak * 100,
            (double)TOKENS * PREFILL_ROWS * COLUMNS / prefill * 1e-9);
     weft_matrix_close(device, &large);
     weft_matrix_close(device, &small);
@@ -286,17 +380,18 @@ static void bench_matmul(enum weft_cpu_level level, uint32_t threads, double pea
     weft_device_close(&device);
 }
 
-void bench_run(enum weft_cpu_level best)
+void bench_run(enum weft_cpu_level best, const char *only)
 {
     struct bench_bandwidth peaks[2] = {bench_read_bandwidth(1, (uint64_t)1 << 30, 10),
                                        bench_read_bandwidth(2, (uint64_t)1 << 30, 10)};
-    struct bench bench = {.stream = malloc(stream_size)};
+    struct bench bench = {.stream = aligned_alloc(64, stream_size)};
     struct check check = {.random = 1};
 
     bench.a = malloc(8 * COLUMNS * sizeof(float));
     bench.b = malloc(8 * COLUMNS * sizeof(float));
     bench.out = malloc(8 * COLUMNS * sizeof(float));
-    if (bench.stream == NULL || bench.a == NULL || bench.b == NULL || bench.out == NULL) {
+    bench.quant_x = calloc(8 * COLUMNS / WEFT_QUANT_BLOCK, sizeof(*bench.quant_x));
+    if (bench.quant_x == NULL || bench.stream == NULL || bench.a == NULL || bench.b == NULL || bench.out == NULL) {
         fprintf(stderr, "kernels_check: no memory for the benchmark\n");
         exit(1);
     }
@@ -306,17 +401,20 @@ void bench_run(enum weft_cpu_level best)
     check_fill(&check, CHECK_PLAIN, bench.b, (size_t)8 * COLUMNS);
     printf("read bandwidth, 1 thread: %.1f GB/s by CPU time: percentages of kernels are of this\n",
            peaks[0].cpu * 1e-9);
-    bench_kernels(&bench, best, peaks[0].cpu);
+    bench_kernels(&bench, best, only, peaks[0].cpu);
     printf("\nread bandwidth by the clock: %.1f GB/s with 1 thread, %.1f GB/s with 2\n", peaks[0].wall * 1e-9,
            peaks[1].wall * 1e-9);
-    printf("matmul bf16, %d columns: decode from memory, prefill of 128 tokens\n", COLUMNS);
-    for (int level = 0; level <= (int)best; level++) {
+    printf("matmul, %d columns: decode from memory, prefill of 128 tokens\n", COLUMNS);
+    for (int level = 0; level <= (int)best && is_wanted(only, "matmul"); level++) {
         for (uint32_t threads = 1; threads <= 2; threads++) {
-            bench_matmul((enum weft_cpu_level)level, threads, peaks[threads - 1].wall);
+            bench_matmul(WEFT_BF16, (enum weft_cpu_level)level, threads, peaks[threads - 1].wall);
+            bench_matmul(WEFT_Q8_0, (enum weft_cpu_level)level, threads, peaks[threads - 1].wall);
+            bench_matmul(WEFT_Q4_0, (enum weft_cpu_level)level, threads, peaks[threads - 1].wall);
         }
     }
     free(bench.stream);
     free(bench.a);
     free(bench.b);
     free(bench.out);
+    free(bench.quant_x);
 }

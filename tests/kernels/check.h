@@ -104,8 +104,8 @@ void check_device_ordered(struct check *check);
 /* An open device of the level under test, or the GPU; aborts the program when that fails. */
 struct weft_device *check_device(const struct check *check, uint32_t thread_count);
 
-/* bench.c: times every kernel of every level, and the device's matmul. */
-void bench_run(enum weft_cpu_level best);
+/* bench.c: times every kernel of every level, and the device's matmul; only != NULL: those whose name contains it. */
+void bench_run(enum weft_cpu_level best, const char *only);
 /* bench_gpu.c: times the large operations of the device table on a GPU. */
 void bench_gpu_run(const char *module);
 

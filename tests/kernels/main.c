@@ -203,7 +203,7 @@ static void bench(const struct options *options, enum weft_cpu_level best)
     const char *module;
 
     if (options->device == NULL || strcmp(options->device, "cuda") != 0) {
-        bench_run(best);
+        bench_run(best, options->only);
         return;
     }
     module = module_of(options, emulated, sizeof(emulated));

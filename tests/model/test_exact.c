@@ -30,8 +30,8 @@ enum factor { RANKS, CHUNK, LEVEL, SHARES, THREADS, MIXED, KV, SPARSE };
 
 static const uint32_t rank_counts[] = {1, 2, 3, 4, 5, 8};
 static const uint32_t chunks[] = {1, 7, 64, 0}; /* 0: the whole prompt */
-static const char *const levels[] = {"ref", "avx2", "avx512"};
-static const uint32_t value_counts[FACTOR_COUNT] = {6, 4, 3, 2, 2, 2, 2, 2};
+static const char *const levels[] = {"ref", "avx2", "avx512", "avx512vnni"};
+static const uint32_t value_counts[FACTOR_COUNT] = {6, 4, 4, 2, 2, 2, 2, 2};
 static const uint32_t uneven[] = {3, 1, 1, 2, 1, 1, 1, 1};
 
 /* Setting `factor` of run `run`: every rank count with every chunk, the rest spread over them. */
@@ -42,7 +42,7 @@ static uint32_t value_of(uint32_t run, enum factor factor)
     switch (factor) {
     case RANKS: return ranks;
     case CHUNK: return chunk;
-    case LEVEL: return (ranks + chunk) % 3;
+    case LEVEL: return (ranks + ranks / 2 + chunk) % 4;
     case SHARES: return (ranks + chunk / 2) % 2;
     case THREADS: return (ranks / 2 + chunk) % 2;
     case MIXED: return (ranks / 3 + chunk + chunk / 2) % 2;

@@ -300,12 +300,10 @@ def table(results):
         hinted = all(r.get("hinted", True) for r in good)
         told = [r["told"] for r in good if r.get("told") is not None]
         client = ", ".join(codes) + (", hint" if codes and hinted else "") + (f", {seconds(told)}" if told else "")
-        # Loading was made slow on purpose, and is so again after the restart.
-        served = [r["served"] for r in good if "served" in r and r["phase"] != "load"]
         detected = [r["detected"] for r in good] if fault != "read error" else []
         ended = [r["ended"] for r in good] if fault != "read error" else []
         lines.append(f"| {launcher} | {fault} | {len(runs)} | {seconds(detected)} | {named} of {len(runs)} | "
-                     f"{seconds(ended)} | {client} | {seconds(served)} |"
+                     f"{seconds(ended)} | {client} | {seconds([r['served'] for r in good if 'served' in r])} |"
                      + (f" {len(errors)} WRONG" if errors else ""))
     return "\n".join(lines)
 
