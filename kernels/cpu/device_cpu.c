@@ -188,6 +188,7 @@ static const struct weft_device_ops cpu_ops = {
     .mark = cpu_mark,
     .wait = cpu_wait,
     .matrix_size = weft_cpu_matrix_size,
+    .matrix_scratch_size = weft_cpu_matrix_scratch_size,
     .matrix_open = weft_cpu_matrix_open,
     .matrix_close = weft_cpu_matrix_close,
     .matrix_write_rows = weft_cpu_matrix_write_rows,

@@ -50,6 +50,7 @@ void weft_cpu_free(struct weft_device *device, void *memory);
 
 /* matrix.c */
 size_t weft_cpu_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
+size_t weft_cpu_matrix_scratch_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
 enum weft_status weft_cpu_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
                                       struct weft_matrix **out);
 void weft_cpu_matrix_close(struct weft_device *device, struct weft_matrix *matrix);

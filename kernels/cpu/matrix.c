@@ -34,6 +34,13 @@ size_t weft_cpu_matrix_size(const struct weft_device *device, const struct weft_
     return weft_cpu_panel_count(desc->row_count) * panel_size;
 }
 
+/* The device has it from the start, but only quantised matrices touch its pages. */
+size_t weft_cpu_matrix_scratch_size(const struct weft_device *device, const struct weft_matrix_desc *desc)
+{
+    (void)device;
+    return weft_dtype_is_quantised(desc->dtype) ? WEFT_CPU_QUANT_BLOCKS * sizeof(struct weft_cpu_quant_x) : 0;
+}
+
 static void set_leaves(struct weft_matrix *matrix, const struct weft_matrix_desc *desc)
 {
     bool is_consumed[WEFT_LEAF_COUNT_MAX] = {false};
