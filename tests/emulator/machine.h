@@ -49,8 +49,9 @@ struct weft_emulated_world {
     uint32_t run_launches = 0;
     uint32_t run_operations = 0;
     uint32_t hang_generation = 0; /* a hang ends when this changes */
-    std::set<cudaEvent_t> events; /* live; those of a GPU that hangs are never given back, but must stay reachable */
-    uint32_t graphs = 0;
+    /* live; those of a GPU that hangs are never given back, but must stay reachable */
+    std::set<cudaEvent_t> events;
+    std::set<weft_emulated_graph *> graphs;
     std::string report;
 };
 weft_emulated_world &weft_emulated_the_world();

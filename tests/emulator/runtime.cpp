@@ -133,7 +133,7 @@ uint32_t weft_emulated_live_count()
     for (const weft_emulated_device &device : world.devices) {
         streams -= device.null_stream != nullptr ? 1 : 0;
     }
-    return blocks + streams + (uint32_t)world.events.size() + world.graphs;
+    return blocks + streams + (uint32_t)(world.events.size() + world.graphs.size());
 }
 
 const char *weft_emulated_report()

@@ -651,7 +651,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
         for (const auto &other : world.streams) { /* those that joined leave too */
             other->capture = other->capture == captured ? nullptr : other->capture;
         }
-        world.graphs += error == cudaSuccess ? 1 : 0;
+        if (error == cudaSuccess) {
+            world.graphs.insert(captured);
+        }
     }
     if (error != cudaSuccess) {
         delete captured;
@@ -687,7 +689,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
     ENTER("cudaGraphInstantiate");
     *exec = new weft_emulated_graph(*graph);
     std::lock_guard<std::mutex> guard(world.lock);
-    world.graphs++;
+    world.graphs.insert(*exec);
     return cudaSuccess;
 }
 
@@ -726,9 +728,11 @@ static cudaError_t destroy_graph(weft_emulated_graph *graph)
 {
     weft_emulated_world &world = weft_emulated_the_world();
 
+    {
+        std::lock_guard<std::mutex> guard(world.lock);
+        world.graphs.erase(graph);
+    }
     delete graph;
-    std::lock_guard<std::mutex> guard(world.lock);
-    world.graphs--;
     return cudaSuccess;
 }
 
