@@ -225,8 +225,13 @@ def test_leader_worker_set_is_scaled_by_what_is_there(cluster, wanted, secret):
     assert figure() == 0 and figure("weft_ranks") == 4
     request = weft_pb2.GenerateRequest(prompt="Once", max_tokens=900, ignore_eos=True)
     streams = [stub_of(leader).Generate(request, timeout=HANG_S) for _ in range(30)]
-    until(lambda: figure() > float(scaled["spec"]["triggers"][0]["metadata"]["threshold"]), "more waiting than one group may have")
-    assert figure("weft_requests_running") == figure("weft_requests_running_limit")
+    threshold = float(scaled["spec"]["triggers"][0]["metadata"]["threshold"])
+
+    def is_full():
+        scrape = Scrape(port, host=host)
+        return scrape[name] > threshold and scrape["weft_requests_running"] == scrape["weft_requests_running_limit"]
+    # Requests are taken up between steps: for a moment many wait while few run.
+    until(is_full, "every place taken, and more waiting than one group may have")
     for stream in streams:
         stream.cancel()
     until(lambda: figure() == 0, "nobody waiting")
