@@ -2,6 +2,8 @@
 import json
 import os
 import pathlib
+import random
+import socket
 import subprocess
 import time
 
@@ -9,6 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build")).resolve()
 WEFT = BUILD / "weft"
 GOLDEN = ROOT / "tests" / "model" / "golden"
+# Of everything that should end by itself: generous, the machine may be slow or busy.
+HANG_S = 60
 PROMPT = "Once upon a time, a weaver crossed the river."
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
 
@@ -26,12 +30,18 @@ def byte_alphabet():
     return table
 
 
-def model_folder(family, folder):
-    """A golden model with a tokenizer of single bytes: ASCII first, as many bytes as its vocabulary holds."""
+def model_folder(family, folder, context=None):
+    """A golden model with a tokenizer of single bytes: ASCII first, as many bytes as its vocabulary holds.
+
+    With a `context` far longer than its own, answers last as long as a test likes, however quick the machine is.
+    """
     config = json.loads((GOLDEN / family / "config.json").read_text())
     for file in (GOLDEN / family).iterdir():
         if file.name != "golden.safetensors":
             (folder / file.name).symlink_to(file)
+    if context is not None:
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context}))
     specials = ["<unk>", "<s>", "</s>"]
     vocab = {token: i for i, token in enumerate(specials)}
     alphabet = byte_alphabet()
@@ -110,11 +120,34 @@ def is_alive(pid):
         return False
 
 
+_reserved = []
+
+
+def free_port():
+    """A port for a listener that is started later, nobody else's until this process ends.
+
+    Not one of those that the kernel gives to sockets without a wish, any of which may be taken a moment later. A UDP socket
+    on the same number keeps other tests off it: they ask the same way (tests/comm/place.h too).
+    """
+    while True:
+        port = random.SystemRandom().randrange(10000, 32000)
+        mark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            mark.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            mark.close()
+            continue
+        _reserved.append(mark)
+        return port
+
+
 def shm_entries():
     return set(os.listdir("/dev/shm"))
 
 
-def until(condition, timeout=20):
+def until(condition, timeout=HANG_S):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if condition():

@@ -2,16 +2,18 @@
  * weft.h without a model: a test double that lets the server and the commands be tested for what a real engine does
  * rarely or slowly. Tokens are bytes; token k of an answer depends on the prompt's bytes and k alone.
  *
- * The model's name sets it up: "fake:token_us=1000,context=4096,close_ms=60000" (close takes as long as a long step).
- * Words in a prompt make it misbehave: <fail>   the group fails (rank 1) after the fifth token of this request <wide>
- * 1000 bytes of text per token Every event's text and ids are scribbled over by the next poll: what the server keeps it
- * must have copied.
+ * The model's name sets it up: "fake:token_us=1000,context=4096,close_ms=60000" (close takes as long as a long step);
+ * with "hold=PATH" no request gets more than its first token while there is a file PATH. Words in a prompt make it
+ * misbehave: <fail>, the group fails (rank 1) after the fifth token of this request; <wide>, 1000 bytes of text per
+ * token; <stuck>, neither a second token nor an end. Every event's text and ids are scribbled over by the next poll:
+ * what the server keeps it must have copied.
  */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "weft/gpu.h"
 #include "weft/log.h"
@@ -48,6 +50,7 @@ struct weft_engine {
     int32_t *ids;
     uint32_t slot_count;
     char model[256];
+    char hold[256]; /* path; empty: none */
 };
 
 static _Thread_local char last_error[256];
@@ -68,6 +71,15 @@ static uint32_t setting(const char *model, const char *name, uint32_t fallback)
     const char *at = strstr(model, name);
 
     return at != NULL ? (uint32_t)atol(at + strlen(name)) : fallback;
+}
+
+/* What follows `name` up to the next comma; "" without it. */
+static void setting_text(const char *model, const char *name, char *text_out, size_t size)
+{
+    const char *at = strstr(model, name);
+
+    (void)snprintf(text_out, size, "%s", at != NULL ? at + strlen(name) : "");
+    text_out[strcspn(text_out, ",")] = '\0';
 }
 
 enum weft_status weft_engine_open(const struct weft_engine_options *options, struct weft_engine **out)
@@ -94,6 +106,7 @@ enum weft_status weft_engine_open(const struct weft_engine_options *options, str
     engine->token_us = setting(options->model, "token_us=", 0);
     engine->close_ms = setting(options->model, "close_ms=", 0);
     (void)snprintf(engine->model, sizeof(engine->model), "%s", options->model);
+    setting_text(options->model, "hold=", engine->hold, sizeof(engine->hold));
     *out = engine;
     return WEFT_OK;
 }
@@ -316,6 +329,16 @@ static void slots_make(struct weft_engine *engine, uint32_t capacity)
     memset(engine->ids, 0xff, capacity * sizeof(int32_t));
 }
 
+/* Whether a request gets nothing in this step, whatever its place. */
+static bool is_held(const struct weft_engine *engine, const struct request *request)
+{
+    if (request->made == 0) {
+        return false;
+    }
+    return request->is_stuck || (!request->is_cancelled && engine->failed_rank < 0 && engine->hold[0] != '\0' &&
+                                 access(engine->hold, F_OK) == 0);
+}
+
 enum weft_status weft_engine_poll(struct weft_engine *engine, uint32_t timeout_ms, struct weft_event *events_out,
                                   uint32_t capacity, uint32_t *count_out)
 {
@@ -337,7 +360,7 @@ enum weft_status weft_engine_poll(struct weft_engine *engine, uint32_t timeout_m
         bool is_running = i < engine->sequence_count;
         bool is_last = false;
 
-        if (request->is_stuck && request->made > 0) {
+        if (is_held(engine, request)) {
             engine->requests[kept++] = *request;
             continue;
         }

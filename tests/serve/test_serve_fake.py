@@ -8,7 +8,8 @@ import time
 
 import grpc
 import pytest
-from weft_server import FAKE, Server, generate, health_pb2, retry_hint, until, weft_pb2
+from metrics_client import Scrape
+from weft_server import FAKE, HANG_S, Server, generate, health_pb2, retry_hint, until, weft_pb2
 
 pytestmark = pytest.mark.timeout(120)
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -59,10 +60,16 @@ def test_stream_content_and_last_message(stub):
     assert len(last.logits_sha256) == 64
 
 
-def test_messages_come_one_by_one(stub):
-    messages = list(stub.Generate(request(max_tokens=30)))
-    assert len(messages) > 5, "tokens did not stream"
-    assert all(m.finish_reason == weft_pb2.FINISH_REASON_UNSPECIFIED for m in messages[:-1])
+def test_tokens_stream(hold):
+    """The first comes while the second has not been made."""
+    with fake(f"fake:hold={hold}") as server:
+        call = server.stub().Generate(request(max_tokens=30), timeout=HANG_S)
+        messages = [next(call)]
+        assert list(messages[0].token_ids) == [ord(expected("hello", 1))]
+        hold.unlink()
+        messages += call
+        assert "".join(m.text for m in messages) == expected("hello", 30)
+        assert all(m.finish_reason == weft_pb2.FINISH_REASON_UNSPECIFIED for m in messages[:-1])
 
 
 def test_prompt_as_token_ids(stub):
@@ -80,7 +87,7 @@ def test_malformed_bytes(server):
                    "/weft.v1.Inference/GetModel", "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"):
         raw = server.channel().unary_stream(method, request_serializer=lambda b: b, response_deserializer=bytes)
         for junk in (b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x05abc"):
-            code, _ = code_of(lambda: raw(junk, timeout=10))
+            code, _ = code_of(lambda: raw(junk, timeout=HANG_S))
             assert code == grpc.StatusCode.INVALID_ARGUMENT, (method, junk)
 
 
@@ -101,7 +108,7 @@ def test_random_bytes_never_hurt(server):
                     message[chance.randrange(len(message))] = chance.randrange(256)
             else:
                 message = chance.randbytes(chance.randrange(40))
-            stream = call(bytes(message), timeout=20)
+            stream = call(bytes(message), timeout=HANG_S)
             try:
                 next(stream)
                 stream.cancel()
@@ -116,7 +123,7 @@ def test_prompt_that_is_no_utf8(server):
     raw = server.channel().unary_stream("/weft.v1.Inference/Generate", request_serializer=lambda b: b,
                                         response_deserializer=bytes)
     for text in (b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"abc\xff"):
-        code, details = code_of(lambda: raw(b"\x0a" + bytes([len(text)]) + text, timeout=10))
+        code, details = code_of(lambda: raw(b"\x0a" + bytes([len(text)]) + text, timeout=HANG_S))
         assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "prompt: not UTF-8")
 
 
@@ -132,13 +139,13 @@ def test_prompt_that_is_no_utf8(server):
     ({"prompt_token_ids": [1, 2]}, "prompt"),
 ])
 def test_settings_out_of_range(stub, settings, word):
-    code, details = code_of(lambda: stub.Generate(request(**settings), timeout=10))
+    code, details = code_of(lambda: stub.Generate(request(**settings), timeout=HANG_S))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert word in details
 
 
 def test_prompt_longer_than_context(stub):
-    code, details = code_of(lambda: stub.Generate(request("x" * 64000), timeout=10))
+    code, details = code_of(lambda: stub.Generate(request("x" * 64000), timeout=HANG_S))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert "64000" in details and "63999" in details
 
@@ -150,14 +157,14 @@ def test_context_ends_the_answer(stub):
 
 
 def test_request_over_the_size_limit(stub):
-    code, _ = code_of(lambda: stub.Generate(request("x" * (17 << 20)), timeout=20))
+    code, _ = code_of(lambda: stub.Generate(request("x" * (17 << 20)), timeout=HANG_S))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_unknown_methods(server):
     for path in ("/weft.v1.Inference/Nonsense", "/nobody.Knows/This", "/weft.v1.Inference/"):
         call = server.channel().unary_unary(path, request_serializer=lambda b: b, response_deserializer=bytes)
-        assert code_of(lambda: call(b"", timeout=10))[0] == grpc.StatusCode.UNIMPLEMENTED
+        assert code_of(lambda: call(b"", timeout=HANG_S))[0] == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_tokenize_detokenize(stub):
@@ -175,46 +182,41 @@ def test_get_model(stub):
     assert model.weft_version
 
 
-def test_cancel_stops_the_work():
-    with fake("fake:token_us=1000", "--sequences", 1) as server:
-        stub = server.stub()
-        call = stub.Generate(request(max_tokens=100000))
+def check_place_is_free(server):
+    """The only place is another's again; an answer of one token is never held."""
+    assert generate(server.stub(), prompt="next", max_tokens=1)[0] == expected("next", 1)
+
+
+def test_cancel_stops_the_work(hold):
+    with fake(f"fake:hold={hold}", "--sequences", 1) as server:
+        call = server.stub().Generate(request(max_tokens=100))
         next(call)
         call.cancel()
-        # The only slot is free again long before 100,000 tokens are made.
-        assert generate(stub, prompt="next", max_tokens=3, timeout=20)[0] == expected("next", 3)
+        check_place_is_free(server)
 
 
-def test_deadline_stops_the_work():
-    with fake("fake:token_us=1000,context=1000000", "--sequences", 1) as server:
-        stub = server.stub()
-        code, _ = code_of(lambda: stub.Generate(request(max_tokens=900000), timeout=0.3))
+def test_deadline_stops_the_work(hold):
+    with fake(f"fake:hold={hold}", "--sequences", 1) as server:
+        code, _ = code_of(lambda: server.stub().Generate(request(max_tokens=100), timeout=0.3))
         assert code == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert generate(stub, prompt="next", max_tokens=3, timeout=20)[0] == expected("next", 3)
+        check_place_is_free(server)
 
 
-def test_disconnect_stops_the_work():
-    with fake("fake:token_us=1000,context=1000000", "--sequences", 1) as server:
+def test_disconnect_stops_the_work(hold):
+    with fake(f"fake:hold={hold}", "--sequences", 1) as server:
         channel = server.channel()
-        call = type(server.stub())(channel).Generate(request(max_tokens=900000))
+        call = type(server.stub())(channel).Generate(request(max_tokens=100))
         next(call)
         channel.close()
-        assert generate(server.stub(), prompt="next", max_tokens=3, timeout=20)[0] == expected("next", 3)
+        check_place_is_free(server)
 
 
-def test_queue_full():
-    with fake("fake:token_us=20000", "--sequences", 1, "--queue", 2) as server:
+def test_queue_full(hold):
+    with fake(f"fake:hold={hold}", "--sequences", 1, "--queue", 2, "--http", "127.0.0.1:0") as server:
         stub = server.stub()
-        calls = [stub.Generate(request(max_tokens=4000)) for _ in range(3)]
-
-        def is_refused():
-            try:
-                list(stub.Generate(request(max_tokens=1), timeout=0.5))
-            except grpc.RpcError as error:
-                return error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and error.details() == "queue full"
-            return False
-
-        assert until(is_refused)
+        calls = [stub.Generate(request(max_tokens=100)) for _ in range(3)]
+        assert until(lambda: Scrape(server.http_port)["weft_requests_waiting"] == 2)
+        assert code_of(lambda: stub.Generate(request(max_tokens=1))) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full")
         for call in calls:
             call.cancel()
 
@@ -222,13 +224,10 @@ def test_queue_full():
 def test_slow_reader_loses_nothing_and_holds_nobody_up(server):
     slow = server.channel(("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0))
     call = type(server.stub())(slow).Generate(request("slow", max_tokens=20000))
-    next(call)
+    first = next(call)
     time.sleep(0.5)
-    begin = time.monotonic()
     assert generate(server.stub(), prompt="fast", max_tokens=50)[0] == expected("fast", 50)
-    assert time.monotonic() - begin < 30
-    rest = "".join(m.text for m in call)
-    assert expected("slow", 20000).endswith(rest) and len(rest) > 19000
+    assert first.text + "".join(m.text for m in call) == expected("slow", 20000)
 
 
 def test_reader_who_never_reads_is_cancelled():
@@ -237,7 +236,7 @@ def test_reader_who_never_reads_is_cancelled():
         stub = server.stub()
         call = stub.Generate(request("<wide>", max_tokens=100000))
         call.initial_metadata()  # it runs
-        assert generate(stub, prompt="next", max_tokens=3, timeout=60)[0] == expected("next", 3)
+        assert generate(stub, prompt="next", max_tokens=3, timeout=HANG_S)[0] == expected("next", 3)
         with pytest.raises(grpc.RpcError) as caught:
             for _ in call:
                 pass
@@ -282,10 +281,11 @@ def test_group_failure_reaches_every_client():
         watch = server.health().Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == SERVING
         others = [stub.Generate(request(f"other {i}", max_tokens=90000)) for i in range(6)]
-        next(others[0])
+        for call in others:
+            next(call)  # all have begun
         received = []
         with pytest.raises(grpc.RpcError) as error:
-            for message in stub.Generate(request("<fail>", max_tokens=100), timeout=20):
+            for message in stub.Generate(request("<fail>", max_tokens=100), timeout=HANG_S):
                 received.append(message.text)
         assert error.value.code() == grpc.StatusCode.UNAVAILABLE
         assert error.value.details() == "rank 1 on loom failed: a thread broke"
@@ -304,41 +304,40 @@ def test_group_failure_reaches_every_client():
         assert any("stopping: rank 1 on loom failed: a thread broke" in line for line in server.log)
 
 
-def test_sigterm_cancels_and_ends():
-    with fake("fake:token_us=5000") as server:
+def test_sigterm_cancels_and_ends(hold):
+    with fake(f"fake:hold={hold}") as server:
         stub = server.stub()
         watch = server.health().Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == SERVING
-        call = stub.Generate(request(max_tokens=4000))
+        call = stub.Generate(request(max_tokens=100))
         next(call)
-        begin = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         code, details = code_of(lambda: call)
         assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         assert retry_hint(call) >= 3
         assert server.wait() == 0
-        assert time.monotonic() - begin < 5
         with pytest.raises(grpc.RpcError):
             assert next(watch).status == NOT_SERVING
             next(watch)
 
 
-def test_sigterm_with_drain_lets_answers_end():
-    with fake("fake:token_us=5000", "--drain", "60s") as server:
+def test_sigterm_with_drain_lets_answers_end(hold):
+    with fake(f"fake:hold={hold}", "--drain", "1h") as server:
         stub = server.stub()
         call = stub.Generate(request("drained", max_tokens=200))
         first = next(call)
         server.process.send_signal(signal.SIGTERM)
         assert until(lambda: server.process.poll() is not None or any("stopping" in line for line in server.log))
-        code, details = code_of(lambda: stub.Generate(request("late"), timeout=10))
-        assert code == grpc.StatusCode.UNAVAILABLE
+        code, details = code_of(lambda: stub.Generate(request("late"), timeout=HANG_S))
+        assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        hold.unlink()
         assert first.text + "".join(m.text for m in call) == expected("drained", 200)
         assert server.wait() == 0
 
 
-def test_second_signal_ends_at_once():
-    with fake("fake:token_us=5000", "--drain", "1h") as server:
-        call = server.stub().Generate(request(max_tokens=4000))
+def test_second_signal_ends_at_once(hold):
+    with fake(f"fake:hold={hold}", "--drain", "1h") as server:
+        call = server.stub().Generate(request(max_tokens=100))
         next(call)
         server.process.send_signal(signal.SIGTERM)
         assert until(lambda: any("stopping" in line for line in server.log))
@@ -348,14 +347,12 @@ def test_second_signal_ends_at_once():
 
 def test_a_long_step_does_not_hold_up_the_end():
     """SIGTERM while the engine cannot stop: everybody is told, and the process leaves all the same."""
-    with fake("fake:token_us=5000,close_ms=60000") as server:
+    with fake("fake:close_ms=600000") as server:  # far longer than wait() has patience
         call = server.stub().Generate(request("<stuck>", max_tokens=4000))
         next(call)
-        begin = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert code_of(lambda: call) == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         assert server.wait() == 0
-        assert time.monotonic() - begin < 10
         assert "weft: stopped in the middle of a step\n" in server.log
 
 
@@ -370,9 +367,9 @@ def test_shutdown_under_fire(seed):
             stub, health = server.stub(), server.health()
             while not is_over.is_set():
                 try:
-                    stub.Tokenize(weft_pb2.TokenizeRequest(text="x" * 1000), timeout=10)
-                    list(stub.Generate(request(max_tokens=20), timeout=10))
-                    next(health.Watch(health_pb2.HealthCheckRequest(), timeout=10))
+                    stub.Tokenize(weft_pb2.TokenizeRequest(text="x" * 1000), timeout=HANG_S)
+                    list(stub.Generate(request(max_tokens=20), timeout=HANG_S))
+                    next(health.Watch(health_pb2.HealthCheckRequest(), timeout=HANG_S))
                 except grpc.RpcError as error:
                     codes.add(error.code())
 
@@ -390,6 +387,6 @@ def test_shutdown_under_fire(seed):
 
 def test_port_in_use(server):
     done = subprocess.run([str(FAKE), "serve", "--model", "fake:", "--grpc", server.address], capture_output=True,
-                          text=True, timeout=30)
+                          text=True, timeout=HANG_S)
     assert done.returncode == 1
     assert done.stderr == f"weft: serve: cannot listen on {server.address}: Address already in use\n"

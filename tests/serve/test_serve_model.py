@@ -6,7 +6,7 @@ import time
 import grpc
 import pytest
 from weft_cli import PROMPT, answer, model_folder
-from weft_server import Server, generate, weft_pb2, weft_pb2_grpc
+from weft_server import HANG_S, Server, generate, weft_pb2, weft_pb2_grpc
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -90,12 +90,12 @@ def test_rough_company_changes_no_answer(model):
         requests = [{"prompt": f"{i} hello there" * (1 + i % 5), "max_tokens": 5 + i * 5, "ignore_eos": True,
                      "temperature": (i % 3) * 0.8, "seed": i, "logits_digest": i % 2 == 0} for i in range(12)]
         wanted = [generate(server.stub(), **r) for r in requests]
-        end = time.monotonic() + 4
+        end = time.monotonic() + 4  # or later, on a slow machine
         wrong, right, unexpected = [], [], []
 
         def client(seed):
             chance, stub = random.Random(seed), server.stub()
-            while time.monotonic() < end:
+            while time.monotonic() < end or (len(right) <= 10 and time.monotonic() < end + HANG_S):
                 i = chance.randrange(len(requests))
                 message = weft_pb2.GenerateRequest(**requests[i])
                 try:
@@ -129,10 +129,15 @@ def test_rough_company_changes_no_answer(model):
         assert server.stop() == 0
 
 
-def test_deadline(stub):
-    with pytest.raises(grpc.RpcError) as caught:
-        list(stub.Generate(weft_pb2.GenerateRequest(prompt=PROMPT, max_tokens=80, ignore_eos=True), timeout=0.003))
-    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+def test_deadline(tmp_path):
+    """Of a request that takes far longer; its place is free again."""
+    model = model_folder("qwen2", tmp_path, context=200_000)
+    with Server("--model", model, "--ranks", 2, "--threads", 1, "--sequences", 1, "--kv-tokens", 200_000) as server:
+        stub = server.stub()
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.Generate(weft_pb2.GenerateRequest(prompt=PROMPT, max_tokens=190_000, ignore_eos=True), timeout=0.3))
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert len(generate(stub, prompt=PROMPT, max_tokens=5, ignore_eos=True)[1]) == 5
 
 
 def test_prompt_longer_than_the_context(stub):

@@ -18,6 +18,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build")).resolve()
 WEFT = BUILD / "weft"
 FAKE = BUILD / "weft_fake"
+# Of everything that should end by itself: generous, the machine may be slow or busy.
+HANG_S = 60
 
 
 def _protos():
@@ -63,7 +65,7 @@ class Server:
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._ready.wait(60) or self.port is None:
+        if not self._ready.wait(HANG_S) or self.port is None:
             self.kill()
             raise AssertionError("weft serve did not start:\n" + "".join(self.log))
 
@@ -91,12 +93,12 @@ class Server:
     def health(self):
         return health_pb2_grpc.HealthStub(self.channel())
 
-    def wait(self, timeout=20):
+    def wait(self, timeout=HANG_S):
         code = self.process.wait(timeout)
         self._reader.join(5)
         return code
 
-    def stop(self, number=signal.SIGTERM, timeout=20):
+    def stop(self, number=signal.SIGTERM, timeout=HANG_S):
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.wait(timeout)
@@ -131,7 +133,7 @@ def generate(stub, timeout=60, **request):
     return text, ids, last
 
 
-def until(condition, timeout=20):
+def until(condition, timeout=HANG_S):
     """Waits for condition() to hold; False when it does not in time."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
