@@ -3,11 +3,10 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 
 import pytest
-from weft_cli import PROMPT, ROOT, WEFT, answer, group_of, is_alive, model_folder, one_error_line, until, weft
+from weft_cli import PROMPT, ROOT, WEFT, answer, free_port, group_of, is_alive, model_folder, one_error_line, until, weft
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -15,12 +14,6 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return model_folder("mistral", tmp_path_factory.mktemp("mistral"))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(model, port, rank, *arguments, environment=None):
@@ -113,7 +106,7 @@ def test_a_killed_rank_of_several_in_a_process(model, victim):
     for process in processes:
         process.communicate(timeout=60)
         assert process.returncode != 0
-    assert until(lambda: not any(map(is_alive, everybody[0] | everybody[1])), 10)
+    assert until(lambda: not any(map(is_alive, everybody[0] | everybody[1])))
 
 
 def test_a_stranger_is_refused(model, tmp_path):
@@ -156,13 +149,13 @@ def test_kserve_workers_get_their_number_from_the_leader(model):
 
 
 def test_who_is_missing_is_said_while_the_leader_waits(tmp_path):
-    done = weft("doctor", "--rendezvous-timeout", "6s", "--leader-port", free_port(),
+    done = weft("doctor", "--rendezvous-timeout", "9s", "--leader-port", free_port(),
                 environment={"LWS_LEADER_ADDRESS": "w-1.w.space", "LWS_GROUP_SIZE": "3", "LWS_WORKER_INDEX": "0",
                              "WEFT_SECRET": "x"})
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "weft[0]: comm/bootstrap_tcp: 1 of 3 ranks are here after 5 s, waiting for rank 1 on w-1-1, 2 on w-1-2",
-        "weft[0]: comm/bootstrap: rank 1 on w-1-1 failed: did not come within 6000 ms (missing: 1 on w-1-1, 2 on w-1-2)"]
+        "weft[0]: comm/bootstrap: rank 1 on w-1-1 failed: did not come within 9000 ms (missing: 1 on w-1-1, 2 on w-1-2)"]
 
 
 def test_who_is_missing_is_said_after_the_rendezvous_timeout(model):

@@ -3,11 +3,10 @@ import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
 
 import pytest
-from weft_cli import BUILD, WEFT, answer, one_error_line, weft
+from weft_cli import BUILD, WEFT, answer, free_port, one_error_line, weft
 
 pytestmark = pytest.mark.timeout(120)
 PROMPT = ["--prompt", "12+30="]
@@ -125,10 +124,7 @@ def test_too_little_gpu_memory():
 
 @emulated
 def test_mixed_groups_are_refused(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [WEFT, "run", "--quiet", "--leader", f"127.0.0.1:{port}", "--ranks", "2", *PROMPT]
+    command = [WEFT, "run", "--quiet", "--leader", f"127.0.0.1:{free_port()}", "--ranks", "2", *PROMPT]
     environment = {**os.environ, **on_gpus()["environment"]}
     with subprocess.Popen([*command, "--rank", "1", "--device", "cpu"], env=environment, stderr=subprocess.PIPE,
                           text=True) as worker:

@@ -2,11 +2,10 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 
 import pytest
-from weft_cli import GOLDEN, MPIRUN, WEFT, one_error_line, weft
+from weft_cli import GOLDEN, MPIRUN, WEFT, free_port, one_error_line, weft
 
 pytestmark = pytest.mark.timeout(120)
 MODEL = GOLDEN / "llama3"
@@ -99,9 +98,7 @@ def test_too_many_threads():
 
 
 def by_hand(*models):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = [subprocess.Popen([str(WEFT), "doctor", "--output", "json", "--leader", f"127.0.0.1:{port}",
                                    "--rank", str(rank), "--ranks", str(len(models)), "--model", str(model)],
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from weft_cli import GOLDEN, ROOT, WEFT, group_of, is_alive, model_folder, shm_entries, until
+from weft_cli import GOLDEN, HANG_S, ROOT, WEFT, group_of, is_alive, model_folder, shm_entries, until
 
 sys.path.insert(0, str(ROOT / "tests" / "serve"))
 import grpc  # noqa: E402
@@ -14,20 +14,21 @@ from weft_server import Server, health_pb2, retry_hint, weft_pb2  # noqa: E402
 
 pytestmark = pytest.mark.timeout(180)
 RANKS = 3
-# The requirement is 1 s (signals) and 2 s (a death) on an idle machine; tests run beside others.
-SIGNAL_LIMIT, DEATH_LIMIT = 5, 8
+# Answers that no machine ends before the test does.
+CONTEXT, ENDLESS = 100_000, 90_000
+ROOM = ("--kv-tokens", 8 * CONTEXT)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return model_folder("llama2", tmp_path_factory.mktemp("llama2"))
+    return model_folder("llama2", tmp_path_factory.mktemp("llama2"), CONTEXT)
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     before = shm_entries()
     yield
-    assert until(lambda: shm_entries() <= before, 5), shm_entries() - before
+    assert until(lambda: shm_entries() <= before), shm_entries() - before
 
 
 def ranks_of(process):
@@ -36,21 +37,35 @@ def ranks_of(process):
     return [process.pid, *sorted(group_of(process.pid) - {process.pid})]
 
 
-def all_gone(pids, limit):
-    return until(lambda: not any(is_alive(p) for p in pids), limit)
+def all_gone(pids):
+    return until(lambda: not any(is_alive(p) for p in pids))
+
+
+def signal_all(pids, number):
+    """To each; the first may take the others along before their turn."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
 
 
 class Busy:
-    """A server whose ranks are in the middle of many long answers."""
+    """A server whose ranks are in the middle of many answers: all have begun."""
 
-    def __init__(self, model, *options, tokens=120):
+    COUNT = 8
+
+    def __init__(self, model, *options, tokens=ENDLESS):
         self.server = Server("--model", model, "--ranks", RANKS, "--threads", 1, *options)
         self.ranks = ranks_of(self.server.process)
-        self.calls = []
         stub = self.server.stub()
-        for i in range(8):
-            self.calls.append(stub.Generate(weft_pb2.GenerateRequest(prompt=f"x{i}", max_tokens=tokens, ignore_eos=True)))
-        next(self.calls[0])
+        self.calls = [stub.Generate(weft_pb2.GenerateRequest(prompt=f"x{i}", max_tokens=tokens, ignore_eos=True))
+                      for i in range(self.COUNT)]
+        self.token_counts = [len(next(call).token_ids) for call in self.calls]
+
+    def whole(self):
+        """How many tokens each answer has in the end."""
+        return [before + sum(len(m.token_ids) for m in call) for before, call in zip(self.token_counts, self.calls)]
 
     def __enter__(self):
         return self
@@ -64,48 +79,40 @@ class Busy:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_ends_a_server(model, number):
-    with Busy(model) as busy:
-        begin = time.monotonic()
+    with Busy(model, *ROOM) as busy:
         busy.server.process.send_signal(number)
         assert busy.server.wait() == 0
-        assert all_gone(busy.ranks, SIGNAL_LIMIT)
-        assert time.monotonic() - begin < SIGNAL_LIMIT
+        assert all_gone(busy.ranks)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_every_rank_at_once_is_a_clean_end(model, number):
     """What a terminal does with Ctrl-C, and systemd and mpirun with SIGTERM."""
-    with Busy(model) as busy:
-        for pid in busy.ranks:
-            os.kill(pid, number)
+    with Busy(model, *ROOM) as busy:
+        signal_all(busy.ranks, number)
         assert busy.server.wait() == 0
-        assert all_gone(busy.ranks, SIGNAL_LIMIT)
+        assert all_gone(busy.ranks)
         assert not any("failed" in line for line in busy.server.log), busy.server.log
 
 
 def test_signal_to_every_rank_at_once_drains():
-    """Pods of a group that is deleted, or Ctrl-C: workers stay for the answers that the leader lets end (over a second here)."""
-    with Busy(ROOT / "launch" / "demo-model", "--drain", "60s", tokens=900) as busy:
-        for pid in busy.ranks:
-            os.kill(pid, signal.SIGTERM)
-        assert [sum(len(m.token_ids) for m in call) for call in busy.calls[1:]] == [900] * 7
+    """Pods of a group that is deleted, or Ctrl-C: workers stay for the answers that the leader lets end."""
+    with Busy(ROOT / "launch" / "demo-model", "--drain", "1h", tokens=900) as busy:
+        signal_all(busy.ranks, signal.SIGTERM)
+        assert busy.whole() == [900] * Busy.COUNT
         assert busy.server.wait() == 0
-        assert all_gone(busy.ranks, SIGNAL_LIMIT)
+        assert all_gone(busy.ranks)
 
 
 @pytest.mark.parametrize("victim", range(RANKS))
 @pytest.mark.parametrize("is_idle", [False, True])
 def test_kill_of_a_rank(model, victim, is_idle):
-    with Busy(model) as busy:
+    with Busy(model, *ROOM, tokens=120 if is_idle else ENDLESS) as busy:
         if is_idle:
-            for call in busy.calls:
-                for _ in call:
-                    pass
-        begin = time.monotonic()
+            busy.whole()
         os.kill(busy.ranks[victim], signal.SIGKILL)
         code = busy.server.wait()
-        assert all_gone(busy.ranks, DEATH_LIMIT)
-        assert time.monotonic() - begin < DEATH_LIMIT
+        assert all_gone(busy.ranks)
         if victim == 0:
             assert code == -signal.SIGKILL
         else:
@@ -116,38 +123,34 @@ def test_kill_of_a_rank(model, victim, is_idle):
 @pytest.mark.parametrize("is_idle", [False, True])
 def test_stop_of_a_rank(model, is_idle):
     """SIGSTOP: nothing closes, yet every stream is told why and everything ends, the stopped process too."""
-    with Busy(model) as busy:
-        texts = [[] for _ in busy.calls]
+    with Busy(model, *ROOM, tokens=120 if is_idle else ENDLESS) as busy:
         if is_idle:
-            for call in busy.calls:
-                list(call)
+            busy.whole()
         watch = busy.server.health().Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        begin = time.monotonic()
         os.kill(busy.ranks[2], signal.SIGSTOP)
         errors = []
-        for text, call in zip(texts, busy.calls):
+        for call in busy.calls:
             try:
-                text.extend(message.text for message in call)
+                list(call)
             except grpc.RpcError as error:
                 errors.append(error)
-        assert is_idle or errors
+        assert len(errors) == (0 if is_idle else Busy.COUNT)
         for error in errors:
             assert error.code() == grpc.StatusCode.UNAVAILABLE
             assert error.details().startswith("rank 2 on ") and "is stopped" in error.details()
             assert retry_hint(error) >= 3
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert busy.server.wait() == 1
-        assert all_gone(busy.ranks, DEATH_LIMIT)
-        assert time.monotonic() - begin < DEATH_LIMIT
+        assert all_gone(busy.ranks)
         assert sum("stopping: rank 2 on " in line for line in busy.server.log) == 1
 
 
 def test_sigterm_to_one_worker_is_a_death_that_is_reported(model):
-    with Busy(model) as busy:
+    with Busy(model, *ROOM) as busy:
         os.kill(busy.ranks[1], signal.SIGTERM)
         assert busy.server.wait() == 1
-        assert all_gone(busy.ranks, DEATH_LIMIT)
+        assert all_gone(busy.ranks)
         assert any("rank 1" in line for line in busy.server.log), busy.server.log
 
 
@@ -165,9 +168,9 @@ def test_signal_while_it_starts(model):
         time.sleep(delay)
         ranks = group_of(process.pid)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=HANG_S)
         assert process.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
-        assert all_gone(ranks, SIGNAL_LIMIT)
+        assert all_gone(ranks)
 
 
 def test_leader_killed_while_it_starts(model):
@@ -176,8 +179,8 @@ def test_leader_killed_while_it_starts(model):
         time.sleep(delay)
         ranks = group_of(process.pid)
         process.kill()
-        process.wait(10)
-        assert all_gone(ranks, DEATH_LIMIT)
+        process.wait(HANG_S)
+        assert all_gone(ranks)
         process.stdout.close()
         process.stderr.close()
 

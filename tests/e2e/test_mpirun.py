@@ -4,10 +4,9 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
-from weft_cli import MPIRUN, PROMPT, WEFT, answer, group_of, is_alive, model_folder, mpi_ranks, shm_entries, until, weft
+from weft_cli import HANG_S, MPIRUN, PROMPT, WEFT, answer, group_of, is_alive, model_folder, mpi_ranks, shm_entries, until, weft
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")]
 COMMON = ["--prompt", PROMPT, "--max-tokens", "20", "--temperature", "0", "--threads", "1"]
@@ -74,9 +73,9 @@ def test_signal_to_mpirun(model, number):
     process, _ = serve(model, 3)
     ranks = group_of(process.pid)
     process.send_signal(number)
-    process.communicate(timeout=30)
-    assert until(lambda: not any(map(is_alive, ranks)), 10)
-    assert shm_entries() <= before
+    process.communicate(timeout=HANG_S)
+    assert until(lambda: not any(map(is_alive, ranks)))
+    assert until(lambda: shm_entries() <= before), shm_entries() - before
 
 
 @pytest.mark.parametrize("comm", ["auto", "ucx", "mpi"])
@@ -88,11 +87,9 @@ def test_kill_of_a_rank(model, victim, comm):
     shared = set()
     for pid in by_rank.values():
         shared |= set(re.findall(r"/dev/shm/\S+", open(f"/proc/{pid}/maps").read()))
-    begin = time.monotonic()
     os.kill(by_rank[victim], signal.SIGKILL)
-    assert until(lambda: not any(is_alive(p) for p in by_rank.values()), 20)
-    assert time.monotonic() - begin < 15
-    log += process.communicate(timeout=30)[1].splitlines(keepends=True)
+    assert until(lambda: not any(is_alive(p) for p in by_rank.values()))
+    log += process.communicate(timeout=HANG_S)[1].splitlines(keepends=True)
     assert process.returncode != 0
     assert any(f"rank {victim}" in line for line in log if line.startswith("weft")), "".join(log)
-    assert until(lambda: not any(map(os.path.exists, shared)), 5), shared
+    assert until(lambda: not any(map(os.path.exists, shared))), shared

@@ -63,7 +63,7 @@ class Service:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WEFT_")}
         self.process = subprocess.Popen(
             [str(SCRIPT), "--ranks", "2", "--weft", str(WEFT), *options, "serve", "--model", str(model), "--threads", "1",
-             "--grpc", "127.0.0.1:0", "--drain", "20s"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+             "--grpc", "127.0.0.1:0", "--drain", "60s"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL, text=True, env=clean)
         self.lines = []
         self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
@@ -95,7 +95,7 @@ def test_starts_again_and_drains(tmp_path):
     service.process.send_signal(signal.SIGTERM)
     assert service.end() == 0, "".join(service.lines)
     assert service.count("Terminated: stopping") == 1  # the leader drained; mpirun was not told to kill anybody
-    assert until(lambda: not any(map(is_alive, everything)), 10)
+    assert until(lambda: not any(map(is_alive, everything)))
     log = (tmp_path / "log").read_text()
     assert "a rank was killed" in log and "the leader drains" in log
 

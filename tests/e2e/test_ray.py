@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(240)
 SCRIPT = ROOT / "launch" / "ray" / "weft_ray.py"
 NODES = 3
 # A lost node is Ray's to notice: in seconds here.
-QUICK = {"health_check_period_ms": 500, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 3,
+QUICK = {"health_check_period_ms": 500, "health_check_timeout_ms": 10000, "health_check_failure_threshold": 3,
          "health_check_initial_delay_ms": 1000}
 
 
@@ -97,7 +97,7 @@ def nothing_stays():
         if process.poll() is None:
             process.kill()
             process.wait()
-    until(lambda: not wefts(), 30)
+    until(lambda: not wefts())
 
 
 def test_serves_starts_again_and_drains(cluster, tmp_path):
@@ -112,7 +112,7 @@ def test_serves_starts_again_and_drains(cluster, tmp_path):
         port = re.findall(r"gRPC on .*:(\d+)", "".join(script.lines))[-1]
         stub = weft_pb2_grpc.InferenceStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
         # How many tokens a message carries is a matter of time.
-        messages = stub.Generate(weft_pb2.GenerateRequest(prompt="warp", max_tokens=6), timeout=30)
+        messages = stub.Generate(weft_pb2.GenerateRequest(prompt="warp", max_tokens=6), timeout=60)
         return [token for message in messages for token in message.token_ids]
 
     script.wait_for("gRPC on")
@@ -127,7 +127,7 @@ def test_serves_starts_again_and_drains(cluster, tmp_path):
     script.process.send_signal(signal.SIGTERM)
     assert script.end() == 0, "".join(script.lines)
     assert script.count("the leader drains") == 1 and script.count("Terminated: stopping") == 1
-    assert until(lambda: not wefts(), 10)
+    assert until(lambda: not wefts())
 
 
 def test_the_ranks_end_with_the_script(cluster, tmp_path):
@@ -141,7 +141,7 @@ def test_the_ranks_end_with_the_script(cluster, tmp_path):
         assert b"CUDA_VISIBLE_DEVICES=0,1\0" in open(f"/proc/{pid}/environ", "rb").read()
     script.process.kill()
     script.end()
-    assert until(lambda: not wefts(), 30)
+    assert until(lambda: not wefts())
 
 
 def test_a_lost_node_is_replaced(cluster, tmp_path):

@@ -70,28 +70,29 @@ SERVE = ["serve", "--threads", "1", "--grpc", "127.0.0.1:0", "--drain", "80s"]
 
 
 class Answers:
-    """Long answers, under way when the constructor returns."""
+    """Long answers, all of them under way when the constructor returns."""
 
     def __init__(self, port, count=4, tokens=900):
-        self.whole, self.errors, self.begun = [], [], threading.Semaphore(0)
+        self.whole, self.errors = [], []
+        begun = [threading.Event() for _ in range(count)]
         self.stub = weft_pb2_grpc.InferenceStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
         self.request = weft_pb2.GenerateRequest(prompt="Once", max_tokens=tokens, ignore_eos=True)
-        self.threads = [threading.Thread(target=self.ask) for _ in range(count)]
+        self.threads = [threading.Thread(target=self.ask, args=(event,)) for event in begun]
         for thread in self.threads:
             thread.start()
-        for _ in range(count):
-            assert self.begun.acquire(timeout=HANG_S)
+        for event in begun:
+            assert event.wait(HANG_S)
 
-    def ask(self):
+    def ask(self, begun):
         tokens = 0
         try:
             for message in self.stub.Generate(self.request, timeout=HANG_S):
                 tokens += len(message.token_ids)
-                self.begun.release()
+                begun.set()
             self.whole.append(tokens)
         except grpc.RpcError as error:
             self.errors.append((tokens, error.code()))
-            self.begun.release()
+            begun.set()
 
     def end(self):
         for thread in self.threads:
@@ -100,11 +101,13 @@ class Answers:
 
 
 class Script:
-    """The script with the stand-in, serving."""
+    """The script with the stand-in, serving a model whose answers may be as long as a test likes."""
 
     def __init__(self, folder, environment):
         self.folder = folder
-        self.process = subprocess.Popen(["bash", str(SCRIPT), *SERVE], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        (folder / "model").mkdir()
+        model = ["--model", str(model_folder("llama2", folder / "model", context=100_000)), "--kv-tokens", "400000"]
+        self.process = subprocess.Popen(["bash", str(SCRIPT), *SERVE, *model], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                         text=True, env=environment, stdin=subprocess.DEVNULL)
         self.log, self.reader = [], None
         for line in self.process.stderr:
@@ -141,21 +144,21 @@ def script(tmp_path, environment):
 
 @pytest.mark.parametrize("whom", ["tasks", "tasks and shell", "shell, later tasks"])
 def test_open_answers_end_whole(script, whom):
-    answers = Answers(script.port)
     if whom == "shell, later tasks":
         script.signal_shell()
         time.sleep(0.3)
         assert script.process.poll() is None and not any("stopping" in line for line in script.log)
+    answers = Answers(script.port, tokens=3000)
     script.signal_tasks()
     if whom == "tasks and shell":
         script.signal_shell()
     assert script.has_said("stopping, 4 requests open")
-    assert answers.end() == ([900] * 4, [])
+    assert answers.end() == ([3000] * 4, [])
     assert script.process.wait(HANG_S) == 0
 
 
 def test_a_second_signal_cuts_them(script):
-    answers = Answers(script.port, tokens=2**31)
+    answers = Answers(script.port, tokens=90_000)
     script.signal_tasks()
     assert script.has_said("stopping, 4 requests open")
     script.signal_tasks()

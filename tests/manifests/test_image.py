@@ -133,7 +133,7 @@ chmod 3777 .
 as_pod=(setpriv --reuid 1000 --regid 1000 --clear-groups --no-new-privs --bounding-set=-all)
 "${as_pod[@]}" /usr/sbin/sshd -De & sshd=$!
 trap 'kill $sshd' EXIT
-for _ in $(seq 100); do
+for _ in $(seq 300); do
     if "${as_pod[@]}" ssh -o BatchMode=yes 127.0.0.1 'id -un; command -v orted' 2> /tmp/last; then exit 0; fi
     sleep 0.1
 done
@@ -152,6 +152,6 @@ def test_sshd_answers_without_root_and_without_privileges(tmp_path):
         port = probe.getsockname()[1]
     script = POD.replace("/tmp/last", str(tmp_path / "last"))
     done = subprocess.run(["unshare", "-m", "bash", "-c", script], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=60, env={**os.environ, "PORT": str(port), "DOCKER": str(DOCKER)})
+                          timeout=120, env={**os.environ, "PORT": str(port), "DOCKER": str(DOCKER)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["mpiuser", "/usr/bin/orted"]

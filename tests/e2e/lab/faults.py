@@ -231,7 +231,7 @@ def strike_and_watch(lab, launcher, fault, phase, folder, is_verbose):
         result["ended"] = time.monotonic() - struck
         if is_left:
             os.kill(pids[victim], signal.SIGCONT)
-            run.wait("the end of the stopped rank", lambda: not alive(pids[victim]), 10)
+            run.wait("the end of the stopped rank", lambda: not alive(pids[victim]))
         lab.heal(fault, victim)
         healed = True
         if launcher == "mpirun.sh" and fault != "read error":
@@ -240,7 +240,7 @@ def strike_and_watch(lab, launcher, fault, phase, folder, is_verbose):
             result["served"] = run.wait("service again", lambda: run.seen("served", struck))[0]["time"] - struck
         if run.traffic is not None and phase != "load" and victim != 0:
             if phase != "idle":
-                run.wait("the clients' errors", lambda: run.seen("error"), 10)
+                run.wait("the clients' errors", lambda: run.seen("error"))
             result["codes"] = sorted({e["code"] for e in run.seen("error")})
             unhinted = [e for e in run.seen("error") if e["retry"] is None and not is_too_late(e, struck)]
             result["hinted"] = not unhinted

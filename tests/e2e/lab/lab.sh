@@ -114,7 +114,7 @@ for i in $(seq 0 $((count - 1))); do
     echo $! > "$LAB/pid$i"
 done
 for i in $(seq 0 $((count - 1))); do
-    for _ in $(seq 500); do
+    for _ in $(seq 3000); do
         [ ! -e "$LAB/ready$i" ] || break
         sleep 0.01
     done
@@ -137,7 +137,7 @@ END
 done
 # sshd listens a moment after it has gone into the background.
 for i in $(seq 0 $((count - 1))); do
-    for _ in $(seq 500); do
+    for _ in $(seq 3000); do
         ! grep -qs "Server listening" "$LAB/sshd_log$i" || break
         sleep 0.01
     done
@@ -147,7 +147,7 @@ if [ -n "${LAB_WIRE:-}" ]; then
     read -r rate delay mtu <<< "$LAB_WIRE"
     : > "$LAB/wire.log"
     "$LAB_WIRE_PROGRAM" "$rate" "$delay" "${mtu:-0}" $(seq -f "$LAB/pid%g" 0 $((count - 1)) | xargs cat) > "$LAB/wire.log" 2>&1 &
-    for _ in $(seq 500); do
+    for _ in $(seq 3000); do
         ! grep -q ready "$LAB/wire.log" || break
         sleep 0.01
     done

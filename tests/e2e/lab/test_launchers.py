@@ -53,7 +53,7 @@ def on_host(pids, host):
 @pytest.fixture(autouse=True)
 def nothing_stays(lab):
     yield
-    left = until(lambda: not programs(lab) and not programs(lab, "ssh"), 15)
+    left = until(lambda: not programs(lab) and not programs(lab, "ssh"))
     for pid in programs(lab):
         os.kill(pid, signal.SIGKILL)
     assert left, "processes were left over"
@@ -149,7 +149,7 @@ def test_serves_until_a_rank_dies(lab, wanted, launcher, tmp_path):
     codes = [log.end() for log in logs]
     assert codes[0] != 0
     assert re.search(rf"rank \d on node{victim_host} failed", logs[0].text()), logs[0].text()
-    assert until(lambda: not programs(lab), 15)
+    assert until(lambda: not programs(lab))
 
 
 # ---- --hosts ----
@@ -182,7 +182,7 @@ def test_everything_ends_with_the_leader(lab, number):
     log.wait_for("gRPC on")
     os.kill(on_host(programs(lab), 0), number)
     log.end()
-    assert until(lambda: not programs(lab) and not programs(lab, "ssh"), 15)
+    assert until(lambda: not programs(lab) and not programs(lab, "ssh"))
 
 
 def test_doctor_over_ssh(lab):
