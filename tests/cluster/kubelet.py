@@ -36,8 +36,9 @@ def expand(text, known):
     return re.sub(r"\$\(([A-Za-z_]\w*)\)", lambda m: known.get(m[1], m[0]), text)
 
 
-def health(address, service, timeout_s=1.0):
-    """grpc.health.v1.Health/Check as the kubelet's probe does it: True only for SERVING."""
+def health(address, service, timeout_s=10.0):
+    """grpc.health.v1.Health/Check as the kubelet's probe does it: True only for SERVING. It has more patience: here one
+    machine carries all nodes, and SPEED makes probes frequent."""
     name = service.encode()
     with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check", request_serializer=None, response_deserializer=None)
