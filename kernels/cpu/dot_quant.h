@@ -33,7 +33,7 @@ struct quant_place {
 
 /* One block of a tile: dots[p][v] are whole numbers, then sums[p][v] <- fma(dot, scales, sum). */
 INLINE void quant_add_block(const struct quant_place *places, const struct weft_cpu_quant_x *const *x, uint32_t b,
-                            uint32_t panels, uint32_t vectors, enum weft_dtype dtype,
+                            uint32_t panels, uint32_t vectors, enum weft_dtype dtype, bool is_stream,
                             quant_floats sums[QUANT_TILE_PANELS][QUANT_VECTORS])
 {
     const uint32_t steps = dtype == WEFT_Q8_0 ? WEFT_QUANT_QUADS : WEFT_QUANT_QUADS / 2;
@@ -53,7 +53,7 @@ INLINE void quant_add_block(const struct quant_place *places, const struct weft_
             const unsigned char *from = places[p].values + (size_t)i * WEFT_QUANT_QUAD_SIZE;
             quant_bytes bytes = quant_load(from);
 
-            if (vectors == 1) {
+            if (is_stream) {
                 __builtin_prefetch(places[p].fetch + (size_t)i * WEFT_QUANT_QUAD_SIZE, 0, 3);
             }
 #pragma GCC unroll 8
@@ -95,7 +95,7 @@ INLINE void quant_fetch_next(const struct weft_cpu_dot_quant *args, struct quant
 /* Blocks [begin, end), a chunk, of a tile; the first chunk is the output, the others are added to it. */
 INLINE void quant_tile_chunk(const struct weft_cpu_dot_quant *args, struct weft_range blocks,
                              const unsigned char *const *chunks, uint32_t panel, uint32_t vector, uint32_t panels,
-                             uint32_t vectors, enum weft_dtype dtype)
+                             uint32_t vectors, enum weft_dtype dtype, bool is_stream)
 {
     struct quant_place places[QUANT_TILE_PANELS];
     quant_floats sums[QUANT_TILE_PANELS][QUANT_VECTORS];
@@ -105,7 +105,7 @@ INLINE void quant_tile_chunk(const struct weft_cpu_dot_quant *args, struct weft_
         places[p].scales = chunks[p];
         places[p].values = chunks[p] + weft_quant_scales_size(weft_range_count(blocks));
         places[p].fetch = places[p].values + QUANT_STREAM_AHEAD;
-        if (vectors == 1) { /* what the chunk before has not fetched, because it had no loads for its scales */
+        if (is_stream) { /* what the chunk before has not fetched, because it had no loads for its scales */
             for (const unsigned char *from = chunks[p]; from < places[p].values; from += WEFT_QUANT_QUAD_SIZE) {
                 __builtin_prefetch(from + QUANT_STREAM_AHEAD, 0, 3);
             }
@@ -116,10 +116,10 @@ INLINE void quant_tile_chunk(const struct weft_cpu_dot_quant *args, struct weft_
         }
     }
     for (uint32_t b = blocks.begin; b < blocks.end; b++) {
-        if (vectors == 1 && args->block_count - b == QUANT_STREAM_AHEAD / weft_quant_block_size(dtype)) {
+        if (is_stream && args->block_count - b == QUANT_STREAM_AHEAD / weft_quant_block_size(dtype)) {
             quant_fetch_next(args, places, panel, panels);
         }
-        quant_add_block(places, args->x + vector, b, panels, vectors, dtype, sums);
+        quant_add_block(places, args->x + vector, b, panels, vectors, dtype, is_stream, sums);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < panels; p++) {
             places[p].scales += WEFT_QUANT_BLOCK_SCALES_SIZE;
@@ -142,7 +142,7 @@ INLINE void quant_tile_chunk(const struct weft_cpu_dot_quant *args, struct weft_
 }
 
 INLINE void quant_tile(const struct weft_cpu_dot_quant *args, uint32_t panel, uint32_t vector, uint32_t panels,
-                       uint32_t vectors, enum weft_dtype dtype)
+                       uint32_t vectors, enum weft_dtype dtype, bool is_stream)
 {
     uint32_t chunk_count = weft_quant_chunk_count(args->block_count);
     const unsigned char *chunks[QUANT_TILE_PANELS];
@@ -154,7 +154,7 @@ INLINE void quant_tile(const struct weft_cpu_dot_quant *args, uint32_t panel, ui
         struct weft_range blocks = {weft_quant_chunk_begin(args->block_count, i),
                                     weft_quant_chunk_begin(args->block_count, i + 1)};
 
-        quant_tile_chunk(args, blocks, chunks, panel, vector, panels, vectors, dtype);
+        quant_tile_chunk(args, blocks, chunks, panel, vector, panels, vectors, dtype, is_stream);
         for (uint32_t p = 0; p < panels; p++) {
             chunks[p] += weft_quant_chunk_size(dtype, weft_range_count(blocks));
         }
@@ -163,33 +163,38 @@ INLINE void quant_tile(const struct weft_cpu_dot_quant *args, uint32_t panel, ui
 
 /* All panels for some vectors, `step` panels at a time. */
 INLINE void quant_tiles(const struct weft_cpu_dot_quant *args, uint32_t vector, uint32_t step, uint32_t vectors,
-                        enum weft_dtype dtype)
+                        enum weft_dtype dtype, bool is_stream)
 {
     uint32_t p = 0;
 
     for (; p + step <= args->panel_count; p += step) {
-        quant_tile(args, p, vector, step, vectors, dtype);
+        quant_tile(args, p, vector, step, vectors, dtype, is_stream);
     }
     for (; p < args->panel_count; p++) {
-        quant_tile(args, p, vector, 1, vectors, dtype);
+        quant_tile(args, p, vector, 1, vectors, dtype, is_stream);
     }
 }
 
+/* The first vectors' tiles are what waits for memory; the others find their panels in a cache. */
 INLINE void quant_all_tiles(const struct weft_cpu_dot_quant *args, enum weft_dtype dtype)
 {
     uint32_t v = 0;
 
+    if (args->is_stream && args->vector_count >= QUANT_VECTORS) {
+        quant_tiles(args, 0, QUANT_PANELS, QUANT_VECTORS, dtype, true);
+        v = QUANT_VECTORS;
+    }
     for (; v + QUANT_VECTORS <= args->vector_count; v += QUANT_VECTORS) {
-        quant_tiles(args, v, QUANT_PANELS, QUANT_VECTORS, dtype);
+        quant_tiles(args, v, QUANT_PANELS, QUANT_VECTORS, dtype, false);
     }
     switch (args->vector_count - v) { /* the compiler sees constants and keeps each tile in registers */
 #if QUANT_VECTORS > 3
-    case 3: quant_tiles(args, v, QUANT_PANELS, 3, dtype); break;
+    case 3: quant_tiles(args, v, QUANT_PANELS, 3, dtype, true); break;
 #endif
 #if QUANT_VECTORS > 2
-    case 2: quant_tiles(args, v, QUANT_PANELS, 2, dtype); break;
+    case 2: quant_tiles(args, v, QUANT_PANELS, 2, dtype, true); break;
 #endif
-    case 1: quant_tiles(args, v, QUANT_PANELS_ONE, 1, dtype); break;
+    case 1: quant_tiles(args, v, QUANT_PANELS_ONE, 1, dtype, true); break;
     default: break;
     }
 }

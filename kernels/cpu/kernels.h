@@ -71,6 +71,7 @@ struct weft_cpu_dot_quant {
     uint32_t block_count;                    /* may be 0 */
     float *out;                              /* [vector_count], rows of 16 * panel_count */
     size_t out_stride;                       /* elements from one vector to the next */
+    bool is_stream;                          /* a hint: the panels come from memory, not from a cache */
     const void *const *ahead;                /* as in struct weft_cpu_dot */
     uint32_t ahead_count;
 };

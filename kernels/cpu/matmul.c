@@ -60,6 +60,7 @@ struct leaf_call {
     uint32_t ahead_count;
     uint32_t token_first;
     uint32_t token_count; /* 1 .. WEFT_DOT_VECTORS_MAX */
+    bool is_first;        /* of this leaf: its panels come from memory */
     float *sums;          /* [token_count][stride] */
     size_t stride;
 };
@@ -104,6 +105,7 @@ static void call_quant(const struct matmul_job *job, const struct leaf_call *cal
                                           weft_quant_block_count(weft_range_count(matrix->leaves[call->leaf])),
                                       .out = call->sums,
                                       .out_stride = call->stride,
+                                      .is_stream = call->is_first,
                                       .ahead = call->ahead,
                                       .ahead_count = call->ahead_count};
 
@@ -127,7 +129,7 @@ static void multiply_leaf(const struct matmul_job *job, uint32_t index, uint32_t
     struct leaf_call call = {.leaf = index, .panel_count = panels, .stride = stride};
     uint32_t next_count = find_leaf(job, index, panel_first, panels, call.starts, ahead);
     bool is_quantised = weft_dtype_is_quantised(job->matrix->dtype);
-    bool has_time = is_quantised ? token_count == 1 : token_count > STREAM_TOKENS_MAX; /* for what the kernels do */
+    bool has_time = is_quantised || token_count > STREAM_TOKENS_MAX; /* for what the kernels do */
     uint32_t ahead_count = has_time ? next_count : 0;
 
     for (uint32_t i = 0; i < call_count; i++) { /* each fetches its share of what comes next */
@@ -136,6 +138,7 @@ static void multiply_leaf(const struct matmul_job *job, uint32_t index, uint32_t
 
         call.ahead = ahead + ahead_begin;
         call.ahead_count = ahead_count * (i + 1) / call_count - ahead_begin;
+        call.is_first = i == 0;
         call.token_first = token_first + token;
         call.token_count = weft_min_u32(token_count - token, WEFT_DOT_VECTORS_MAX);
         call.sums = sums + token * stride;

@@ -126,6 +126,7 @@ static void run_dot_quant(struct bench *bench, weft_cpu_dot_quant_fn *dot, size_
     const void *ahead[WEFT_DOT_PANELS_MAX];
     const struct weft_cpu_quant_x *x[WEFT_DOT_VECTORS_MAX];
     struct weft_cpu_dot_quant args = {.panels = panels,
+                                      .is_stream = vectors == 1,
                                       .ahead = ahead,
                                       .ahead_count = WEFT_DOT_PANELS_MAX,
                                       .panel_count = WEFT_DOT_PANELS_MAX,
@@ -343,6 +344,7 @@ static void bench_matmul(enum weft_dtype dtype, enum weft_cpu_level level, uint3
     float *x;
     float *out;
     double decode = 1e9;
+    double few[3] = {1e9, 1e9, 1e9};
     double prefill = 1e9;
 
     if (weft_device_open(&options, &device) != WEFT_OK || weft_matrix_open(device, &desc, &large) != WEFT_OK) {
@@ -365,13 +367,19 @@ static void bench_matmul(enum weft_dtype dtype, enum weft_cpu_level level, uint3
         double middle;
 
         weft_device_matmul(device, large, x, 1, NULL, out);
+        decode = bench_now() - begin < decode ? bench_now() - begin : decode;
+        for (uint32_t i = 0; i < 3; i++) {
+            begin = bench_now();
+            weft_device_matmul(device, large, x, 2u << i, NULL, out);
+            few[i] = bench_now() - begin < few[i] ? bench_now() - begin : few[i];
+        }
         middle = bench_now();
         weft_device_matmul(device, small, x, TOKENS, NULL, out);
         prefill = bench_now() - middle < prefill ? bench_now() - middle : prefill;
-        decode = middle - begin < decode ? middle - begin : decode;
     }
-    printf("%-5s %-26s decode %7.2f ms %6.1f GB/s %3.0f%%   prefill %8.1f Gmac/s\n", weft_dtype_name(dtype),
-           weft_device_name(device), decode * 1e3, bytes / decode * 1e-9, bytes / decode / peak * 100,
+    printf("%-5s %-26s decode %7.2f ms %6.1f GB/s %3.0f%%   x 2, 4, 8 %5.2f %5.2f %5.2f   prefill %8.1f Gmac/s\n",
+           weft_dtype_name(dtype), weft_device_name(device), decode * 1e3, bytes / decode * 1e-9,
+           bytes / decode / peak * 100, few[0] / decode, few[1] / decode, few[2] / decode,
            (double)TOKENS * PREFILL_ROWS * COLUMNS / prefill * 1e-9);
     weft_matrix_close(device, &large);
     weft_matrix_close(device, &small);
@@ -404,7 +412,9 @@ void bench_run(enum weft_cpu_level best, const char *only)
     bench_kernels(&bench, best, only, peaks[0].cpu);
     printf("\nread bandwidth by the clock: %.1f GB/s with 1 thread, %.1f GB/s with 2\n", peaks[0].wall * 1e-9,
            peaks[1].wall * 1e-9);
-    printf("matmul, %d columns: decode from memory, prefill of 128 tokens\n", COLUMNS);
+    printf("matmul, %d columns: decode from memory, the time of 2, 4 and 8 tokens at once by that of one, prefill of "
+           "128\n",
+           COLUMNS);
     for (int level = 0; level <= (int)best && is_wanted(only, "matmul"); level++) {
         for (uint32_t threads = 1; threads <= 2; threads++) {
             bench_matmul(WEFT_BF16, (enum weft_cpu_level)level, threads, peaks[threads - 1].wall);

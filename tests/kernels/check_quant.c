@@ -299,6 +299,7 @@ static void check_dot(struct check *check, enum weft_dtype dtype, weft_cpu_dot_q
         for (shape.vector_count = 1; shape.vector_count <= WEFT_DOT_VECTORS_MAX; shape.vector_count++) {
             for (uint32_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
                 shape.block_count = counts[i];
+                shape.is_stream = i % 2 == 0;
                 check_call(check, dtype, ref, dot, shape);
             }
         }
