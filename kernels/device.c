@@ -184,6 +184,16 @@ enum weft_status weft_device_wait(struct weft_device *device, uint32_t mark, uin
     return device->ops->wait(device, mark, timeout_ms);
 }
 
+enum weft_status weft_device_reserve(struct weft_device *device, size_t size)
+{
+    return device->ops->reserve == NULL ? WEFT_OK : device->ops->reserve(device, size);
+}
+
+size_t weft_device_own_size(const struct weft_device *device)
+{
+    return device->ops->own_size == NULL ? 0 : device->ops->own_size(device);
+}
+
 size_t weft_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc)
 {
     return device->ops->matrix_size(device, desc);
@@ -217,6 +227,12 @@ enum weft_status weft_matrix_write_rows(struct weft_device *device, struct weft_
 size_t weft_kv_cache_size(const struct weft_device *device, const struct weft_kv_desc *desc)
 {
     return device->ops->kv_cache_size(device, desc);
+}
+
+size_t weft_kv_cache_scratch_size(const struct weft_device *device, const struct weft_kv_desc *desc)
+{
+    assert(desc->token_max > 0 && desc->sequence_max > 0 && desc->position_max > 0);
+    return device->ops->kv_cache_scratch_size == NULL ? 0 : device->ops->kv_cache_scratch_size(device, desc);
 }
 
 enum weft_status weft_kv_cache_open(struct weft_device *device, const struct weft_kv_desc *desc,
@@ -387,6 +403,11 @@ void weft_device_penalize(struct weft_device *device, float *logits, uint32_t wi
                           const struct weft_penalty *penalties, uint32_t count)
 {
     device->ops->penalize(device, logits, width, penalties, count);
+}
+
+size_t weft_candidates_scratch_size(const struct weft_device *device, const struct weft_candidates_args *most)
+{
+    return device->ops->candidates_scratch_size == NULL ? 0 : device->ops->candidates_scratch_size(device, most);
 }
 
 void weft_device_candidates(struct weft_device *device, const struct weft_candidates_args *args)

@@ -23,6 +23,8 @@ struct weft_device_ops {
     void (*copy)(struct weft_device *device, void *to, const void *from, size_t size);
     void (*mark)(struct weft_device *device, uint32_t mark);
     enum weft_status (*wait)(struct weft_device *device, uint32_t mark, uint32_t timeout_ms);
+    enum weft_status (*reserve)(struct weft_device *device, size_t size); /* NULL: nothing to do */
+    size_t (*own_size)(const struct weft_device *device);                 /* NULL: 0 */
 
     /* NULL, all of them: memory that nobody else reaches. */
     void *(*alloc_shared)(struct weft_device *device, size_t size, struct weft_peer_handle *handle_out,
@@ -42,6 +44,7 @@ struct weft_device_ops {
                                           uint32_t row_count, const void *rows, size_t row_stride);
 
     size_t (*kv_cache_size)(const struct weft_device *device, const struct weft_kv_desc *desc);
+    size_t (*kv_cache_scratch_size)(const struct weft_device *device, const struct weft_kv_desc *desc); /* NULL: 0 */
     enum weft_status (*kv_cache_open)(struct weft_device *device, const struct weft_kv_desc *desc,
                                       struct weft_kv_cache **out);
     void (*kv_cache_close)(struct weft_device *device, struct weft_kv_cache *cache);
@@ -78,6 +81,8 @@ struct weft_device_ops {
     void (*penalize)(struct weft_device *device, float *logits, uint32_t width, const struct weft_penalty *penalties,
                      uint32_t count);
     void (*candidates)(struct weft_device *device, const struct weft_candidates_args *args);
+    size_t (*candidates_scratch_size)(const struct weft_device *device,
+                                      const struct weft_candidates_args *most); /* NULL: 0 */
 };
 
 struct weft_device {

@@ -117,6 +117,15 @@ void weft_device_mark(struct weft_device *device, uint32_t mark);
 WEFT_MUST_CHECK enum weft_status weft_device_wait(struct weft_device *device, uint32_t mark, uint32_t timeout_ms);
 
 /*
+ * Operations also take scratch memory, whose size weft_matrix_scratch_size() and its likes say. They share it: the
+ * largest counts, once. It grows when it is too small, which waits and allocates; so that no step does, it is reserved
+ * beforehand.
+ */
+WEFT_MUST_CHECK enum weft_status weft_device_reserve(struct weft_device *device, size_t size);
+/* Bytes of device memory that an open device takes by itself. */
+size_t weft_device_own_size(const struct weft_device *device);
+
+/*
  * Memory that devices of other ranks on this host reach directly, see weft/peer.h: as weft_device_alloc(), with a
  * handle to send them. NULL with one phrase in reason_out[reason_size] where the device cannot.
  */
@@ -157,7 +166,7 @@ struct weft_matrix_desc {
 
 /* Bytes of device memory that a matrix takes, without making it (for the memory table). */
 size_t weft_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
-/* Bytes of device memory that multiplying by it takes besides. Matrices share them: the largest counts, once. */
+/* Scratch of packing its rows and multiplying by it, see weft_device_reserve(). */
 size_t weft_matrix_scratch_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
 WEFT_MUST_CHECK enum weft_status weft_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
                                                   struct weft_matrix **out);
@@ -199,9 +208,16 @@ struct weft_kv_desc {
     uint32_t kv_head_count; /* G of this rank; may be 0 */
     uint32_t head_size;     /* E, a multiple of 2 */
     uint32_t page_count;
+    /* The most that a step asks of attention; needed for its scratch alone, 0: any number. */
+    uint32_t token_max;      /* T */
+    uint32_t sequence_max;   /* B */
+    uint32_t position_max;   /* cached positions of a sequence */
+    uint32_t group_head_max; /* query heads of this rank that share a KV head */
 };
 
 size_t weft_kv_cache_size(const struct weft_device *device, const struct weft_kv_desc *desc);
+/* Scratch of attention, see weft_device_reserve(); page_count is not looked at, none of the maxima may be 0. */
+size_t weft_kv_cache_scratch_size(const struct weft_device *device, const struct weft_kv_desc *desc);
 WEFT_MUST_CHECK enum weft_status weft_kv_cache_open(struct weft_device *device, const struct weft_kv_desc *desc,
                                                     struct weft_kv_cache **out);
 void weft_kv_cache_close(struct weft_device *device, struct weft_kv_cache **cache);
@@ -390,5 +406,7 @@ struct weft_candidates_args {
     struct weft_lse *lse_out;        /* [B, leaf_count] host */
 };
 void weft_device_candidates(struct weft_device *device, const struct weft_candidates_args *args);
+/* Scratch, see weft_device_reserve(), for args with these row_count, width, leaf_count and count, or less of any. */
+size_t weft_candidates_scratch_size(const struct weft_device *device, const struct weft_candidates_args *most);
 
 #endif

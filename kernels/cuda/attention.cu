@@ -18,6 +18,7 @@ static const uint32_t MERGE_THREADS = 128; /* pieces looked at together, and ele
 static const int MERGE_ELEMENTS = WEFT_CUDA_HEAD_SIZE_MAX / MERGE_THREADS; /* per thread, at most */
 static const size_t SPLIT_SIZE_MAX = 128 << 20; /* bytes of scratch; prompts that need more are not split */
 static const uint32_t PIECES_FEW = 8;           /* a context with more is a long one */
+static const uint32_t PIECES_MOST = 4096;       /* of a decode step that is split: 68 MB in a model like Llama-3-8B */
 
 /* ---- merging ---- */
 
@@ -350,6 +351,57 @@ enum weft_cuda_context weft_cuda_context_merged(const struct weft_cuda_device *d
                                                                                                   : context;
 }
 
+/* Bytes of scratch for `slot_count` slots of q queries, each for all KV heads. */
+static size_t slots_size(const struct weft_kv_desc *desc, size_t slot_count, uint32_t q)
+{
+    return slot_count * desc->kv_head_count * q * (sizeof(float2) + desc->head_size * sizeof(float));
+}
+
+/* Only so many sequences are split, and each has so many pieces at most. */
+uint32_t weft_cuda_decode_pieces_max(const struct weft_cuda_device *device, const struct weft_kv_desc *desc)
+{
+    uint32_t heads = desc->kv_head_count > 0 ? desc->kv_head_count : 1;
+    uint64_t sequences = divide_up(2 * device->sm_count, heads);
+    uint64_t pieces;
+
+    if (desc->position_max == 0) {
+        return PIECES_MOST;
+    }
+    if (desc->sequence_max > 0 && desc->sequence_max < sequences) {
+        sequences = desc->sequence_max;
+    }
+    pieces = sequences * divide_up(desc->position_max, WEFT_CUDA_PIECE);
+    return pieces < PIECES_MOST ? static_cast<uint32_t>(pieces) : PIECES_MOST;
+}
+
+/* A prompt is split as long as it has fewer than so many tiles; tiles are filled but for the last of a sequence. */
+static size_t prompts_scratch_size(const struct weft_cuda_device *device, const struct weft_kv_desc *desc)
+{
+    uint32_t q = weft_cuda_attend_queries(desc->head_size, desc->token_max * desc->group_head_max);
+    uint32_t sequences = desc->token_max / 2 < desc->sequence_max ? desc->token_max / 2 : desc->sequence_max;
+    uint32_t tiles = (2 * device->sm_count - 1) / desc->kv_head_count;
+    uint32_t needed = divide_up(desc->token_max * desc->group_head_max, q) + sequences;
+    size_t size = slots_size(
+        desc, static_cast<size_t>(tiles < needed ? tiles : needed) * divide_up(desc->position_max, WEFT_CUDA_PIECE), q);
+
+    return size < SPLIT_SIZE_MAX ? size : SPLIT_SIZE_MAX;
+}
+
+size_t weft_cuda_kv_cache_scratch_size(const struct weft_device *base, const struct weft_kv_desc *desc)
+{
+    const struct weft_cuda_device *device = reinterpret_cast<const struct weft_cuda_device *>(base);
+    uint32_t q = weft_cuda_attend_queries(desc->head_size, desc->group_head_max);
+    size_t decode = slots_size(
+        desc, static_cast<size_t>(weft_cuda_decode_pieces_max(device, desc)) * divide_up(desc->group_head_max, q), q);
+    size_t prompts;
+
+    if (desc->kv_head_count == 0 || desc->position_max <= WEFT_CUDA_PIECE) {
+        return 0;
+    }
+    prompts = prompts_scratch_size(device, desc);
+    return decode > prompts ? decode : prompts;
+}
+
 static void attend_decode(struct weft_cuda_device *device, const struct weft_kv_cache *cache,
                           const struct weft_batch *batch, struct weft_cuda_attend *args)
 {
@@ -368,15 +420,15 @@ static void attend_decode(struct weft_cuda_device *device, const struct weft_kv_
     args->split = split_of(device, context, args->window, tile_count * kv_heads);
     is_split = args->split > 1;
     if (is_split) {
-        size_t sums = static_cast<size_t>(cache->piece_max) * args->tiles_each * kv_heads * q;
-        unsigned char *scratch = static_cast<unsigned char *>(
-            weft_cuda_scratch(device, sums * (sizeof(float2) + args->heads.head_size * sizeof(float))));
+        size_t slot_count = static_cast<size_t>(cache->piece_max) * args->tiles_each;
+        unsigned char *scratch =
+            static_cast<unsigned char *>(weft_cuda_scratch(device, slots_size(&cache->desc, slot_count, q)));
 
         if (scratch == NULL) {
             return;
         }
         args->piece_sums = reinterpret_cast<float2 *>(scratch);
-        args->piece_outs = reinterpret_cast<float *>(scratch + sums * sizeof(float2));
+        args->piece_outs = reinterpret_cast<float *>(scratch + slot_count * kv_heads * q * sizeof(float2));
     }
     weft_cuda_attend_pieces(device, cache->desc.dtype == WEFT_BF16, q, tile_count * args->split, args);
     if (is_split) {

@@ -259,20 +259,50 @@ struct room {
     uint64_t *keys[2]; /* of odd and even rounds */
 };
 
-static bool make_room(struct weft_cuda_device *device, const struct weft_candidates_args *args, struct room *room)
+/* Its bytes. */
+struct room_sizes {
+    size_t best;
+    size_t lse;
+    size_t keys;
+    size_t all;
+};
+
+static struct room_sizes room_sizes(const struct weft_candidates_args *args)
 {
     const uint32_t part = part_for(args->count);
     const size_t rows = args->row_count;
-    const size_t best_size = round_up(rows * args->count * sizeof(*room->best));
-    const size_t lse_size = round_up(rows * args->leaf_count * sizeof(*room->lse));
-    const size_t keys_size = rows * ((args->width + part - 1) / part) * args->count * sizeof(uint64_t);
-    unsigned char *scratch =
-        static_cast<unsigned char *>(weft_cuda_scratch(device, best_size + lse_size + 2 * keys_size + 1));
+    struct room_sizes sizes = {};
+
+    sizes.best = round_up(rows * args->count * sizeof(struct weft_candidate));
+    sizes.lse = round_up(rows * args->leaf_count * sizeof(struct weft_lse));
+    sizes.keys = rows * ((args->width + part - 1) / part) * args->count * sizeof(uint64_t);
+    sizes.all = sizes.best + sizes.lse + 2 * sizes.keys + 1;
+    return sizes;
+}
+
+/* With more entries parts are larger, and then there are fewer of them. */
+size_t weft_cuda_candidates_scratch_size(const struct weft_device *device, const struct weft_candidates_args *most)
+{
+    struct weft_candidates_args fewer = *most;
+    size_t size = room_sizes(most).all;
+
+    (void)device;
+    fewer.count = PART / 2;
+    if (most->count > fewer.count && room_sizes(&fewer).all > size) {
+        size = room_sizes(&fewer).all;
+    }
+    return size;
+}
+
+static bool make_room(struct weft_cuda_device *device, const struct weft_candidates_args *args, struct room *room)
+{
+    const struct room_sizes sizes = room_sizes(args);
+    unsigned char *scratch = static_cast<unsigned char *>(weft_cuda_scratch(device, sizes.all));
 
     room->best = reinterpret_cast<struct weft_candidate *>(scratch);
-    room->lse = reinterpret_cast<struct weft_lse *>(scratch + best_size);
-    room->keys[0] = reinterpret_cast<uint64_t *>(scratch + best_size + lse_size);
-    room->keys[1] = reinterpret_cast<uint64_t *>(scratch + best_size + lse_size + keys_size);
+    room->lse = reinterpret_cast<struct weft_lse *>(scratch + sizes.best);
+    room->keys[0] = reinterpret_cast<uint64_t *>(scratch + sizes.best + sizes.lse);
+    room->keys[1] = reinterpret_cast<uint64_t *>(scratch + sizes.best + sizes.lse + sizes.keys);
     return scratch != NULL;
 }
 

@@ -116,6 +116,13 @@ void *weft_cuda_scratch(struct weft_cuda_device *device, size_t size)
     return device->status == WEFT_OK ? device->scratch : NULL;
 }
 
+enum weft_status weft_cuda_reserve(struct weft_device *base, size_t size)
+{
+    struct weft_cuda_device *device = weft_cuda_device(base);
+
+    return weft_cuda_scratch(device, size) == NULL && size > 0 ? device->status : WEFT_OK;
+}
+
 /* ---- opening ---- */
 
 static enum weft_status numerics_parse(const char *text, enum weft_cuda_numerics *out)

@@ -94,6 +94,7 @@ enum weft_status weft_cuda_poll(struct weft_cuda_device *device, cudaEvent_t eve
 /* At least `size` bytes of scratch for one operation, shared by all: the stream keeps operations in order. Grows when
  * needed (at opening matrices and caches, so that a step does not allocate); NULL after an error. */
 void *weft_cuda_scratch(struct weft_cuda_device *device, size_t size);
+enum weft_status weft_cuda_reserve(struct weft_device *device, size_t size);
 
 /* device_cuda.cu */
 WEFT_MUST_CHECK enum weft_status weft_cuda_open(const struct weft_device_options *options, int index,
@@ -101,6 +102,7 @@ WEFT_MUST_CHECK enum weft_status weft_cuda_open(const struct weft_device_options
 void weft_cuda_close(struct weft_device *device);
 
 /* transfer.cu */
+size_t weft_cuda_transfer_size(const struct weft_device *device); /* its device memory */
 WEFT_MUST_CHECK enum weft_status weft_cuda_transfer_open(struct weft_cuda_device *device);
 void weft_cuda_transfer_close(struct weft_cuda_device *device);
 void *weft_cuda_alloc(struct weft_device *device, size_t size);
@@ -161,6 +163,7 @@ void weft_cuda_rope_append(struct weft_device *device, struct weft_kv_cache *cac
 
 /* attention.cu: cache and attention */
 size_t weft_cuda_kv_cache_size(const struct weft_device *device, const struct weft_kv_desc *desc);
+size_t weft_cuda_kv_cache_scratch_size(const struct weft_device *device, const struct weft_kv_desc *desc);
 enum weft_status weft_cuda_kv_cache_open(struct weft_device *device, const struct weft_kv_desc *desc,
                                          struct weft_kv_cache **out);
 void weft_cuda_kv_cache_close(struct weft_device *device, struct weft_kv_cache *cache);
@@ -182,5 +185,6 @@ void weft_cuda_graphs_end(struct weft_device *device, struct weft_graphs *graphs
 void weft_cuda_penalize(struct weft_device *device, float *logits, uint32_t width, const struct weft_penalty *penalties,
                         uint32_t count);
 void weft_cuda_candidates(struct weft_device *device, const struct weft_candidates_args *args);
+size_t weft_cuda_candidates_scratch_size(const struct weft_device *device, const struct weft_candidates_args *most);
 
 #endif

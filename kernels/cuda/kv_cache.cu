@@ -10,14 +10,6 @@
 
 static const uint32_t HEAD_ALIGNMENT = 8;
 
-/*
- * Attention of a decode step is split as long as its sequences have so many pieces in all: their sums take 17 KB each
- * in a model like Llama-3-8B, 68 MB at most. Sequences can share pages, so there are some more than there is cache for.
- */
-static const uint32_t PAGES_PER_PIECE = 4; /* of 16 that have one's positions */
-static const uint32_t PIECES_MORE = 256;   /* for sequences that have just begun one */
-static const uint32_t PIECES_MOST = 4096;
-
 static uint32_t padded(uint32_t head_size)
 {
     return (head_size + HEAD_ALIGNMENT - 1) / HEAD_ALIGNMENT * HEAD_ALIGNMENT;
@@ -54,8 +46,7 @@ enum weft_status weft_cuda_kv_cache_open(struct weft_device *device, const struc
     cache->desc = *desc;
     cache->padded_head_size = padded(desc->head_size);
     cache->key_size = key_size(desc);
-    cache->piece_max = desc->page_count / PAGES_PER_PIECE + PIECES_MORE;
-    cache->piece_max = cache->piece_max < PIECES_MOST ? cache->piece_max : PIECES_MOST;
+    cache->piece_max = weft_cuda_decode_pieces_max(cuda, desc);
     cache->blocks = static_cast<unsigned char *>(weft_cuda_alloc(device, weft_cuda_kv_cache_size(device, desc)));
     if (cache->blocks == NULL) {
         free(cache);

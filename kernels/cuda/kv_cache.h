@@ -16,7 +16,7 @@ static const uint32_t WEFT_CUDA_HEAD_SIZE_MAX = 512;
 
 struct weft_kv_cache {
     struct weft_kv_desc desc;
-    uint32_t piece_max;        /* pieces of all decoded sequences together up to which attention is split */
+    uint32_t piece_max;        /* weft_cuda_decode_pieces_max() */
     uint32_t padded_head_size; /* EP */
     size_t key_size;           /* bytes of one block's keys, and of its values */
     unsigned char *blocks;     /* [L][page_count][G][2 key_size], device memory, owned */

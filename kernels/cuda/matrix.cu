@@ -233,12 +233,27 @@ static void set_shape(const struct weft_matrix_desc *desc, struct weft_matrix *m
     matrix->weights_size = weights_size(desc, counts.tile_count);
 }
 
-/* Of matrices that tensor cores multiply; the others need none. */
+/* Bytes of a row to be packed, and how many are packed at a time, at most. */
+static size_t raw_row_size(const struct weft_matrix *matrix)
+{
+    return matrix->col_count * weft_dtype_size(matrix->source);
+}
+
+static uint32_t raw_rows_max(const struct weft_matrix *matrix)
+{
+    size_t rows = raw_row_size(matrix) == 0 ? matrix->row_count : PIECE_SIZE / raw_row_size(matrix);
+
+    return rows < 1 ? 1 : rows < matrix->row_count ? (uint32_t)rows : matrix->row_count;
+}
+
+/* Of packing, and of multiplying on tensor cores. */
 static size_t scratch_size(const struct weft_cuda_device *device, const struct weft_matrix *matrix)
 {
+    size_t raw = raw_row_size(matrix) * (matrix->row_count > 0 ? raw_rows_max(matrix) : 0);
     size_t tiles = is_tensor(device, matrix) ? weft_cuda_tiles_scratch(device, matrix) : 0;
     size_t few = weft_dtype_is_quantised(matrix->dtype) ? weft_cuda_quant_few_scratch(matrix) : 0;
 
+    few = few > raw ? few : raw;
     return tiles > few ? tiles : few;
 }
 
@@ -258,7 +273,6 @@ enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct 
         weft_cuda_few_init(cuda);
         weft_cuda_quant_few_init(cuda);
         weft_cuda_tiles_init(cuda);
-        status = weft_cuda_scratch(cuda, scratch_size(cuda, matrix)) != NULL ? WEFT_OK : WEFT_ERR_MEMORY;
     }
     if (status != WEFT_OK) {
         if (matrix != NULL) {
@@ -388,8 +402,8 @@ enum weft_status weft_cuda_matrix_write_rows(struct weft_device *device, struct 
                                              uint32_t row_count, const void *rows, size_t row_stride)
 {
     struct weft_cuda_device *cuda = weft_cuda_device(device);
-    size_t row_size = matrix->col_count * weft_dtype_size(matrix->source);
-    uint32_t piece_rows = row_size >= PIECE_SIZE ? 1 : (uint32_t)(PIECE_SIZE / (row_size > 0 ? row_size : 1));
+    size_t row_size = raw_row_size(matrix);
+    uint32_t piece_rows = raw_rows_max(matrix);
     unsigned char *gathered = NULL;
     enum weft_status status = WEFT_OK;
     void *raw;

@@ -189,6 +189,8 @@ static const struct weft_device_ops ops = {
     .copy = weft_cuda_copy,
     .mark = weft_cuda_mark,
     .wait = weft_cuda_wait_mark,
+    .reserve = weft_cuda_reserve,
+    .own_size = weft_cuda_transfer_size,
     .alloc_shared = weft_cuda_alloc_shared,
     .free_shared = weft_cuda_free_shared,
     .peer_open = weft_cuda_peer_open,
@@ -200,6 +202,7 @@ static const struct weft_device_ops ops = {
     .matrix_close = weft_cuda_matrix_close,
     .matrix_write_rows = weft_cuda_matrix_write_rows,
     .kv_cache_size = weft_cuda_kv_cache_size,
+    .kv_cache_scratch_size = weft_cuda_kv_cache_scratch_size,
     .kv_cache_open = weft_cuda_kv_cache_open,
     .kv_cache_close = weft_cuda_kv_cache_close,
     .graphs_size = weft_cuda_graphs_size,
@@ -222,6 +225,7 @@ static const struct weft_device_ops ops = {
     .select_rows = weft_cuda_select_rows,
     .penalize = weft_cuda_penalize,
     .candidates = weft_cuda_candidates,
+    .candidates_scratch_size = weft_cuda_candidates_scratch_size,
 };
 
 static enum weft_status open(const struct weft_device_options *options, int index, struct weft_device **out)

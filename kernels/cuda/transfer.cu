@@ -227,6 +227,12 @@ static void ring_close(struct weft_cuda_device *device, struct ring *ring)
     }
 }
 
+size_t weft_cuda_transfer_size(const struct weft_device *device)
+{
+    (void)device;
+    return SEGMENT_SIZE * SEGMENT_COUNT;
+}
+
 /* A ring whose segments hold `size` bytes takes the place of the present one. */
 static bool ring_grow(struct weft_cuda_device *device, size_t size)
 {

@@ -171,6 +171,18 @@ static void fill_limits(const struct weft_engine_options *options, struct weft_g
                                               .vocab_size = group->config->vocab_size};
 }
 
+/* Positions as the options have them: memory is planned before it decides on fewer, and taken as it was planned. */
+struct weft_model_limits weft_group_model_limits(const struct weft_group *group,
+                                                 const struct weft_engine_options *options)
+{
+    return (struct weft_model_limits){.token_count_max = group->limits.token_count_max,
+                                      .logit_row_max = group->limits.row_count_max,
+                                      .candidate_max = group->limits.candidate_count_max,
+                                      .page_count = group->limits.page_count,
+                                      .position_max = options->context_length,
+                                      .kv_dtype = weft_kv_dtype(options)};
+}
+
 /* GPU, threads and waiting of every rank; opens the leader's own device. */
 static enum weft_status deal_seats(struct opening *opening, const struct weft_member *members, int32_t *gpus)
 {
@@ -239,9 +251,7 @@ static enum weft_status decide(struct opening *opening, const struct weft_member
     }
     fill_slices(group);
     fill_limits(options, group);
-    const struct weft_model_limits model_limits = {.token_count_max = group->limits.token_count_max,
-                                                   .logit_row_max = group->limits.row_count_max,
-                                                   .kv_dtype = weft_kv_dtype(options)};
+    const struct weft_model_limits model_limits = weft_group_model_limits(group, options);
     struct weft_comm_options comm_options = {
         .backend = options->comm, .leaf_count = group->leaf_count, .leaves = group->leaves};
     weft_model_comm_limits(group->config, &model_limits, &comm_options.sum_count_max, &comm_options.gather_size_max);

@@ -53,6 +53,10 @@ struct weft_group_args {
 WEFT_MUST_CHECK enum weft_status weft_group_open(const struct weft_group_args *args, struct weft_bootstrap *bootstrap,
                                                  struct weft_group *group_out);
 
+/* As the model's memory is planned, and then opened. */
+struct weft_model_limits weft_group_model_limits(const struct weft_group *group,
+                                                 const struct weft_engine_options *options);
+
 /* Closes what is open. The group can be opened again. */
 void weft_group_close(struct weft_group *group);
 

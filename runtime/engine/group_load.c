@@ -125,10 +125,7 @@ static enum weft_status load(struct loading *loading)
                                                .slices = group->slices,
                                                .rank = group->rank,
                                                .rank_count = group->rank_count,
-                                               .limits = {.token_count_max = group->limits.token_count_max,
-                                                          .logit_row_max = group->limits.row_count_max,
-                                                          .page_count = group->limits.page_count,
-                                                          .kv_dtype = weft_kv_dtype(options)},
+                                               .limits = weft_group_model_limits(group, options),
                                                .device = group->device,
                                                .progress = load_progress,
                                                .progress_context = loading};

@@ -60,7 +60,9 @@ static void fill_rank(const struct weft_device *device, const struct weft_model_
     const struct weft_scheduler_limits scheduler_limits = weft_scheduler_limits_of(options, config->context_length);
     const struct weft_model_limits limits = {.token_count_max = weft_scheduler_token_max(&scheduler_limits),
                                              .logit_row_max = options->sequence_count_max,
+                                             .candidate_max = options->candidate_count,
                                              .page_count = inspected_pages(config, options),
+                                             .position_max = options->context_length,
                                              .kv_dtype = weft_kv_dtype(options)};
     struct weft_slice slice;
     struct weft_model_memory memory;

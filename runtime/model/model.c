@@ -47,21 +47,25 @@ static size_t activation_size(const struct activation *activation)
     return size == 0 ? ALIGNMENT : (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
+uint32_t weft_model_position_max(const struct weft_model_config *config, const struct weft_model_limits *limits)
+{
+    return limits->position_max > 0 ? limits->position_max : config->context_length;
+}
+
 static struct weft_kv_desc kv_desc(const struct weft_model_config *config, const struct weft_slice *slice,
                                    const struct weft_model_limits *limits)
 {
+    uint32_t heads = weft_range_count(slice->heads), group_size = config->head_count / config->kv_head_count;
+
     return (struct weft_kv_desc){.dtype = limits->kv_dtype,
                                  .layer_count = config->layer_count,
                                  .kv_head_count = weft_range_count(slice->kv_heads),
                                  .head_size = config->head_size,
-                                 .page_count = limits->page_count};
-}
-
-uint32_t weft_model_position_max(const struct weft_model_config *config, const struct weft_model_limits *limits)
-{
-    uint64_t cached = (uint64_t)limits->page_count * WEFT_PAGE_POSITIONS;
-
-    return limits->page_count == 0 || cached > config->context_length ? config->context_length : (uint32_t)cached;
+                                 .page_count = limits->page_count,
+                                 .token_max = limits->token_count_max,
+                                 .sequence_max = limits->token_count_max,
+                                 .position_max = weft_model_position_max(config, limits),
+                                 .group_head_max = heads < group_size ? heads : group_size};
 }
 
 struct weft_graphs_desc weft_model_graphs_desc(const struct weft_model_config *config,
@@ -73,6 +77,25 @@ struct weft_graphs_desc weft_model_graphs_desc(const struct weft_model_config *c
                                      .row_max = limits->logit_row_max,
                                      .page_max = (position_max + WEFT_PAGE_POSITIONS - 1) / WEFT_PAGE_POSITIONS,
                                      .part_max = 2 * config->layer_count + 2};
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* What operations share, page_count is not looked at. */
+static size_t scratch_size(const struct weft_device *device, const struct weft_model_config *config,
+                           const struct weft_slice *slice, const struct weft_model_limits *limits)
+{
+    const struct weft_kv_desc kv = kv_desc(config, slice, limits);
+    const struct weft_candidates_args candidates = {.row_count = limits->logit_row_max,
+                                                    .width = weft_range_count(slice->vocab),
+                                                    .leaf_count = weft_range_count(slice->leaves),
+                                                    .count = limits->candidate_max};
+
+    return larger(weft_weights_scratch_size(device, config, slice),
+                  larger(weft_kv_cache_scratch_size(device, &kv), weft_candidates_scratch_size(device, &candidates)));
 }
 
 void weft_model_memory(const struct weft_device *device, const struct weft_model_config *config,
@@ -87,13 +110,14 @@ void weft_model_memory(const struct weft_device *device, const struct weft_model
     one.page_count = 1;
     list_activations(config, slice, limits, &none, list);
     *memory_out = (struct weft_model_memory){.weights = weft_weights_size(device, config, slice),
-                                             .buffers = weft_weights_scratch_size(device, config, slice),
+                                             .buffers = weft_device_own_size(device) +
+                                                        scratch_size(device, config, slice, limits) +
+                                                        weft_graphs_size(device, &graphs),
                                              .kv_cache = weft_kv_cache_size(device, &all),
                                              .kv_page = weft_kv_cache_size(device, &one)};
     for (int i = 0; i < ACTIVATION_COUNT; i++) {
         memory_out->activations += activation_size(&list[i]);
     }
-    memory_out->buffers += weft_graphs_size(device, &graphs);
 }
 
 void weft_model_comm_limits(const struct weft_model_config *config, const struct weft_model_limits *limits,
@@ -187,6 +211,8 @@ static enum weft_status open_parts(struct weft_model *model, const struct weft_m
     struct weft_kv_desc desc = kv_desc(&model->config, &model->slice, &model->limits);
 
     WEFT_TRY(open_host_memory(model, options->slices));
+    WEFT_TRY(
+        weft_device_reserve(model->device, scratch_size(model->device, &model->config, &model->slice, &model->limits)));
     WEFT_TRY(open_weights(model, options));
     WEFT_TRY(weft_kv_cache_open(model->device, &desc, &model->kv));
     WEFT_TRY(open_activations(model));

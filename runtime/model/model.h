@@ -36,7 +36,9 @@ void weft_slice_init(const struct weft_model_config *config, uint32_t leaf_count
 struct weft_model_limits {
     uint32_t token_count_max; /* T of one step */
     uint32_t logit_row_max;   /* sampled rows of one step */
+    uint32_t candidate_max;   /* of one of them; 0: none are asked for */
     uint32_t page_count;      /* KV pages */
+    uint32_t position_max;    /* of a sequence; 0: as many as the model allows */
     enum weft_dtype kv_dtype;
 };
 
@@ -46,7 +48,7 @@ struct weft_model_memory {
     size_t weights;
     size_t kv_cache;
     size_t activations;
-    size_t buffers; /* device memory that operations take besides; who knows adds communication's */
+    size_t buffers; /* device memory of the device itself and of its operations; who knows adds communication's */
     size_t kv_page; /* of kv_cache, one page (all layers) */
 };
 

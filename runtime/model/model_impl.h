@@ -36,7 +36,7 @@ struct weft_model {
     struct weft_reader_stats load;
 };
 
-/* Positions of a sequence, at most; of the model when limits->page_count is 0. */
+/* Positions of a sequence, at most, however many pages there are. */
 uint32_t weft_model_position_max(const struct weft_model_config *config, const struct weft_model_limits *limits);
 
 /* Parts: a step pauses for the gather of embeddings and for every sum. */

@@ -63,9 +63,10 @@ static enum weft_status rehearse(struct weft_model *model, struct weft_comm *com
 static enum weft_status record_size(struct weft_model *model, struct weft_comm *comm, struct rehearsal *rehearsal,
                                     struct weft_graphs *graphs, uint32_t count)
 {
+    uint64_t cached = (uint64_t)model->limits.page_count * WEFT_PAGE_POSITIONS;
     uint32_t position_max = weft_model_position_max(&model->config, &model->limits);
 
-    for (uint32_t i = 0; i < POSITION_COUNT && positions[i] < position_max; i++) {
+    for (uint32_t i = 0; i < POSITION_COUNT && positions[i] < position_max && positions[i] < cached; i++) {
         WEFT_TRY(rehearse(model, comm, rehearsal, count, positions[i]));
         model->graphs = graphs;
         enum weft_status status = rehearse(model, comm, rehearsal, count, positions[i]);

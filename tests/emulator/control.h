@@ -49,6 +49,8 @@ WEFT_EMULATED_API uint32_t weft_emulated_launch_count(void);
 WEFT_EMULATED_API uint32_t weft_emulated_count(const char *name);
 /* Blocks of device and pinned memory, streams, events and graphs that have not been given back. */
 WEFT_EMULATED_API uint32_t weft_emulated_live_count(void);
+/* Bytes of device memory of GPU `index` that have not been given back. */
+WEFT_EMULATED_API uint64_t weft_emulated_taken(uint32_t index);
 /* What went wrong last in a kernel or with memory, "" when nothing did since the last weft_emulated_configure(). Each
  * such line also goes to standard error. Valid until the calling thread asks again. */
 WEFT_EMULATED_API const char *weft_emulated_report(void);

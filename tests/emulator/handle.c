@@ -43,6 +43,7 @@ bool weft_emulated_open(struct weft_emulated_handle *handle)
     find(library, "weft_emulated_launch_count", &handle->launch_count);
     find(library, "weft_emulated_count", &handle->count);
     find(library, "weft_emulated_live_count", &handle->live_count);
+    find(library, "weft_emulated_taken", &handle->taken);
     find(library, "weft_emulated_report", &handle->report);
     return true;
 }

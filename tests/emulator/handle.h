@@ -14,6 +14,7 @@ struct weft_emulated_handle {
     uint32_t (*launch_count)(void);
     uint32_t (*count)(const char *name);
     uint32_t (*live_count)(void);
+    uint64_t (*taken)(uint32_t index);
     const char *(*report)(void);
 };
 

@@ -123,6 +123,14 @@ uint32_t weft_emulated_count(const char *name)
     return world.named_calls[name];
 }
 
+uint64_t weft_emulated_taken(uint32_t index)
+{
+    weft_emulated_world &world = weft_emulated_the_world();
+    std::lock_guard<std::mutex> guard(world.lock);
+
+    return world.devices[index].used;
+}
+
 uint32_t weft_emulated_live_count()
 {
     uint32_t blocks = weft_emulated_block_count();

@@ -79,6 +79,7 @@ static void test_memory_by_bits(void **state)
                                        .head_size = 64,
                                        .ffn_width = 4096,
                                        .vocab_size = 2048,
+                                       .context_length = 16,
                                        .is_tied = true};
     struct weft_device *device = NULL;
     struct weft_model_memory memory[3];
