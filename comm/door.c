@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -36,19 +37,29 @@ static void refuse_guest(struct weft_door *door, uint32_t index, const struct we
     remove_guest(door, index);
 }
 
-static void let_in(struct weft_door *door, const struct weft_channel *channel)
+/* As far as there is room; false when somebody may still be waiting outside. */
+static bool let_in(struct weft_door *door)
 {
     int fd;
 
-    while ((fd = accept4(door->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-        if (door->guest_count == WEFT_DOOR_GUESTS) {
-            refuse_guest(door, 0, channel, "too many silent connections");
+    while (door->guest_count < WEFT_DOOR_GUESTS) {
+        fd = accept4(door->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0) {
+            if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+                door->fault = errno;
+            }
+            return true;
         }
         door->guests[door->guest_count++] = (struct weft_guest){.fd = fd, .since_ns = weft_comm_clock_ns()};
     }
-    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-        door->fault = errno;
-    }
+    return false;
+}
+
+static bool is_somebody_outside(const struct weft_door *door)
+{
+    struct pollfd poll_fd = {.fd = door->listen_fd, .events = POLLIN};
+
+    return poll(&poll_fd, 1, 0) > 0;
 }
 
 /* NULL while the hello is fine or not yet complete. */
@@ -83,9 +94,9 @@ static const char *listen_to(struct weft_guest *guest, const struct weft_channel
     return NULL;
 }
 
-int weft_door_accept(struct weft_door *door, const struct weft_channel *channel, uint32_t *rank_out)
+/* The first guest who has said a correct hello; -1. Whoever says something else goes. */
+static int hear_guests(struct weft_door *door, const struct weft_channel *channel, uint32_t *rank_out)
 {
-    let_in(door, channel);
     for (uint32_t i = 0; i < door->guest_count;) {
         struct weft_guest *guest = &door->guests[i];
         const char *complaint = listen_to(guest, channel);
@@ -103,6 +114,24 @@ int weft_door_accept(struct weft_door *door, const struct weft_channel *channel,
         }
     }
     return -1;
+}
+
+int weft_door_accept(struct weft_door *door, const struct weft_channel *channel, uint32_t *rank_out)
+{
+    for (;;) {
+        bool is_nobody_left = let_in(door);
+        int fd = hear_guests(door, channel, rank_out);
+
+        if (fd >= 0 || is_nobody_left) {
+            return fd;
+        }
+        if (door->guest_count == WEFT_DOOR_GUESTS) {
+            if (!is_somebody_outside(door)) {
+                return -1;
+            }
+            refuse_guest(door, 0, channel, "too many silent connections");
+        }
+    }
 }
 
 int weft_door_knock(int fd, const struct weft_channel *channel, uint32_t to)
