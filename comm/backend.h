@@ -51,7 +51,7 @@ struct weft_comm_path;
 struct weft_channel_options {
     struct weft_bootstrap *bootstrap; /* for its kind in is_usable(); otherwise see the rules above */
     uint32_t rank;                    /* of this process, in the group */
-    uint32_t rank_count;              /* of the group, at most 64 */
+    uint32_t rank_count;              /* of the group; at most 64, 1024 between hearts (heart_mesh.h) */
     /*
      * [member_count] ranks joined to this one, ascending, own rank included. The same for all members of a memory
      * channel. A message channel is only pairs: A lists B when B lists A (rank 0 of host X: itself and all of host Y).

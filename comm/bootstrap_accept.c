@@ -478,18 +478,6 @@ static enum weft_status receive_all(struct reception *reception)
     return WEFT_OK;
 }
 
-/* A descriptor per channel and some to spare; the usual soft limit of 1024 ends at about 300 ranks. */
-static void raise_fd_limit(uint32_t rank_count)
-{
-    struct rlimit limit;
-    rlim_t want = STAR_CHANNEL_COUNT * (rlim_t)rank_count + 256;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < want) {
-        limit.rlim_cur = limit.rlim_max < want ? limit.rlim_max : want;
-        (void)setrlimit(RLIMIT_NOFILE, &limit);
-    }
-}
-
 static void close_reception(struct reception *reception)
 {
     for (size_t i = 0; i < GUEST_MAX; i++) {
@@ -542,7 +530,7 @@ enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, const str
         weft_log(WEFT_LOG_ERROR, TCP_LOG, "out of memory for %u ranks", bootstrap->rank_count);
         return WEFT_ERR_MEMORY;
     }
-    raise_fd_limit(bootstrap->rank_count);
+    weft_star_make_room(STAR_CHANNEL_COUNT * (rlim_t)(bootstrap->rank_count) + 256);
     (void)fcntl(invite->listen_fd, F_SETFL, fcntl(invite->listen_fd, F_GETFL) | O_NONBLOCK);
     status = receive_all(reception);
     close_reception(reception);

@@ -89,6 +89,16 @@ void weft_star_notify(struct weft_bootstrap *bootstrap, uint32_t peer, enum star
     }
 }
 
+void weft_star_make_room(rlim_t count)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < count) {
+        limit.rlim_cur = limit.rlim_max < count ? limit.rlim_max : count;
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 void weft_star_failure_text(uint32_t rank, const char *host, const char *reason, char *out, size_t size)
 {
     (void)snprintf(out, size, "rank %u%s%s failed: %s", rank, host[0] != '\0' ? " on " : "", host, reason);
@@ -412,9 +422,6 @@ enum weft_status weft_star_recv(struct weft_bootstrap *bootstrap, uint32_t rank,
                        kind);
         weft_bootstrap_abort(bootstrap, rank, reason);
         return WEFT_ERR_PEER;
-    }
-    if (bootstrap->heart != NULL) {
-        weft_heart_heard(bootstrap->heart, rank);
     }
     take_frame(peer, data_out, size_out);
     return WEFT_OK;

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
 
 #include "weft/bootstrap.h"
 
@@ -141,6 +142,9 @@ void weft_star_notify(struct weft_bootstrap *bootstrap, uint32_t peer, enum star
 
 /* Closes sockets and memory, no notice, no hooks. */
 void weft_star_free(struct weft_bootstrap *bootstrap);
+
+/* Lets this process open `count` descriptors, as far as the hard limit allows: the usual soft one is 1024. */
+void weft_star_make_room(rlim_t count);
 
 /* CLOCK_MONOTONIC ns; UINT32_MAX gives STAR_FOREVER. */
 int64_t weft_star_now(void);

@@ -19,6 +19,7 @@ enum {
     HURRY_MS = 10,      /* between attempts to pass a verdict on */
     SAY_MS = 50,        /* for the main thread to say it itself */
     DESCRIBE_MS = 300,  /* where it may know more: how a process ended */
+    LINKS_PER_MS = 64,  /* with more links one look reads what came in as many milliseconds more */
     LAST_LINE_MS = 100, /* for the line of a process that leaves: standard error may be what hangs */
 };
 
@@ -81,7 +82,16 @@ bool weft_heart_verdict(struct weft_heart *heart, struct heart_verdict *out)
 
 bool weft_heart_claim(struct weft_heart *heart)
 {
-    return !atomic_exchange(&heart->is_said, true);
+    const struct timespec moment = {.tv_nsec = 1000000};
+
+    if (!atomic_exchange(&heart->is_said, true)) {
+        return true;
+    }
+    /* The process may end as soon as this is known: not before the line is out, unless standard error hangs. */
+    for (int i = 0; i < LAST_LINE_MS && atomic_load(&heart->is_speaking); i++) {
+        (void)nanosleep(&moment, NULL);
+    }
+    return false;
 }
 
 /* ---- time ---- */
@@ -115,11 +125,11 @@ static void refresh_own(struct weft_heart *heart, int64_t now)
     own->number = atomic_load(&pulse->number);
     own->progress = atomic_load(&pulse->progress) + (own->phase == WEFT_PHASE_LOAD ? own->number : 0);
     own->waiting_for = atomic_load(&pulse->waiting_for);
-    own->activity = weft_heart_activity();
+    weft_heart_work_look(&heart->work, now, own->tid, own->waiting_for >= 0, own->phase == WEFT_PHASE_IDLE);
+    own->done = heart->work.done;
     own->silence_ms = heart->silence_ms;
     if (own->progress != heart->self_progress ||
-        weft_heart_did_work(own->activity, own->waiting_for >= 0, now, &heart->self_window_ns,
-                            &heart->self_window_activity)) {
+        weft_heart_did_work(own->done, now, &heart->self_window_ns, &heart->self_window_done)) {
         heart->self_progress = own->progress;
         heart->self_worked_ns = now;
     }
@@ -160,15 +170,6 @@ void weft_heart_host(struct weft_heart *heart, uint32_t rank, char *out)
     pthread_mutex_unlock(&heart->mutex);
 }
 
-void weft_heart_heard(struct weft_heart *heart, uint32_t rank)
-{
-    uint32_t index = heart->rank == 0 ? rank - 1 : 0;
-
-    if (index < heart->link_count) {
-        atomic_store_explicit(&heart->links[index].was_heard, true, memory_order_relaxed);
-    }
-}
-
 /* ---- beats in ---- */
 
 static void take_beat(struct weft_heart *heart, struct heart_link *link, int64_t now)
@@ -176,12 +177,15 @@ static void take_beat(struct weft_heart *heart, struct heart_link *link, int64_t
     const struct heart_beat *beat = &link->in;
     bool has_progress = !link->has_spoken || beat->progress != link->last.progress;
 
+    if (!link->has_spoken || beat->silence_ms != link->last.silence_ms) {
+        heart->judge_ns = 0; /* less silence may be too long from now on */
+    }
+    heart->has_report = heart->has_report || (heart->rank == 0 && beat->cut_rank != HEART_NOBODY);
     pthread_mutex_lock(&heart->mutex);
     link->last = *beat;
     link->has_spoken = true;
     pthread_mutex_unlock(&heart->mutex);
-    if (has_progress ||
-        weft_heart_did_work(beat->activity, beat->waiting_for >= 0, now, &link->window_ns, &link->window_activity)) {
+    if (has_progress || weft_heart_did_work(beat->done, now, &link->window_ns, &link->window_done)) {
         atomic_store(&link->worked_ns, now);
     }
     if (heart->rank != 0) {
@@ -202,23 +206,19 @@ static void end_link(struct weft_heart *heart, struct heart_link *link, const ch
     }
 }
 
-/* Everything that has come; true when something has. */
-static bool listen_to(struct weft_heart *heart, struct heart_link *link, int64_t now)
+/* Everything that has come. */
+static void listen_to(struct weft_heart *heart, struct heart_link *link, int64_t now)
 {
-    bool is_alive = atomic_exchange(&link->was_heard, false);
     const char *reason = "";
+    enum heart_read result;
 
-    while (link->fd >= 0) {
-        enum heart_read result = weft_heart_link_read(link, &reason);
-
-        if (result == HEART_READ_NOTHING) {
-            break;
-        }
+    while (link->fd >= 0 && (result = weft_heart_link_read(link, &reason)) != HEART_READ_NOTHING) {
         if (result == HEART_READ_END) {
             end_link(heart, link, reason);
             break;
         }
-        is_alive = true;
+        link->heard_run_ns = heart->run_ns;
+        link->heard_ns = now;
         if (link->in.kind == HEART_VERDICT) {
             struct heart_verdict verdict = {.rank = link->in.rank, .source = (int)link->rank};
 
@@ -231,21 +231,38 @@ static bool listen_to(struct weft_heart *heart, struct heart_link *link, int64_t
             take_beat(heart, link, now);
         }
     }
-    return is_alive;
 }
 
-static void judge(struct weft_heart *heart, struct heart_link *link)
+/* Silence that counts against a process; INT64_MAX: none does. */
+static int64_t limit_of(const struct weft_heart *heart, const struct heart_link *link)
 {
-    int64_t limit = (int64_t)heart->silence_ms * 1000000 * (link->has_spoken ? 1 : FIRST_FACTOR);
-    char reason[STAR_REASON_SIZE];
-
     if (link->fd < 0 || link->has_left || heart->silence_ms == UINT32_MAX || atomic_load(&heart->is_over)) {
-        return;
+        return INT64_MAX;
     }
-    if (weft_heart_link_is_lost(link, limit, &heart->own, reason, sizeof(reason))) {
-        struct heart_verdict verdict = verdict_of(link, reason);
+    return (int64_t)heart->silence_ms * 1000000 * (link->has_spoken ? 1 : FIRST_FACTOR);
+}
 
-        decide(heart, &verdict);
+/* A look at everybody's silence, and when the next can show something new: signs of life only put it off. */
+static void judge_all(struct weft_heart *heart, int64_t now)
+{
+    heart->judge_ns = INT64_MAX;
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        struct heart_link *link = &heart->links[i];
+        int64_t limit = limit_of(heart, link);
+        int64_t left;
+        char reason[STAR_REASON_SIZE];
+
+        link->silence_ns = heart->run_ns - link->heard_run_ns;
+        if (limit == INT64_MAX) {
+            continue;
+        }
+        if (weft_heart_link_is_lost(link, limit, &heart->own, reason, sizeof(reason))) {
+            struct heart_verdict verdict = verdict_of(link, reason);
+
+            decide(heart, &verdict);
+        }
+        left = link->silence_ns < limit ? limit - link->silence_ns : interval_ns(heart);
+        heart->judge_ns = now + left < heart->judge_ns ? now + left : heart->judge_ns;
     }
 }
 
@@ -258,8 +275,14 @@ static void judge_cuts(struct weft_heart *heart, int64_t now)
                                     .interval_ns = interval_ns(heart)};
     struct heart_verdict verdict = {.source = -1};
 
-    if (heart->rank == 0 && !atomic_load(&heart->is_over) &&
-        weft_heart_mesh_is_cut(&view, now, &verdict.rank, verdict.reason, sizeof(verdict.reason))) {
+    if (!heart->has_report || atomic_load(&heart->is_over)) {
+        return;
+    }
+    heart->has_report = heart->own.cut_rank != HEART_NOBODY;
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        heart->has_report = heart->has_report || heart->links[i].last.cut_rank != HEART_NOBODY;
+    }
+    if (weft_heart_mesh_is_cut(&view, now, &verdict.rank, verdict.reason, sizeof(verdict.reason))) {
         weft_heart_host(heart, verdict.rank, verdict.host);
         decide(heart, &verdict);
     }
@@ -296,6 +319,7 @@ static void beat_all(struct weft_heart *heart, int64_t elapsed)
 
     if (mesh != NULL) {
         weft_heart_mesh_step(mesh, counted(heart, elapsed), heart->silence_ms, &heart->own);
+        heart->has_report = heart->has_report || (heart->rank == 0 && heart->own.cut_rank != HEART_NOBODY);
     }
     for (uint32_t i = 0; i < heart->link_count; i++) {
         if (!heart->links[i].has_left) {
@@ -333,6 +357,7 @@ static void *say_last(void *context)
     weft_log_set_rank(heart->log_rank);
     weft_star_failure_text(heart->verdict.rank, heart->verdict.host, heart->verdict.reason, text, sizeof(text));
     weft_log(WEFT_LOG_ERROR, HEART_LOG, "%s", text);
+    atomic_store(&heart->is_speaking, false);
     return NULL;
 }
 
@@ -362,9 +387,15 @@ static void say_when_late(struct weft_heart *heart, int64_t now)
     bool is_ours = heart->rank == 0 || heart->verdict.rank == 0;
     pthread_t thread;
 
-    if (is_ours && heart->exit_ns != 0 && now - heart->verdict_ns >= wait_ms * 1000000 && weft_heart_claim(heart) &&
-        pthread_create(&thread, NULL, say_last, heart) == 0) {
+    if (!is_ours || heart->exit_ns == 0 || now - heart->verdict_ns < wait_ms * 1000000 ||
+        atomic_load(&heart->is_said)) {
+        return;
+    }
+    atomic_store(&heart->is_speaking, true);
+    if (!atomic_exchange(&heart->is_said, true) && pthread_create(&thread, NULL, say_last, heart) == 0) {
         pthread_detach(thread); /* with exit_ns this heart is never freed after a verdict */
+    } else {
+        atomic_store(&heart->is_speaking, false);
     }
 }
 
@@ -387,37 +418,33 @@ static void raise_priority(void)
     }
 }
 
-static void sleep_until(struct weft_heart *heart, int64_t deadline)
+/*
+ * Sleeps until something comes, at most until deadline, and reads it. With many links a little is gathered first: a
+ * look at all that has come costs less than a look at each.
+ */
+static void listen_until(struct weft_heart *heart, int64_t deadline, int64_t *last)
 {
-    uint64_t count;
+    const struct timespec gathering = {.tv_nsec = (long)(heart->link_count / LINKS_PER_MS) * 1000000};
+    int count = epoll_wait(heart->epoll_fd, heart->events, HEART_EVENT_MAX, weft_star_left_ms(deadline));
+    int64_t now;
+    uint64_t unused;
 
-    heart->polls[0] = (struct pollfd){.fd = heart->wake_fd, .events = POLLIN};
-    for (uint32_t i = 0; i < heart->link_count; i++) {
-        heart->polls[i + 1] = (struct pollfd){.fd = heart->links[i].fd, .events = POLLIN};
+    if (count > 0 && gathering.tv_nsec > 0) {
+        (void)nanosleep(&gathering, NULL);
     }
-    (void)poll(heart->polls, heart->link_count + 1, weft_star_left_ms(deadline));
-    if (heart->polls[0].revents != 0 && read(heart->wake_fd, &count, sizeof(count)) < 0) {
-        return; /* already drained */
-    }
-}
-
-static void listen_and_judge(struct weft_heart *heart, int64_t now, int64_t elapsed)
-{
-    elapsed = counted(heart, elapsed);
-    for (uint32_t i = 0; i < heart->link_count; i++) {
-        struct heart_link *link = &heart->links[i];
-
-        if (listen_to(heart, link, now)) {
-            link->silence_ns = 0;
-            link->heard_ns = now;
-        } else {
-            link->silence_ns += elapsed;
+    now = weft_star_now();
+    heart->run_ns += counted(heart, now - *last);
+    *last = now;
+    do {
+        for (int i = 0; i < count; i++) {
+            if (heart->events[i].data.u32 != HEART_WAKE) {
+                listen_to(heart, &heart->links[heart->events[i].data.u32], now);
+            } else if (read(heart->wake_fd, &unused, sizeof(unused)) < 0) {
+                continue; /* drained already */
+            }
         }
-    }
-    for (uint32_t i = 0; i < heart->link_count; i++) {
-        judge(heart, &heart->links[i]);
-    }
-    judge_cuts(heart, now);
+        count = count == HEART_EVENT_MAX ? epoll_wait(heart->epoll_fd, heart->events, HEART_EVENT_MAX, 0) : 0;
+    } while (count > 0);
 }
 
 void *weft_heart_run(void *context)
@@ -433,6 +460,7 @@ void *weft_heart_run(void *context)
     heart->self_worked_ns = last;
     while (!atomic_load(&heart->is_closing)) {
         int64_t now = weft_star_now();
+        int64_t wake;
         bool is_settled = true;
 
         if (now >= next_beat) {
@@ -441,14 +469,17 @@ void *weft_heart_run(void *context)
             last_beat = now;
             next_beat = now + interval_ns(heart);
         }
-        listen_and_judge(heart, now, now - last);
-        last = now;
+        if (now >= heart->judge_ns) {
+            judge_all(heart, now);
+        }
+        judge_cuts(heart, now);
         if (atomic_load(&heart->is_over)) {
             is_settled = spread(heart) && atomic_load(&heart->is_said);
             say_when_late(heart, now);
             leave_when_due(heart, now);
         }
-        sleep_until(heart, is_settled ? next_beat : now + (int64_t)HURRY_MS * 1000000);
+        wake = next_beat < heart->judge_ns ? next_beat : heart->judge_ns;
+        listen_until(heart, is_settled ? wake : now + (int64_t)HURRY_MS * 1000000, &last);
     }
     if (atomic_load(&heart->is_over)) {
         (void)spread(heart);

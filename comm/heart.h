@@ -13,8 +13,9 @@
  *   two hosts that answer the leader, but not each other  see heart_mesh.h
  *
  * Silence is counted in our own running time: of a gap between two looks at the clock at most two intervals count, so a
- * rank that was itself stopped or descheduled accuses nobody before it has listened again. Bytes that the main thread
- * gets from a neighbour are signs of life, too.
+ * rank that was itself stopped or descheduled accuses nobody before it has listened again. Only beats are signs of
+ * life: what the main thread reads on other connections may have lain there for long (behind a slow read from a disk),
+ * and came from a process that has been stopped since.
  *
  * The first verdict stands, whether found here, told by a neighbour, or by our own main thread. The leader passes it on
  * to all. The main thread learns of it by verdict_fd (in the star's epoll) and logs it; this thread never logs while it
@@ -63,11 +64,8 @@ void weft_heart_tell(struct weft_heart *heart, uint32_t rank, const char *host, 
 /* Any thread. False while there is none. */
 bool weft_heart_verdict(struct weft_heart *heart, struct heart_verdict *out);
 
-/* True once: who asks first logs the verdict. */
+/* True once: who asks first logs the verdict. False: it has been said, or the thread says it for more than 100 ms. */
 bool weft_heart_claim(struct weft_heart *heart);
-
-/* Bytes of this neighbour's have reached the main thread. A few nanoseconds. */
-void weft_heart_heard(struct weft_heart *heart, uint32_t rank);
 
 /* Name of the host of `rank` into out[STAR_HOST_SIZE], "" while unknown. */
 void weft_heart_host(struct weft_heart *heart, uint32_t rank, char *out);

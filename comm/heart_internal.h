@@ -2,32 +2,43 @@
 #ifndef WEFT_COMM_HEART_INTERNAL_H
 #define WEFT_COMM_HEART_INTERNAL_H
 
-#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/epoll.h>
 
 #include "heart_link.h"
 #include "heart_mesh.h"
+#include "heart_work.h"
 
 /* By default: with what is left of the last interval under the promised second. */
 #define HEART_SILENCE_MS 900
+
+/* What epoll_fd says of wake_fd; of a link its index. */
+#define HEART_WAKE UINT32_MAX
+/* Links read in one go. */
+#define HEART_EVENT_MAX 64
 
 struct weft_heart {
     struct weft_bootstrap *bootstrap; /* its pulse only, until close */
     uint32_t rank;
     uint32_t link_count;
-    struct heart_link *links;          /* owned: leader: of ranks 1, 2 ...; worker: of rank 0 */
-    struct pollfd *polls;              /* owned [link_count + 1] */
+    struct heart_link *links; /* owned: leader: of ranks 1, 2 ...; worker: of rank 0 */
+    struct epoll_event events[HEART_EVENT_MAX];
     _Atomic(struct heart_mesh *) mesh; /* owned; NULL: none, or not yet */
     int64_t cut_ns;                    /* leader: since when it sees a cut itself */
+    bool has_report;                   /* leader: somebody tells of a cut, or has just ceased to */
     struct heart_beat own;             /* what this process says of itself */
     uint32_t silence_ms;               /* the group's */
     int64_t exit_ns;                   /* 0: never */
+    int64_t run_ns;                    /* our own running time, in which silence counts */
+    int64_t judge_ns;                  /* nobody can have been silent for too long before */
     int64_t self_worked_ns;
     int64_t self_window_ns;
-    uint64_t self_window_activity;
+    uint64_t self_window_done;
+    struct heart_work work;
     uint64_t self_progress;
     int log_rank;
+    int epoll_fd;   /* owned: wake_fd and the links */
     int wake_fd;    /* owned: tell and close */
     int verdict_fd; /* owned: readable once there is a verdict; in the star's epoll */
     pthread_t thread;
@@ -36,6 +47,7 @@ struct weft_heart {
     _Atomic bool has_let_go;         /* of the bootstrap, and of every socket */
     _Atomic bool is_over;            /* there is a verdict */
     _Atomic bool is_said;            /* somebody logs it, or has */
+    _Atomic bool is_speaking;        /* a helper thread does, and has not finished */
     _Atomic uint32_t group_quiet_ms; /* worker: as the leader said */
     pthread_mutex_t mutex;           /* verdict, and link->last */
     struct heart_verdict verdict;

@@ -6,47 +6,12 @@
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 
 /* A process that only waits for a core, and a network, are given this much longer than a stopped process. */
 #define STARVED_FACTOR    5
 #define NETWORK_FACTOR_UP 5 /* five thirds: 1.5 s by default, and 2 s are promised */
 #define NETWORK_FACTOR_BY 3
-
-/* Between hosts half as much again: until the leader has made sure, the same time has passed. */
-#define CUT_FACTOR_UP 3
-#define CUT_FACTOR_BY 2
-
-/* CPU milliseconds (or block reads) in a window: more than the threads of an idle server use. */
-enum { WORK_WINDOW_MS = 1000, WORK_MIN = 50 };
-
-uint64_t weft_heart_activity(void)
-{
-    struct timespec process = {0};
-    struct timespec thread = {0};
-    struct rusage usage = {0};
-
-    (void)clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &process);
-    (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &thread);
-    (void)getrusage(RUSAGE_SELF, &usage);
-    return (uint64_t)((process.tv_sec - thread.tv_sec) * 1000 + (process.tv_nsec - thread.tv_nsec) / 1000000) +
-           (uint64_t)usage.ru_inblock;
-}
-
-bool weft_heart_did_work(uint64_t activity, bool is_waiting, int64_t now, int64_t *window_ns, uint64_t *window_activity)
-{
-    bool is_working;
-
-    if (now - *window_ns < (int64_t)WORK_WINDOW_MS * 1000000) {
-        return false;
-    }
-    is_working = *window_ns != 0 && activity - *window_activity >= WORK_MIN && !is_waiting;
-    *window_ns = now;
-    *window_activity = activity;
-    return is_working;
-}
 
 enum heart_read weft_heart_link_read(struct heart_link *link, const char **reason_out)
 {
@@ -126,22 +91,16 @@ char weft_heart_thread_state(uint32_t pid, uint32_t tid)
     return end != NULL && end[1] == ' ' ? end[2] : 0;
 }
 
-/* The kernel at the other end acknowledges our beats although the process sends none. */
-static bool is_answering(const struct heart_link *link)
+bool weft_heart_is_acknowledged(int fd, int64_t silence_ns)
 {
     struct tcp_info info;
     socklen_t size = sizeof(info);
 
     memset(&info, 0, sizeof(info));
-    if (getsockopt(link->fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) {
-        return true; /* no TCP: the same host */
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) {
+        return true;
     }
-    return info.tcpi_unacked == 0 || info.tcpi_last_ack_recv < link->silence_ns / 2000000;
-}
-
-bool weft_heart_link_is_cut(const struct heart_link *link, int64_t limit_ns)
-{
-    return link->silence_ns >= limit_ns / CUT_FACTOR_BY * CUT_FACTOR_UP && !is_answering(link);
+    return info.tcpi_unacked == 0 || info.tcpi_last_ack_recv < silence_ns / 2000000;
 }
 
 static bool is_lost_here(const struct heart_link *link, int64_t limit_ns, char *reason_out, size_t reason_size)
@@ -175,7 +134,7 @@ bool weft_heart_link_is_lost(const struct heart_link *link, int64_t limit_ns, co
     if (link->has_spoken && link->last.host_id == own->host_id) {
         return is_lost_here(link, limit_ns, reason_out, reason_size);
     }
-    if (is_answering(link)) {
+    if (weft_heart_is_acknowledged(link->fd, link->silence_ns)) {
         (void)snprintf(reason_out, reason_size,
                        "no heartbeat for %.1f s though %s answers: the process is stopped or does not get to run",
                        seconds, host);

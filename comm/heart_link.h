@@ -21,7 +21,7 @@ struct heart_beat {
     uint32_t phase;
     uint64_t number;
     uint64_t progress;
-    uint64_t activity; /* CPU milliseconds and block reads of the process: grows while it works */
+    uint64_t done; /* grows while the process works (heart_work.h) */
     uint64_t host_id;
     int32_t waiting_for;
     uint32_t pid;
@@ -37,31 +37,23 @@ struct heart_beat {
 
 struct heart_link {
     uint32_t rank;
-    int fd;             /* owned; -1 once it has ended */
-    bool has_spoken;    /* `last` is set */
-    bool has_left;      /* said farewell */
-    bool owes_verdict;  /* has not been told yet */
-    int64_t silence_ns; /* since the last sign of life, in our own running time */
-    int64_t heard_ns;   /* when that came */
-    int64_t cut_ns;     /* since when it reports a cut; 0: it does not */
+    int fd;               /* owned; -1 once it has ended */
+    bool has_spoken;      /* `last` is set */
+    bool has_left;        /* said farewell */
+    bool owes_verdict;    /* has not been told yet */
+    int64_t silence_ns;   /* since the last frame, in our own running time, at the last look */
+    int64_t heard_run_ns; /* our running time when that came */
+    int64_t heard_ns;     /* the clock's */
+    int64_t cut_ns;       /* since when it reports a cut; 0: it does not */
     struct heart_beat last;
     struct heart_beat in;
     size_t in_have;
     struct heart_beat out;
     size_t out_left;
-    _Atomic bool was_heard;    /* by the main thread, on another connection */
     _Atomic int64_t worked_ns; /* when it last showed work; 0: never */
-    int64_t window_ns;         /* `worked_ns` looks at activity once a second */
-    uint64_t window_activity;
+    int64_t window_ns;         /* `worked_ns` looks at `done` once a second */
+    uint64_t window_done;
 };
-
-/* CPU milliseconds of this process without the calling thread's, and blocks it read: both only grow. */
-uint64_t weft_heart_activity(void);
-
-/* Whether a process with this activity worked in the window that ends now; looks, and is true, once a second at most.
- */
-bool weft_heart_did_work(uint64_t activity, bool is_waiting, int64_t now, int64_t *window_ns,
-                         uint64_t *window_activity);
 
 enum heart_read { HEART_READ_NOTHING, HEART_READ_BEAT, HEART_READ_END };
 
@@ -78,8 +70,11 @@ bool weft_heart_link_send(struct heart_link *link, const struct heart_beat *beat
 bool weft_heart_link_is_lost(const struct heart_link *link, int64_t limit_ns, const struct heart_beat *own,
                              char *reason_out, size_t reason_size);
 
-/* True when a network, not a process, keeps this neighbour silent; limit_ns as above. */
-bool weft_heart_link_is_cut(const struct heart_link *link, int64_t limit_ns);
+/*
+ * The kernel at the other end has acknowledged all that was sent, or has said something within the second half of
+ * silence_ns. True of a socket that is no TCP: the same host.
+ */
+bool weft_heart_is_acknowledged(int fd, int64_t silence_ns);
 
 /* State letter of a thread of this host, as in /proc/PID/stat; 0 when there is none. T: stopped. */
 char weft_heart_thread_state(uint32_t pid, uint32_t tid);

@@ -1,25 +1,48 @@
-/* Heartbeats between hosts: who has them, what they show, when it is believed. Contract in heart_mesh.h. */
+/* Probes between hosts: who has the connections, which are probed, what is unacknowledged. Contract in heart_mesh.h. */
 #include "heart_mesh.h"
 
 #include <errno.h>
-#include <stdio.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "tcp_connect.h"
 #include "weft/log.h"
 
+/* Half as much again as for a process: until the leader has made sure, the same time has passed. */
+#define CUT_FACTOR_UP 3
+#define CUT_FACTOR_BY 2
+
 enum {
-    RANK_MAX = 64,     /* of weft_channel_options */
     GATHER_MS = 30000, /* the heartbeats, which run already, notice who is gone */
     MEET_MS = 5000,    /* a connection that came late is worth less than the start of the group */
+    EVENT_MAX = 64,
+    FD_SPARE = 1024, /* what a process opens besides */
+};
+
+#define NO_LINK UINT32_MAX
+
+struct mesh_link {
+    uint32_t rank;
+    int fd; /* owned; -1 once it has ended */
+    bool is_probed;
+    int64_t silence_ns; /* since the probe, in our own running time */
 };
 
 struct heart_mesh {
-    struct heart_link links[RANK_MAX]; /* owned sockets */
+    int epoll_fd;            /* owned: all links */
+    struct mesh_link *links; /* owned [link_count] */
     uint32_t link_count;
+    uint32_t *link_of; /* owned [rank_count] to the host of a rank; NO_LINK */
+    uint32_t rank_count;
+    uint32_t next; /* link whose turn it is */
+    uint32_t probes[HEART_PROBES + 1];
+    uint32_t probe_count;
 };
 
 /* What every rank tells the others. */
@@ -28,26 +51,27 @@ struct card {
     uint64_t nonce; /* rank 0's counts */
 };
 
+/* Everything that opening needs. */
+struct opening {
+    struct weft_channel_options options;
+    struct weft_door door;
+    struct card *cards;     /* owned [rank_count] */
+    char *addresses;        /* owned [rank_count][WEFT_ADDRESS_SIZE] */
+    uint32_t *members;      /* owned [rank_count]: the first rank of each host that has an address, ascending */
+    int *fds;               /* owned [rank_count], by member */
+    struct heart_mesh *out; /* owned until opening is done */
+};
+
 /* ---- opening ---- */
 
-/* The first rank of each host that has an address, ascending. */
-static uint32_t choose_members(const struct card *cards, const char *addresses, uint32_t rank_count,
-                               uint32_t members[RANK_MAX])
+static uint32_t first_of_host(const struct card *cards, uint32_t rank)
 {
-    uint32_t count = 0;
+    uint32_t first = 0;
 
-    for (uint32_t rank = 0; rank < rank_count; rank++) {
-        const struct tcp_address *address = (const void *)(addresses + (size_t)rank * WEFT_ADDRESS_SIZE);
-        uint32_t first = 0;
-
-        while (cards[first].host_id != cards[rank].host_id) {
-            first++;
-        }
-        if (first == rank && address->count > 0 && address->count <= TCP_ADDRESS_COUNT) {
-            members[count++] = rank;
-        }
+    while (cards[first].host_id != cards[rank].host_id) {
+        first++;
     }
-    return count;
+    return first;
 }
 
 static bool is_one_host(const struct card *cards, uint32_t rank_count)
@@ -60,253 +84,300 @@ static bool is_one_host(const struct card *cards, uint32_t rank_count)
     return same == rank_count;
 }
 
-/* addresses[rank_count][WEFT_ADDRESS_SIZE] <- everybody's; door listens at our own, unless there is none. */
-static enum weft_status gather_addresses(struct weft_channel_options *options, struct weft_door *door, char *addresses)
+static void choose_members(struct opening *opening)
 {
-    struct tcp_address *own = calloc(1, WEFT_ADDRESS_SIZE);
-    char reason[128];
-    enum weft_status status;
+    struct weft_channel_options *options = &opening->options;
 
-    if (own == NULL) {
-        return WEFT_ERR_MEMORY;
+    for (uint32_t rank = 0; rank < options->rank_count; rank++) {
+        const struct tcp_address *address = (const void *)(opening->addresses + (size_t)rank * WEFT_ADDRESS_SIZE);
+
+        if (first_of_host(opening->cards, rank) == rank && address->count > 0 && address->count <= TCP_ADDRESS_COUNT) {
+            opening->members[options->member_count++] = rank;
+        }
     }
+    options->members = opening->members;
+}
+
+/* The door of the first rank of a host; *own stays empty elsewhere, and where it cannot be opened. */
+static void open_door(struct opening *opening, struct tcp_address *own)
+{
+    struct weft_channel_options *options = &opening->options;
+    char reason[128];
+
     if (!weft_backend_tcp.is_usable(options, false, reason, sizeof(reason))) {
         options->interface = NULL;
     }
-    if (weft_backend_tcp.is_usable(options, false, reason, sizeof(reason)) &&
-        weft_tcp_channel_listen(options, door, own) != WEFT_OK) {
+    if (first_of_host(opening->cards, options->rank) == options->rank &&
+        weft_backend_tcp.is_usable(options, false, reason, sizeof(reason)) &&
+        weft_tcp_channel_listen(options, &opening->door, own) != WEFT_OK) {
         own->count = 0; /* it has been said; the others do not wait for us */
     }
-    status = weft_bootstrap_all_gather(options->bootstrap, own, WEFT_ADDRESS_SIZE, addresses, GATHER_MS);
-    free(own);
-    return status;
 }
 
-static void log_missing(uint32_t rank, uint32_t peer)
+/* Everybody's address, as much of it as is used: with many ranks the leader sends it many times. */
+static enum weft_status gather_addresses(struct opening *opening)
 {
-    weft_log(WEFT_LOG_WARN, HEART_LOG,
-             "no connection between rank %u and rank %u for heartbeats: a network cut between the two alone will be "
-             "noticed late, by --timeout",
-             rank, peer);
+    struct weft_bootstrap *bootstrap = opening->options.bootstrap;
+    uint32_t rank_count = opening->options.rank_count;
+    struct tcp_address own = {0};
+    uint32_t *counts = (uint32_t *)opening->fds; /* not needed before */
+    uint32_t count;
+    size_t size;
+
+    open_door(opening, &own);
+    count = own.count;
+    WEFT_TRY(weft_bootstrap_all_gather(bootstrap, &count, sizeof(count), counts, GATHER_MS));
+    count = 0;
+    for (uint32_t rank = 0; rank < rank_count; rank++) {
+        count = counts[rank] > count ? counts[rank] : count;
+    }
+    count = count > TCP_ADDRESS_COUNT ? TCP_ADDRESS_COUNT : count;
+    size = offsetof(struct tcp_address, addresses) + count * sizeof(own.addresses[0]);
+    WEFT_TRY(weft_bootstrap_all_gather(bootstrap, &own, size, opening->addresses, GATHER_MS));
+    for (uint32_t rank = rank_count; rank-- > 0;) {
+        memmove(opening->addresses + (size_t)rank * WEFT_ADDRESS_SIZE, opening->addresses + rank * size, size);
+    }
+    return WEFT_OK;
 }
 
-static enum weft_status meet(const struct weft_channel_options *options, struct weft_door *door, const char *addresses,
-                             struct heart_mesh *mesh)
+static void log_missing(uint32_t rank, uint32_t peer, uint32_t count)
 {
+    if (count > 0) {
+        weft_log(WEFT_LOG_WARN, HEART_LOG,
+                 "no connection between rank %u and %u of the first ranks of other hosts (rank %u ...) for heartbeats: "
+                 "a network cut between the two alone will be noticed late, by --timeout",
+                 rank, count, peer);
+    }
+}
+
+/* The connection of member m becomes a link. */
+static enum weft_status keep_link(struct heart_mesh *mesh, uint32_t rank, int fd)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = mesh->link_count};
+    int on = 1;
+
+    /* A lost probe is sent again every 200 ms, not after 200, 400, 800: tries enough before a cut is reported. */
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, &on, sizeof(on));
+    mesh->link_of[rank] = mesh->link_count;
+    mesh->links[mesh->link_count++] = (struct mesh_link){.rank = rank, .fd = fd};
+    if (epoll_ctl(mesh->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
+        weft_log(WEFT_LOG_ERROR, HEART_LOG, "epoll: %s", strerror(errno));
+        return WEFT_ERR_IO;
+    }
+    return WEFT_OK;
+}
+
+static enum weft_status meet(struct opening *opening)
+{
+    const struct weft_channel_options *options = &opening->options;
+    struct heart_mesh *mesh = opening->out;
     struct weft_channel channel;
-    int fds[RANK_MAX];
-    const void *own = addresses + (size_t)options->rank * WEFT_ADDRESS_SIZE;
+    const void *own = opening->addresses + (size_t)options->rank * WEFT_ADDRESS_SIZE;
+    uint32_t missing = 0;
+    uint32_t missing_count = 0;
     enum weft_status status;
 
     weft_channel_init(&channel, &weft_backend_tcp, options);
-    for (uint32_t m = 0; m < options->member_count; m++) {
-        fds[m] = -1;
+    if (weft_channel_member_index(&channel, options->rank) < 0) {
+        return WEFT_OK;
     }
-    status = weft_tcp_channel_connect(&channel, door, own, addresses, fds, true);
     for (uint32_t m = 0; m < options->member_count; m++) {
-        if (fds[m] >= 0) {
-            mesh->links[mesh->link_count].rank = options->members[m];
-            mesh->links[mesh->link_count++].fd = fds[m];
-        } else if (status == WEFT_OK && options->members[m] < options->rank) {
-            log_missing(options->rank, options->members[m]);
+        opening->fds[m] = -1;
+    }
+    weft_star_make_room(FD_SPARE + 2 * (rlim_t)options->member_count);
+    status = weft_tcp_channel_connect(&channel, &opening->door, own, opening->addresses, opening->fds, true);
+    for (uint32_t m = 0; m < options->member_count; m++) {
+        if (opening->fds[m] >= 0) {
+            enum weft_status kept = keep_link(mesh, options->members[m], opening->fds[m]);
+
+            status = status == WEFT_OK ? kept : status;
+        } else if (options->members[m] < options->rank) {
+            missing = missing_count++ == 0 ? options->members[m] : missing;
         }
     }
+    log_missing(options->rank, missing, status == WEFT_OK ? missing_count : 0);
     return status;
 }
 
-/* Everything but the first look at who shares a host. */
-static enum weft_status open_between(struct weft_channel_options *options, const struct card *cards,
-                                     struct heart_mesh **out)
+/* Ranks that are not the first of their host are reached through that one. */
+static void map_hosts(struct opening *opening)
 {
-    struct weft_door door;
-    uint32_t members[RANK_MAX];
+    for (uint32_t rank = 0; rank < opening->options.rank_count; rank++) {
+        opening->out->link_of[rank] = opening->out->link_of[first_of_host(opening->cards, rank)];
+    }
+}
+
+static bool mesh_new(struct opening *opening)
+{
+    uint32_t rank_count = opening->options.rank_count;
     struct heart_mesh *mesh = calloc(1, sizeof(*mesh));
-    char *addresses = calloc(options->rank_count, WEFT_ADDRESS_SIZE);
-    enum weft_status status = WEFT_ERR_MEMORY;
 
-    weft_door_init(&door, -1);
-    if (mesh != NULL && addresses != NULL) {
-        status = gather_addresses(options, &door, addresses);
-    } else {
-        weft_log(WEFT_LOG_ERROR, HEART_LOG, "out of memory");
+    opening->out = mesh;
+    if (mesh == NULL) {
+        return false;
     }
-    if (status == WEFT_OK) {
-        struct weft_channel whole;
+    mesh->rank_count = rank_count;
+    mesh->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    mesh->links = calloc(rank_count, sizeof(*mesh->links));
+    mesh->link_of = malloc(rank_count * sizeof(*mesh->link_of));
+    for (uint32_t rank = 0; rank < rank_count && mesh->link_of != NULL; rank++) {
+        mesh->link_of[rank] = NO_LINK;
+    }
+    opening->addresses = calloc(rank_count, WEFT_ADDRESS_SIZE);
+    opening->members = calloc(rank_count, sizeof(*opening->members));
+    opening->fds = calloc(rank_count, sizeof(*opening->fds));
+    return mesh->epoll_fd >= 0 && mesh->links != NULL && mesh->link_of != NULL && opening->addresses != NULL &&
+           opening->members != NULL && opening->fds != NULL;
+}
 
-        options->members = members;
-        options->member_count = choose_members(cards, addresses, options->rank_count, members);
-        weft_channel_init(&whole, &weft_backend_tcp, options);
-        if (weft_channel_member_index(&whole, options->rank) >= 0) {
-            status = meet(options, &door, addresses, mesh);
-        }
+static enum weft_status open_between(struct opening *opening)
+{
+    if (!mesh_new(opening)) {
+        weft_log(WEFT_LOG_ERROR, HEART_LOG, "out of memory or descriptors");
+        return WEFT_ERR_MEMORY;
     }
-    weft_door_fini(&door);
-    free(addresses);
-    if (status != WEFT_OK || mesh->link_count == 0) {
-        weft_heart_mesh_close(&mesh);
-    }
-    *out = mesh;
-    return status;
+    WEFT_TRY(gather_addresses(opening));
+    choose_members(opening);
+    WEFT_TRY(meet(opening));
+    map_hosts(opening);
+    return WEFT_OK;
 }
 
 enum weft_status weft_heart_mesh_open(struct weft_bootstrap *bootstrap, const char *interface, struct heart_mesh **out)
 {
-    struct weft_channel_options options = {.bootstrap = bootstrap,
-                                           .rank = weft_bootstrap_rank(bootstrap),
-                                           .rank_count = weft_bootstrap_rank_count(bootstrap),
-                                           .interface = interface,
-                                           .timeout_ms = MEET_MS};
+    struct opening opening = {.options = {.bootstrap = bootstrap,
+                                          .rank = weft_bootstrap_rank(bootstrap),
+                                          .rank_count = weft_bootstrap_rank_count(bootstrap),
+                                          .interface = interface,
+                                          .timeout_ms = MEET_MS}};
     struct card own = {.host_id = weft_bootstrap_host_id(bootstrap)};
-    struct card cards[RANK_MAX];
+    enum weft_status status = WEFT_ERR_MEMORY;
 
     *out = NULL;
-    if (options.rank_count > RANK_MAX) {
-        return WEFT_OK;
-    }
     if (getrandom(&own.nonce, sizeof(own.nonce), 0) != (ssize_t)sizeof(own.nonce)) {
         weft_log(WEFT_LOG_ERROR, HEART_LOG, "getrandom: %s", strerror(errno));
         return WEFT_ERR_IO;
     }
-    WEFT_TRY(weft_bootstrap_all_gather(bootstrap, &own, sizeof(own), cards, GATHER_MS));
-    if (is_one_host(cards, options.rank_count)) {
-        return WEFT_OK;
+    weft_door_init(&opening.door, -1);
+    opening.cards = calloc(opening.options.rank_count, sizeof(*opening.cards));
+    if (opening.cards != NULL) {
+        status = weft_bootstrap_all_gather(bootstrap, &own, sizeof(own), opening.cards, GATHER_MS);
+    } else {
+        weft_log(WEFT_LOG_ERROR, HEART_LOG, "out of memory");
     }
-    options.nonce = cards[0].nonce;
-    return open_between(&options, cards, out);
+    if (status == WEFT_OK && !is_one_host(opening.cards, opening.options.rank_count)) {
+        opening.options.nonce = opening.cards[0].nonce;
+        status = open_between(&opening);
+    }
+    if (status != WEFT_OK || (opening.out != NULL && opening.out->link_count == 0)) {
+        weft_heart_mesh_close(&opening.out);
+    }
+    weft_door_fini(&opening.door);
+    free(opening.cards);
+    free(opening.addresses);
+    free(opening.members);
+    free(opening.fds);
+    *out = opening.out;
+    return status;
 }
 
 void weft_heart_mesh_close(struct heart_mesh **mesh_pointer)
 {
     struct heart_mesh *mesh = *mesh_pointer;
 
-    for (uint32_t i = 0; mesh != NULL && i < mesh->link_count; i++) {
+    if (mesh == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < mesh->link_count; i++) {
         if (mesh->links[i].fd >= 0) {
             close(mesh->links[i].fd);
         }
     }
+    if (mesh->epoll_fd >= 0) {
+        close(mesh->epoll_fd);
+    }
+    free(mesh->links);
+    free(mesh->link_of);
     free(mesh);
     *mesh_pointer = NULL;
 }
 
-/* ---- beating ---- */
+/* ---- probing ---- */
 
-/* True when something has come. */
-static bool listen_to(struct heart_link *link)
+/* Takes what the others' probes left, so that their kernels need never wait for room in ours. */
+static void drain(struct heart_mesh *mesh)
 {
-    enum heart_read result;
-    const char *reason;
-    bool has_come = false;
+    struct epoll_event events[EVENT_MAX];
+    int count;
 
-    while ((result = weft_heart_link_read(link, &reason)) == HEART_READ_BEAT) {
-        has_come = true;
-    }
-    if (result == HEART_READ_END) {
-        close(link->fd);
-        link->fd = -1;
-    }
-    return has_come;
+    do {
+        count = epoll_wait(mesh->epoll_fd, events, EVENT_MAX, 0);
+        for (int i = 0; i < count; i++) {
+            struct mesh_link *link = &mesh->links[events[i].data.u32];
+            char bytes[64];
+            ssize_t got = recv(link->fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+
+            if (got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) {
+                close(link->fd);
+                link->fd = -1;
+            }
+        }
+    } while (count == EVENT_MAX);
 }
 
-void weft_heart_mesh_step(struct heart_mesh *mesh, int64_t elapsed_ns, uint32_t silence_ms, struct heart_beat *own)
+static void probe(struct heart_mesh *mesh, uint32_t index)
 {
-    own->cut_rank = HEART_NOBODY;
-    own->cut_count = 0;
-    own->cut_ms = 0;
-    for (uint32_t i = 0; i < mesh->link_count; i++) {
-        struct heart_link *link = &mesh->links[i];
+    struct mesh_link *link = &mesh->links[index];
 
-        if (link->fd < 0) {
+    if (link->fd < 0 || link->is_probed || mesh->probe_count == HEART_PROBES + 1) {
+        return;
+    }
+    if (send(link->fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1) { /* else it is full, or reading finds its end */
+        link->is_probed = true;
+        link->silence_ns = 0;
+        mesh->probes[mesh->probe_count++] = index;
+    }
+}
+
+/* Probes that were acknowledged give their places back; the others say how long they have waited. */
+static void look_at_probes(struct heart_mesh *mesh, int64_t elapsed_ns, int64_t limit_ns, struct heart_beat *own)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < mesh->probe_count; i++) {
+        struct mesh_link *link = &mesh->links[mesh->probes[i]];
+
+        link->silence_ns += elapsed_ns;
+        link->is_probed = link->fd >= 0 && !weft_heart_is_acknowledged(link->fd, link->silence_ns);
+        if (!link->is_probed) {
             continue;
         }
-        link->silence_ns = listen_to(link) ? 0 : link->silence_ns + elapsed_ns;
-        if (silence_ms != UINT32_MAX && weft_heart_link_is_cut(link, (int64_t)silence_ms * 1000000)) {
+        mesh->probes[kept++] = mesh->probes[i];
+        if (link->silence_ns >= limit_ns) {
             own->cut_rank = link->rank;
             own->cut_ms = (uint32_t)(link->silence_ns / 1000000);
             own->cut_count++;
         }
     }
-    for (uint32_t i = 0; i < mesh->link_count; i++) {
-        (void)weft_heart_link_send(&mesh->links[i], own);
+    mesh->probe_count = kept;
+}
+
+void weft_heart_mesh_step(struct heart_mesh *mesh, int64_t elapsed_ns, uint32_t silence_ms, struct heart_beat *own)
+{
+    int64_t limit_ns =
+        silence_ms == UINT32_MAX ? INT64_MAX : (int64_t)silence_ms * 1000000 / CUT_FACTOR_BY * CUT_FACTOR_UP;
+
+    own->cut_rank = HEART_NOBODY;
+    own->cut_count = 0;
+    own->cut_ms = 0;
+    drain(mesh);
+    look_at_probes(mesh, elapsed_ns, limit_ns, own);
+    if (own->waiting_for >= 0 && (uint32_t)own->waiting_for < mesh->rank_count &&
+        mesh->link_of[own->waiting_for] != NO_LINK) {
+        probe(mesh, mesh->link_of[own->waiting_for]);
     }
-}
-
-/* ---- the leader's opinion ---- */
-
-static const struct heart_beat *beat_of(const struct heart_view *view, uint32_t rank)
-{
-    return rank == 0 ? view->own : &view->links[rank - 1].last;
-}
-
-/* Whom `rank` does not reach, as it says. */
-static uint32_t cut_of(const struct heart_view *view, uint32_t rank)
-{
-    return rank == 0 || view->links[rank - 1].has_spoken ? beat_of(view, rank)->cut_rank : HEART_NOBODY;
-}
-
-static bool is_heard_since(const struct heart_view *view, uint32_t rank, int64_t since)
-{
-    return rank == 0 || (view->links[rank - 1].fd >= 0 && view->links[rank - 1].heard_ns > since);
-}
-
-/* Whether `reporter` has told for an interval of a cut link, and both ends are there. */
-static bool is_believed(const struct heart_view *view, uint32_t reporter, int64_t now)
-{
-    int64_t *since = reporter == 0 ? view->own_cut_ns : &view->links[reporter - 1].cut_ns;
-    uint32_t peer = cut_of(view, reporter);
-
-    if (peer > view->link_count || peer == reporter) { /* nobody */
-        *since = 0;
-        return false;
+    for (uint32_t i = 0; i < mesh->link_count && mesh->probe_count < HEART_PROBES; i++) {
+        probe(mesh, mesh->next);
+        mesh->next = (mesh->next + 1) % mesh->link_count;
     }
-    if (*since == 0) {
-        *since = now;
-    }
-    return now - *since >= view->interval_ns && is_heard_since(view, reporter, *since) &&
-           is_heard_since(view, peer, *since);
-}
-
-/* Links that `rank` has lost: as it says, or as others say of it, where packets vanish one way only. */
-static uint32_t lost_count(const struct heart_view *view, uint32_t rank)
-{
-    uint32_t count = 0;
-
-    for (uint32_t other = 0; other <= view->link_count; other++) {
-        count += other != rank && cut_of(view, other) == rank;
-    }
-    return count > beat_of(view, rank)->cut_count ? count : beat_of(view, rank)->cut_count;
-}
-
-static uint32_t choose_victim(const struct heart_view *view, uint32_t a, uint32_t b)
-{
-    uint32_t lost_a = lost_count(view, a);
-    uint32_t lost_b = lost_count(view, b);
-
-    return lost_a > lost_b || (lost_a == lost_b && a > b) ? a : b;
-}
-
-bool weft_heart_mesh_is_cut(const struct heart_view *view, int64_t now, uint32_t *rank_out, char *reason_out,
-                            size_t reason_size)
-{
-    for (uint32_t reporter = 0; reporter <= view->link_count; reporter++) {
-        const struct heart_beat *beat = beat_of(view, reporter);
-        uint32_t victim, other;
-        bool is_ours;
-
-        if (!is_believed(view, reporter, now)) {
-            continue;
-        }
-        victim = choose_victim(view, reporter, beat->cut_rank);
-        other = victim == reporter ? beat->cut_rank : reporter;
-        *rank_out = victim;
-        is_ours = victim == 0 || other == 0;
-        (void)snprintf(
-            reason_out, reason_size,
-            "no answer between it and rank %u on %s for %.1f s though %s: the network%s between %s and %s is "
-            "cut",
-            other, beat_of(view, other)->host, beat->cut_ms / 1e3,
-            is_ours ? "heartbeats arrive" : "both answer the leader", is_ours ? " of the data" : "",
-            beat_of(view, victim)->host, beat_of(view, other)->host);
-        return true;
-    }
-    return false;
 }

@@ -19,6 +19,9 @@ static void release(struct weft_heart *heart)
             close(heart->links[i].fd);
         }
     }
+    if (heart->epoll_fd >= 0) {
+        close(heart->epoll_fd);
+    }
     if (heart->wake_fd >= 0) {
         close(heart->wake_fd);
     }
@@ -27,7 +30,6 @@ static void release(struct weft_heart *heart)
     }
     pthread_mutex_destroy(&heart->mutex);
     free(heart->links);
-    free(heart->polls);
     free(heart);
 }
 
@@ -44,17 +46,28 @@ static void take_sockets(struct weft_heart *heart, struct weft_bootstrap *bootst
     }
 }
 
+static enum weft_status watch(int epoll_fd, int fd, uint32_t what)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = what};
+
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
+        weft_log(WEFT_LOG_ERROR, HEART_LOG, "epoll: %s", strerror(errno));
+        return WEFT_ERR_IO;
+    }
+    return WEFT_OK;
+}
+
 static enum weft_status start(struct weft_heart *heart)
 {
-    struct epoll_event event = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
     sigset_t all;
     sigset_t before;
     int error;
 
-    if (epoll_ctl(heart->bootstrap->epoll_fd, EPOLL_CTL_ADD, heart->verdict_fd, &event) < 0) {
-        weft_log(WEFT_LOG_ERROR, HEART_LOG, "epoll: %s", strerror(errno));
-        return WEFT_ERR_IO;
+    WEFT_TRY(watch(heart->epoll_fd, heart->wake_fd, HEART_WAKE));
+    for (uint32_t i = 0; i < heart->link_count; i++) {
+        WEFT_TRY(watch(heart->epoll_fd, heart->links[i].fd, i));
     }
+    WEFT_TRY(watch(heart->bootstrap->epoll_fd, heart->verdict_fd, UINT32_MAX));
     /* Signals are the main thread's: their handlers interrupt what it waits for. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -93,10 +106,10 @@ enum weft_status weft_heart_open(struct weft_bootstrap *bootstrap, const struct 
                                      .pid = (uint32_t)getpid()};
     (void)gethostname(heart->own.host, sizeof(heart->own.host) - 1);
     heart->links = calloc(link_count, sizeof(*heart->links));
-    heart->polls = calloc((size_t)link_count + 1, sizeof(*heart->polls));
+    heart->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     heart->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     heart->verdict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (heart->links == NULL || heart->polls == NULL || heart->wake_fd < 0 || heart->verdict_fd < 0) {
+    if (heart->links == NULL || heart->epoll_fd < 0 || heart->wake_fd < 0 || heart->verdict_fd < 0) {
         weft_log(WEFT_LOG_ERROR, HEART_LOG, "out of memory or descriptors");
         release(heart);
         return WEFT_ERR_MEMORY;

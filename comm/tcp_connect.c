@@ -7,6 +7,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -33,7 +34,7 @@ static int open_listener(struct sockaddr_storage *name, socklen_t size, uint16_t
     if (name->ss_family == AF_INET6) {
         (void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
     }
-    if (bind(fd, (struct sockaddr *)name, size) != 0 || listen(fd, 128) != 0 ||
+    if (bind(fd, (struct sockaddr *)name, size) != 0 || listen(fd, SOMAXCONN) != 0 ||
         getsockname(fd, (struct sockaddr *)name, &size) != 0) {
         int error = errno;
 
@@ -319,7 +320,8 @@ static int64_t look_at_all(struct weft_channel *channel, const struct tcp_addres
 }
 
 /* Not the peers' fault: say so at once instead of waiting for the deadline. */
-static enum weft_status check_own_means(const struct weft_door *door, const struct attempt *attempts, uint32_t count)
+static enum weft_status check_own_means(const struct weft_door *door, const struct attempt *attempts, uint32_t count,
+                                        bool is_optional)
 {
     int error = door->fault;
 
@@ -329,7 +331,8 @@ static enum weft_status check_own_means(const struct weft_door *door, const stru
     if (error == 0) {
         return WEFT_OK;
     }
-    weft_log(WEFT_LOG_ERROR, "comm/tcp", "cannot open one more socket: %s", strerror(error));
+    weft_log(is_optional ? WEFT_LOG_WARN : WEFT_LOG_ERROR, "comm/tcp", "cannot open one more socket: %s",
+             strerror(error));
     return WEFT_ERR_IO;
 }
 
@@ -355,11 +358,15 @@ enum weft_status weft_tcp_channel_connect(struct weft_channel *channel, struct w
                                           bool is_optional)
 {
     uint64_t optional_end_ns = weft_comm_clock_ns() + (uint64_t)channel->options.timeout_ms * 1000000u;
-    struct attempt attempts[64];
+    struct attempt *attempts = calloc(channel->options.member_count, sizeof(*attempts));
     uint32_t count = 0;
     enum weft_status status = WEFT_OK;
     struct weft_wait wait;
 
+    if (attempts == NULL) {
+        weft_log(WEFT_LOG_ERROR, "comm/tcp", "out of memory");
+        return WEFT_ERR_MEMORY;
+    }
     for (uint32_t m = 0; m < channel->options.member_count; m++) {
         uint32_t rank = channel->options.members[m];
 
@@ -379,7 +386,11 @@ enum weft_status weft_tcp_channel_connect(struct weft_channel *channel, struct w
         if (missing < 0 || (is_optional && weft_comm_clock_ns() > optional_end_ns)) {
             break;
         }
-        status = check_own_means(door, attempts, count);
+        status = check_own_means(door, attempts, count, is_optional);
+        if (status != WEFT_OK && is_optional) {
+            status = WEFT_OK;
+            break;
+        }
         if (status == WEFT_OK) {
             status = is_optional ? weft_bootstrap_check(channel->options.bootstrap)
                                  : weft_wait_check(&wait, (uint32_t)missing);
@@ -394,5 +405,6 @@ enum weft_status weft_tcp_channel_connect(struct weft_channel *channel, struct w
             close(attempts[i].fd);
         }
     }
+    free(attempts);
     return status;
 }

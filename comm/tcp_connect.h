@@ -25,7 +25,8 @@ enum weft_status weft_tcp_channel_listen(const struct weft_channel_options *opti
  * addresses of the lower one in turn: loopback on the same host, common subnets, the rest, loopback. Logs; on error
  * the caller closes what is in fds.
  *
- * is_optional: who is not connected within options.timeout_ms stays -1, which accuses nobody.
+ * is_optional: who is not connected within options.timeout_ms, or before the descriptors end, stays -1, which accuses
+ * nobody.
  */
 enum weft_status weft_tcp_channel_connect(struct weft_channel *channel, struct weft_door *door,
                                           const struct tcp_address *own, const void *addresses, int *fds,

@@ -144,7 +144,8 @@ void weft_bootstrap_progress(struct weft_bootstrap *bootstrap);
 void weft_bootstrap_waiting(struct weft_bootstrap *bootstrap, uint32_t rank);
 
 /*
- * Milliseconds since `rank` last did any work: progress, CPU time, bytes from a disk; waiting for others is none. For
+ * Milliseconds since `rank` last did any work: progress, CPU time, bytes from a disk, a thread that wants a core and
+ * gets none; waiting for others is none. For
  * the own rank, and always on a worker: since any rank did. UINT32_MAX when that is not known. Tells busy from stuck.
  */
 uint32_t weft_bootstrap_quiet_ms(struct weft_bootstrap *bootstrap, uint32_t rank);

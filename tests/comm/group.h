@@ -18,7 +18,7 @@
 #include "weft/bootstrap.h"
 #include "weft/log.h"
 
-#define GROUP_RANK_MAX 16
+#define GROUP_RANK_MAX 128
 #define GROUP_PENDING  (-1)
 
 #define GROUP_CHECK(condition)                                                                                         \

@@ -237,79 +237,6 @@ static void test_rank_that_never_calls_is_a_timeout(void **state)
     run_fault(HOW_SLEEPING, 5, 1, 100, HANG_MS);
 }
 
-/* ---- late, but busy ---- */
-
-/* Between two sums the victim computes for four times the deadline: with heartbeats that is no failure. */
-static bool busy_body(struct weft_bootstrap *bootstrap, const void *context)
-{
-    const struct weft_heartbeat_options options = {.exit_ms = 0};
-    const struct fault_case *fault = context;
-    uint64_t end;
-    struct member member;
-
-    CHECK(weft_bootstrap_heartbeat(bootstrap, &options) == WEFT_OK);
-    CHECK(member_open(bootstrap, &fault->group, &member));
-    CHECK(member_sum(&member, fault->count) == WEFT_OK);
-    end = now_ms() + 4 * HANG_MS;
-    while (member.rank == fault->victim && now_ms() < end) {
-    }
-    CHECK(member_sum(&member, fault->count) == WEFT_OK);
-    CHECK(weft_comm_barrier(member.comm) == WEFT_OK);
-    member_close(&member);
-    return true;
-}
-
-static void test_busy_rank_is_waited_for(void **state)
-{
-    (void)state;
-    if (mode != RANKS_PROCESSES) {
-        skip(); /* whether a thread works its process cannot tell */
-    }
-    for (uint32_t victim = 0; victim < 3; victim += 2) {
-        const struct fault_case fault = {{3, 8, NULL, 1000, HANG_MS, NULL}, HOW_SLEEPING, victim, 1000};
-
-        assert_true(ranks_run(mode, 3, busy_body, &fault, -1));
-    }
-}
-
-/* Alive but doing nothing: not excused for ever. */
-static bool stuck_body(struct weft_bootstrap *bootstrap, const void *context)
-{
-    const struct weft_heartbeat_options options = {.exit_ms = 0};
-    const struct fault_case *fault = context;
-    struct member member;
-    enum weft_status status;
-
-    CHECK(weft_bootstrap_heartbeat(bootstrap, &options) == WEFT_OK);
-    CHECK(member_open(bootstrap, &fault->group, &member));
-    CHECK(member_sum(&member, fault->count) == WEFT_OK);
-    if (member.rank == fault->victim) {
-        while (weft_bootstrap_check(bootstrap) == WEFT_OK) {
-            nap(20);
-        }
-    } else {
-        do {
-            status = member_sum(&member, fault->count);
-        } while (status == WEFT_OK);
-        CHECK(weft_comm_failed_rank(member.comm) == (int)fault->victim);
-    }
-    member_close(&member);
-    return true;
-}
-
-static void test_stuck_rank_is_not_waited_for(void **state)
-{
-    const struct fault_case fault = {{3, 8, NULL, 1000, HANG_MS, NULL}, HOW_SLEEPING, 1, 1000};
-    uint64_t begin = now_ms();
-
-    (void)state;
-    if (mode != RANKS_PROCESSES) {
-        skip();
-    }
-    assert_true(ranks_run(mode, 3, stuck_body, &fault, -1));
-    assert_true(now_ms() - begin < 2 * SOON_MS);
-}
-
 /* ---- faults injected by the trace wrapper ---- */
 
 struct injected_case {
@@ -583,8 +510,6 @@ int main(int argument_count, char **arguments)
         cmocka_unit_test(test_killed_while_opening),
         cmocka_unit_test(test_stopped_process_is_a_timeout),
         cmocka_unit_test(test_rank_that_never_calls_is_a_timeout),
-        cmocka_unit_test(test_busy_rank_is_waited_for),
-        cmocka_unit_test(test_stuck_rank_is_not_waited_for),
         cmocka_unit_test(test_each_call_may_fail),
         cmocka_unit_test(test_silence_is_named),
         cmocka_unit_test(test_delay_changes_nothing),

@@ -13,7 +13,7 @@
 
 #include "bodies.h"
 
-enum { RANK_COUNT = 3, SILENCE_MS = 300, SOON_MS = 8000 };
+enum { RANK_COUNT = 3, SILENCE_MS = 300, SOON_MS = 8000, FRAME_COUNT = 100, FRAME_MS = 40 };
 
 /* Shared between the test and all ranks. */
 struct board {
@@ -21,6 +21,9 @@ struct board {
     _Atomic int failed_ranks[RANK_COUNT]; /* as each rank sees it; -2: still running */
     char reasons[RANK_COUNT][256];
     _Atomic bool has_said[RANK_COUNT]; /* in its log, that a rank failed */
+    _Atomic uint32_t told_count;       /* frames of CONDUCT_TELLS that rank 2 has sent, and that rank 0 has read */
+    _Atomic uint32_t read_count;
+    _Atomic bool is_struck;
     _Atomic bool is_over;
 };
 
@@ -28,6 +31,7 @@ enum conduct {
     CONDUCT_WAITS,    /* for frames or a wake-up, as idle ranks do */
     CONDUCT_COMPUTES, /* and looks at nothing */
     CONDUCT_LEAVES,   /* in order, one after the other */
+    CONDUCT_TELLS,    /* rank 2 much, which rank 0 reads late and slowly; then all wait */
 };
 
 struct scene {
@@ -44,6 +48,31 @@ static void spin_ms(int64_t ms)
     }
 }
 
+/* As in loading: the leader looks at what the others tell between two reads from a slow disk. */
+static void tell(struct weft_bootstrap *bootstrap, struct board *board)
+{
+    enum weft_status status = WEFT_OK;
+    const void *data;
+    size_t size;
+
+    if (weft_bootstrap_rank(bootstrap) == 2) {
+        while (board->told_count < FRAME_COUNT &&
+               weft_bootstrap_send(bootstrap, 0, "12345678", 8, SOON_MS) == WEFT_OK) {
+            board->told_count++;
+        }
+    } else if (weft_bootstrap_rank(bootstrap) == 0) {
+        while (!board->is_struck && !board->is_over) {
+            pause_ms(1);
+        }
+        while (board->read_count < FRAME_COUNT && status == WEFT_OK && !board->is_over) {
+            status = weft_bootstrap_recv(bootstrap, 2, &data, &size, SOON_MS);
+            board->read_count += status == WEFT_OK;
+            pause_ms(FRAME_MS);
+            status = status == WEFT_OK ? weft_bootstrap_check(bootstrap) : status;
+        }
+    }
+}
+
 static void act(struct weft_bootstrap *bootstrap, const struct scene *scene)
 {
     uint32_t rank = weft_bootstrap_rank(bootstrap);
@@ -54,6 +83,7 @@ static void act(struct weft_bootstrap *bootstrap, const struct scene *scene)
     size_t size;
 
     switch (scene->conduct) {
+    case CONDUCT_TELLS: tell(bootstrap, board); /* fallthrough */
     case CONDUCT_WAITS:
         while (status == WEFT_OK || status == WEFT_ERR_TIMEOUT) {
             if (board->is_over) {
@@ -175,6 +205,24 @@ static void test_stopped_leader(void **state)
 {
     (void)state;
     check_stopped(CONDUCT_WAITS, 0);
+}
+
+/* What a stopped process had sent before is no sign of life, whenever it is read. */
+static void test_stale_frames_are_no_life(void **state)
+{
+    struct scene scene = {board_new(), CONDUCT_TELLS, {.silence_ms = SILENCE_MS}};
+    pid_t leader = begin(&scene);
+
+    (void)state;
+    for (int i = 0; i < SOON_MS && scene.board->told_count < FRAME_COUNT; i++) {
+        pause_ms(1);
+    }
+    (void)kill(scene.board->pids[2], SIGSTOP);
+    scene.board->is_struck = true;
+    assert_int_equal(verdict_of(&scene, 0), 2);
+    assert_non_null(strstr(scene.board->reasons[0], "is stopped"));
+    assert_in_range(scene.board->read_count, 0, FRAME_COUNT - 1);
+    end(&scene, leader);
 }
 
 static void check_peace(enum conduct conduct, uint32_t silence_ms, bool is_group_stopped, bool is_worker_stopped)
@@ -348,10 +396,15 @@ static void test_busy(void **state)
 int main(int argument_count, char **arguments)
 {
     const struct CMUnitTest processes[] = {
-        cmocka_unit_test(test_stopped_worker),          cmocka_unit_test(test_stopped_leader),
-        cmocka_unit_test(test_computing_is_no_failure), cmocka_unit_test(test_leaving_is_no_failure),
-        cmocka_unit_test(test_stopped_together),        cmocka_unit_test(test_off),
-        cmocka_unit_test(test_stuck_process_leaves),    cmocka_unit_test(test_stuck_processes_speak_for_the_leader),
+        cmocka_unit_test(test_stopped_worker),
+        cmocka_unit_test(test_stopped_leader),
+        cmocka_unit_test(test_stale_frames_are_no_life),
+        cmocka_unit_test(test_computing_is_no_failure),
+        cmocka_unit_test(test_leaving_is_no_failure),
+        cmocka_unit_test(test_stopped_together),
+        cmocka_unit_test(test_off),
+        cmocka_unit_test(test_stuck_process_leaves),
+        cmocka_unit_test(test_stuck_processes_speak_for_the_leader),
     };
     const struct CMUnitTest threads[] = {cmocka_unit_test(test_busy)};
 

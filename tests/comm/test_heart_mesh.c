@@ -10,17 +10,20 @@
 
 #include <cmocka.h>
 #include <linux/filter.h>
+#include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "bodies.h"
 #include "heart_mesh.h"
 #include "tcp_connect.h"
 
-enum { RANK_COUNT = 4, NOBODY = -1, SOON_MS = 8000 };
+enum { RANK_COUNT = 4, MANY = 96, NOBODY = -1, SOON_MS = 8000 };
 
 static uint32_t ranks_per_host;
-static int absent_rank = NOBODY; /* reaches nobody, and is reached by nobody, between hosts */
-static int fds[RANK_COUNT][RANK_COUNT];
+static int absent_rank = NOBODY;                /* reaches nobody, and is reached by nobody, between hosts */
+static int fds[GROUP_RANK_MAX][GROUP_RANK_MAX]; /* of rank, to rank */
 static _Atomic int warning_count;
 
 uint64_t __real_weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap);
@@ -83,7 +86,8 @@ static void undeafen(int fd)
 
 /* What happens to the network, and what every rank must hear of it. */
 struct scene {
-    bool is_deaf[RANK_COUNT][RANK_COUNT]; /* to what comes from */
+    uint32_t rank_count;
+    bool is_deaf[GROUP_RANK_MAX][GROUP_RANK_MAX]; /* to what comes from */
     uint32_t silence_ms;
     int64_t heal_ms; /* 0: never */
     int victim;
@@ -92,8 +96,8 @@ struct scene {
 
 static void cut(const struct scene *scene, void act(int fd))
 {
-    for (uint32_t to = 0; to < RANK_COUNT; to++) {
-        for (uint32_t from = 0; from < RANK_COUNT; from++) {
+    for (uint32_t to = 0; to < scene->rank_count; to++) {
+        for (uint32_t from = 0; from < scene->rank_count; from++) {
             if (scene->is_deaf[to][from]) {
                 act(fds[to][from]);
             }
@@ -104,7 +108,7 @@ static void cut(const struct scene *scene, void act(int fd))
 static int meet(struct weft_bootstrap *bootstrap)
 {
     char nothing = 0;
-    char all[RANK_COUNT];
+    char all[GROUP_RANK_MAX];
 
     GROUP_CHECK(weft_bootstrap_all_gather(bootstrap, &nothing, 1, all, LONG_MS) == WEFT_OK);
     return 0;
@@ -155,7 +159,8 @@ static void play(struct scene *scene)
     int before = open_fd_count();
 
     ranks_per_host = 1;
-    assert_int_equal(group_run_threads(GROUP_THREADS, NULL, RANK_COUNT, scene_body, scene), 0);
+    scene->rank_count = scene->rank_count == 0 ? RANK_COUNT : scene->rank_count;
+    assert_int_equal(group_run_threads(GROUP_THREADS, NULL, scene->rank_count, scene_body, scene), 0);
     assert_int_equal(open_fd_count(), before);
 }
 
@@ -254,6 +259,159 @@ static void test_one_link_between_two_hosts(void **state)
     assert_int_equal(link_count_with(1), RANK_COUNT * (RANK_COUNT - 1) / 2);
     assert_int_equal(link_count_with(2), 1);
     assert_int_equal(link_count_with(RANK_COUNT), 0);
+}
+
+/* ---- more hosts than are probed at once ---- */
+
+/* A mesh of as many threads needs two descriptors per pair. */
+static void need_descriptors(uint32_t rank_count)
+{
+    struct rlimit limit;
+    rlim_t count = (rlim_t)rank_count * (rank_count + 20) + 200;
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    if (limit.rlim_max < count) {
+        print_message("%u ranks need %lu descriptors: the hard limit is %lu\n", rank_count, (unsigned long)count,
+                      (unsigned long)limit.rlim_max);
+        skip();
+    }
+    limit.rlim_cur = limit.rlim_cur < count ? count : limit.rlim_cur;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+/* Both ends far from the leader, and nobody waits: the turn comes to every pair. */
+static void test_many_hosts(void **state)
+{
+    struct scene scene = {
+        .rank_count = MANY, .silence_ms = 900, .victim = 80, .reason = "no answer between it and rank 70 on "};
+
+    (void)state;
+    need_descriptors(MANY);
+    scene.is_deaf[70][80] = scene.is_deaf[80][70] = true;
+    play(&scene);
+}
+
+/* How many of the others have got something from rank 0 that they have not read yet. */
+static uint32_t probed_count(uint32_t rank_count)
+{
+    uint32_t count = 0;
+
+    for (uint32_t rank = 1; rank < rank_count; rank++) {
+        struct pollfd wait = {.fd = fds[rank][0], .events = POLLIN};
+
+        count += poll(&wait, 1, 0) == 1;
+    }
+    return count;
+}
+
+/* Until that many have; probes take a moment. */
+static bool is_probed_count(uint32_t rank_count, uint32_t expected)
+{
+    int64_t end = now_ms() + SOON_MS;
+
+    while (probed_count(rank_count) < expected && now_ms() < end) {
+        pause_ms(1);
+    }
+    return probed_count(rank_count) == expected;
+}
+
+/* Until all that rank 0 sent is acknowledged, whatever the delay of acknowledgements. */
+static void settle(uint32_t rank_count)
+{
+    for (uint32_t rank = 1; rank < rank_count; rank++) {
+        for (int i = 0; i < SOON_MS && !weft_heart_is_acknowledged(fds[0][rank], 0); i++) {
+            pause_ms(1);
+        }
+    }
+}
+
+enum { SOME = 40, WAITED = 38 };
+
+static int probes_body(struct weft_bootstrap **bootstrap, void *context)
+{
+    const int64_t step_ns = 100 * 1000000;
+    struct heart_beat own = {.waiting_for = NOBODY};
+    struct heart_mesh *mesh;
+
+    (void)context;
+    GROUP_CHECK(weft_heart_mesh_open(*bootstrap, NULL, &mesh) == WEFT_OK);
+    GROUP_CHECK(mesh != NULL);
+    GROUP_CHECK(meet(*bootstrap) == 0);
+    if (weft_bootstrap_rank(*bootstrap) == 0) {
+        weft_heart_mesh_step(mesh, step_ns, 900, &own);
+        GROUP_CHECK(is_probed_count(SOME, HEART_PROBES));
+        settle(SOME);
+        own.waiting_for = WAITED; /* out of turn */
+        GROUP_CHECK(poll(&(struct pollfd){.fd = fds[WAITED][0], .events = POLLIN}, 1, 0) == 0);
+        weft_heart_mesh_step(mesh, step_ns, 900, &own);
+        GROUP_CHECK(poll(&(struct pollfd){.fd = fds[WAITED][0], .events = POLLIN}, 1, SOON_MS) == 1);
+        GROUP_CHECK(is_probed_count(SOME, 2 * HEART_PROBES));
+        settle(SOME);
+        weft_heart_mesh_step(mesh, step_ns, 900, &own);
+        GROUP_CHECK(is_probed_count(SOME, SOME - 1));
+        settle(SOME);
+        /* Nothing is acknowledged any more, by more than are probed at once: still one place is left for the waited. */
+        for (uint32_t rank = 1; rank < SOME; rank++) {
+            deafen(fds[rank][0]);
+        }
+        own.waiting_for = NOBODY;
+        weft_heart_mesh_step(mesh, step_ns, 900, &own);
+        for (int i = 0; i < 14; i++) {
+            GROUP_CHECK(own.cut_rank == HEART_NOBODY && own.cut_count == 0);
+            pause_ms(step_ns / 1000000); /* in the kernel's time, too */
+            weft_heart_mesh_step(mesh, step_ns, 900, &own);
+        }
+        GROUP_CHECK(own.cut_count == HEART_PROBES && own.cut_ms == 1400);
+        for (uint32_t rank = 1; rank < SOME && own.waiting_for == NOBODY; rank++) {
+            own.waiting_for = weft_heart_is_acknowledged(fds[0][rank], 0) ? (int32_t)rank : NOBODY;
+        }
+        for (int i = 0; i < 15; i++) {
+            pause_ms(step_ns / 1000000);
+            weft_heart_mesh_step(mesh, step_ns, 900, &own);
+        }
+        GROUP_CHECK(own.cut_count == HEART_PROBES + 1 && own.cut_rank == (uint32_t)own.waiting_for);
+        weft_heart_mesh_step(mesh, step_ns, UINT32_MAX, &own); /* never, for debuggers */
+        GROUP_CHECK(own.cut_count == 0);
+    }
+    GROUP_CHECK(meet(*bootstrap) == 0);
+    weft_heart_mesh_close(&mesh);
+    return 0;
+}
+
+static void test_probes_by_turns(void **state)
+{
+    int before;
+
+    (void)state;
+    need_descriptors(SOME);
+    before = open_fd_count();
+    ranks_per_host = 1;
+    assert_int_equal(group_run_threads(GROUP_THREADS, NULL, SOME, probes_body, NULL), 0);
+    assert_int_equal(open_fd_count(), before);
+}
+
+/* ---- cost: test_heart_mesh cost RANKS ---- */
+
+static int cost_body(struct weft_bootstrap **bootstrap, void *context)
+{
+    const struct weft_heartbeat_options options = {.silence_ms = 0};
+    struct timespec begin, end;
+
+    (void)context;
+    weft_bootstrap_phase(*bootstrap, WEFT_PHASE_IDLE, 0);
+    GROUP_CHECK(weft_bootstrap_heartbeat(*bootstrap, &options) == WEFT_OK);
+    GROUP_CHECK(meet(*bootstrap) == 0);
+    pause_ms(2000);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &begin);
+    pause_ms(10000);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &end);
+    if (weft_bootstrap_rank(*bootstrap) == 0) {
+        double ms = (double)(end.tv_sec - begin.tv_sec) * 1e3 + (double)(end.tv_nsec - begin.tv_nsec) / 1e6;
+        uint32_t count = weft_bootstrap_rank_count(*bootstrap);
+
+        printf("%u hosts: %.2f ms of CPU per second and rank\n", count, ms / 10 / count);
+    }
+    return meet(*bootstrap);
 }
 
 /* ---- when the leader believes what it is told ---- */
@@ -355,7 +513,7 @@ static void test_nonsense_is_passed_over(void **state)
     assert_false(is_cut(&table, 5000, &rank));
 }
 
-int main(void)
+int main(int argument_count, char **arguments)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_silent_ends_are_not_cut),
@@ -368,8 +526,17 @@ int main(void)
         cmocka_unit_test(test_leader_without_data),
         cmocka_unit_test(test_short_cut_is_no_failure),
         cmocka_unit_test(test_unreachable_is_no_failure),
+        cmocka_unit_test(test_probes_by_turns),
+        cmocka_unit_test(test_many_hosts),
     };
 
+    if (argument_count == 3 && strcmp(arguments[1], "cost") == 0) {
+        uint32_t count = (uint32_t)atoi(arguments[2]);
+
+        ranks_per_host = 1;
+        need_descriptors(count);
+        return group_run_threads(GROUP_THREADS, NULL, count, cost_body, NULL) != 0;
+    }
     weft_log_configure(WEFT_LOG_WARN, count_warnings, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
