@@ -10,7 +10,7 @@
 #include "group.h"
 
 /* The deadline of calls that are to succeed: generous, the machine may be busy. */
-enum { LONG_MS = 20000 };
+enum { LONG_MS = 60000 };
 
 static const uint32_t rank_counts[] = {1, 2, 3, 4, 5, 8};
 
@@ -223,8 +223,10 @@ static inline int death_body(struct weft_bootstrap **bootstrap, void *context)
     uint32_t rank = weft_bootstrap_rank(*bootstrap);
     int64_t begin;
     uint8_t parts[GROUP_RANK_MAX];
+    enum weft_status status = weft_bootstrap_all_gather(*bootstrap, "x", 1, parts, LONG_MS);
 
-    GROUP_CHECK(weft_bootstrap_all_gather(*bootstrap, "x", 1, parts, LONG_MS) == WEFT_OK);
+    /* Where cores are scarce the victim can be dead before this rank is through. */
+    GROUP_CHECK(status == WEFT_OK || (rank != death->victim && status == WEFT_ERR_PEER));
     if (rank == death->victim) {
         pause_ms(30);
         kill(getpid(), SIGKILL);

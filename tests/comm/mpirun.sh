@@ -10,7 +10,7 @@ if ! command -v mpirun > /dev/null; then
     echo "SKIPPED: no mpirun"
     exit 77
 fi
-output=$(timeout -k 5 90 mpirun --allow-run-as-root --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 \
+output=$(timeout -k 5 300 mpirun --allow-run-as-root --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 \
     -n "$ranks" "$@" 2>&1)
 status=$?
 printf '%s\n' "$output"

@@ -10,7 +10,7 @@
 
 #define RANK_MAX 64
 /* A group that is not done by then hangs. */
-#define HANG_SECONDS 120
+#define HANG_SECONDS 300
 
 struct thread_rank {
     struct weft_bootstrap *bootstrap;

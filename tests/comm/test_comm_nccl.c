@@ -21,7 +21,7 @@
 #include "weft/log.h"
 
 #define LONG_MS 60000u
-#define SOON_MS 10000u
+#define SOON_MS 40000u
 #define HANG_MS 700u
 
 static enum ranks_mode mode;
