@@ -10,6 +10,9 @@ if ! command -v mpirun > /dev/null; then
     echo "SKIPPED: no mpirun"
     exit 77
 fi
+WEFT_TEST_FOLDER=$(mktemp -d) # for what ranks tell each other without MPI
+export WEFT_TEST_FOLDER
+trap 'rm -rf "$WEFT_TEST_FOLDER"' EXIT
 output=$(timeout -k 5 300 mpirun --allow-run-as-root --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 \
     -n "$ranks" "$@" 2>&1)
 status=$?
