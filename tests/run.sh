@@ -47,12 +47,20 @@ step_packages()
     weft_packages_install "$weft_packages_build" && weft_packages_install "$weft_packages_test"
 }
 
-# Installs a list of packages into .venv; the index is asked only when the list has changed since the last success.
+# Installs a list of packages into .venv, each in the version of constraints.txt; the index is asked only when one of the
+# two has changed since the last success, and again when it does not answer.
 install_list() # FILE
 {
     local done=.venv/${1//\//-}
-    cmp -s "$1" "$done" ||
-        { .venv/bin/pip install --quiet --disable-pip-version-check -r "$1" && cp "$1" "$done"; }
+    cat "$1" tests/constraints.txt | cmp -s - "$done" && return
+    for _ in 1 2 3; do
+        if .venv/bin/pip install --quiet --disable-pip-version-check -r "$1" -c tests/constraints.txt; then
+            cat "$1" tests/constraints.txt > "$done"
+            return
+        fi
+        sleep 5
+    done
+    return 1
 }
 
 step_python()
