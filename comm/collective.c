@@ -12,8 +12,9 @@
 #include <assert.h>
 #include <string.h>
 
-/* Between these deadlines; several times what a report takes to reach everybody. */
-#define STEP_MS 100u
+/* Between these deadlines; several times what a report takes to reach everybody, on a busy machine too: at 100 ms ranks
+ * that shared their cores with twenty others blamed whoever waited in between. */
+#define STEP_MS 500u
 /*
  * From here on, among three or more, each adds its part of the elements and the parts are exchanged (two-shot) instead
  * of everyone adding everything (one-shot): less traffic against one more synchronisation.
