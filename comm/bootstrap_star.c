@@ -126,6 +126,9 @@ static void record(struct weft_bootstrap *bootstrap, uint32_t rank, const char *
     } else {
         weft_log(WEFT_LOG_ERROR, STAR_LOG, "%s", text);
     }
+    if (bootstrap->heart != NULL) {
+        weft_heart_said(bootstrap->heart);
+    }
     for (uint32_t peer = 1; peer < bootstrap->peer_count && bootstrap->rank == 0; peer++) {
         if ((int)peer != source) {
             weft_star_notify(bootstrap, peer, STAR_NOTICE_DEAD, rank, bootstrap->failed_reason);

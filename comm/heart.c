@@ -15,12 +15,12 @@ enum {
     BEATS_PER_SILENCE = 9,
     INTERVAL_MIN_MS = 20,
     INTERVAL_MAX_MS = 1000,
-    FIRST_FACTOR = 10,  /* the first beat may be this much later: its process may still be starting */
-    HURRY_MS = 10,      /* between attempts to pass a verdict on */
-    SAY_MS = 50,        /* for the main thread to say it itself */
-    DESCRIBE_MS = 300,  /* where it may know more: how a process ended */
-    LINKS_PER_MS = 64,  /* with more links one look reads what came in as many milliseconds more */
-    LAST_LINE_MS = 100, /* for the line of a process that leaves: standard error may be what hangs */
+    FIRST_FACTOR = 10,   /* the first beat may be this much later: its process may still be starting */
+    HURRY_MS = 10,       /* between attempts to pass a verdict on */
+    SAY_MS = 50,         /* for the main thread to say it itself */
+    DESCRIBE_MS = 300,   /* where it may know more: how a process ended */
+    LINKS_PER_MS = 64,   /* with more links one look reads what came in as many milliseconds more */
+    LAST_LINE_MS = 1000, /* for the line of a process that leaves: it may get no core, or standard error hangs */
 };
 
 void weft_heart_signal(int fd)
@@ -80,18 +80,36 @@ bool weft_heart_verdict(struct weft_heart *heart, struct heart_verdict *out)
     return true;
 }
 
-bool weft_heart_claim(struct weft_heart *heart)
+static bool claim_at_once(struct weft_heart *heart)
+{
+    int unsaid = HEART_UNSAID;
+
+    return atomic_compare_exchange_strong(&heart->saying, &unsaid, HEART_SPEAKING);
+}
+
+/* The process may end as soon as this is over: not before the line is out, unless standard error hangs. */
+static void wait_until_said(struct weft_heart *heart)
 {
     const struct timespec moment = {.tv_nsec = 1000000};
 
-    if (!atomic_exchange(&heart->is_said, true)) {
-        return true;
-    }
-    /* The process may end as soon as this is known: not before the line is out, unless standard error hangs. */
-    for (int i = 0; i < LAST_LINE_MS && atomic_load(&heart->is_speaking); i++) {
+    for (int i = 0; i < LAST_LINE_MS && atomic_load(&heart->saying) == HEART_SPEAKING; i++) {
         (void)nanosleep(&moment, NULL);
     }
-    return false;
+}
+
+bool weft_heart_claim(struct weft_heart *heart)
+{
+    bool is_ours = claim_at_once(heart);
+
+    if (!is_ours) {
+        wait_until_said(heart);
+    }
+    return is_ours;
+}
+
+void weft_heart_said(struct weft_heart *heart)
+{
+    atomic_store(&heart->saying, HEART_SAID);
 }
 
 /* ---- time ---- */
@@ -357,21 +375,29 @@ static void *say_last(void *context)
     weft_log_set_rank(heart->log_rank);
     weft_star_failure_text(heart->verdict.rank, heart->verdict.host, heart->verdict.reason, text, sizeof(text));
     weft_log(WEFT_LOG_ERROR, HEART_LOG, "%s", text);
-    atomic_store(&heart->is_speaking, false);
+    weft_heart_said(heart);
     return NULL;
+}
+
+/* On a thread of its own: standard error may be what hangs. The heart is never freed: with exit_ns the process ends. */
+static void say(struct weft_heart *heart)
+{
+    pthread_t thread;
+
+    if (claim_at_once(heart)) {
+        if (pthread_create(&thread, NULL, say_last, heart) == 0) {
+            pthread_detach(thread);
+        } else {
+            weft_heart_said(heart);
+        }
+    }
 }
 
 /* The main thread is stuck in something that no verdict reaches: MPI, a driver, a disk. */
 static void leave(struct weft_heart *heart)
 {
-    if (weft_heart_claim(heart)) {
-        struct timespec pause = {.tv_nsec = LAST_LINE_MS * 1000000};
-        pthread_t thread;
-
-        if (pthread_create(&thread, NULL, say_last, heart) == 0) {
-            (void)nanosleep(&pause, NULL);
-        }
-    }
+    say(heart);
+    wait_until_said(heart);
     _exit(EXIT_FAILURE);
 }
 
@@ -385,17 +411,9 @@ static void say_when_late(struct weft_heart *heart, int64_t now)
     bool knows_more = heart->verdict.is_closed && hooks != NULL && hooks->describe != NULL;
     int64_t wait_ms = knows_more ? DESCRIBE_MS : SAY_MS;
     bool is_ours = heart->rank == 0 || heart->verdict.rank == 0;
-    pthread_t thread;
 
-    if (!is_ours || heart->exit_ns == 0 || now - heart->verdict_ns < wait_ms * 1000000 ||
-        atomic_load(&heart->is_said)) {
-        return;
-    }
-    atomic_store(&heart->is_speaking, true);
-    if (!atomic_exchange(&heart->is_said, true) && pthread_create(&thread, NULL, say_last, heart) == 0) {
-        pthread_detach(thread); /* with exit_ns this heart is never freed after a verdict */
-    } else {
-        atomic_store(&heart->is_speaking, false);
+    if (is_ours && heart->exit_ns != 0 && now - heart->verdict_ns >= wait_ms * 1000000) {
+        say(heart);
     }
 }
 
@@ -474,7 +492,7 @@ void *weft_heart_run(void *context)
         }
         judge_cuts(heart, now);
         if (atomic_load(&heart->is_over)) {
-            is_settled = spread(heart) && atomic_load(&heart->is_said);
+            is_settled = spread(heart) && atomic_load(&heart->saying) != HEART_UNSAID;
             say_when_late(heart, now);
             leave_when_due(heart, now);
         }

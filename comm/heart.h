@@ -64,8 +64,9 @@ void weft_heart_tell(struct weft_heart *heart, uint32_t rank, const char *host, 
 /* Any thread. False while there is none. */
 bool weft_heart_verdict(struct weft_heart *heart, struct heart_verdict *out);
 
-/* True once: who asks first logs the verdict. False: it has been said, or the thread says it for more than 100 ms. */
+/* True once: who asks first logs the verdict and then calls said(). Who asks later waits for that, 1 s at most. */
 bool weft_heart_claim(struct weft_heart *heart);
+void weft_heart_said(struct weft_heart *heart);
 
 /* Name of the host of `rank` into out[STAR_HOST_SIZE], "" while unknown. */
 void weft_heart_host(struct weft_heart *heart, uint32_t rank, char *out);

@@ -18,6 +18,9 @@
 /* Links read in one go. */
 #define HEART_EVENT_MAX 64
 
+/* Whether the verdict is in the log. */
+enum heart_saying { HEART_UNSAID, HEART_SPEAKING, HEART_SAID };
+
 struct weft_heart {
     struct weft_bootstrap *bootstrap; /* its pulse only, until close */
     uint32_t rank;
@@ -46,8 +49,7 @@ struct weft_heart {
     _Atomic bool is_guard;           /* closed, but stays to end the process */
     _Atomic bool has_let_go;         /* of the bootstrap, and of every socket */
     _Atomic bool is_over;            /* there is a verdict */
-    _Atomic bool is_said;            /* somebody logs it, or has */
-    _Atomic bool is_speaking;        /* a helper thread does, and has not finished */
+    _Atomic int saying;              /* enum heart_saying */
     _Atomic uint32_t group_quiet_ms; /* worker: as the leader said */
     pthread_mutex_t mutex;           /* verdict, and link->last */
     struct heart_verdict verdict;
