@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "weft/log.h"
@@ -11,6 +12,8 @@
 #define RANK_MAX 64
 /* A group that is not done by then hangs. */
 #define HANG_SECONDS 300
+/* Of the leader with ranks that have not said what came of it. */
+#define PATIENCE_MS 60000
 
 struct thread_rank {
     struct weft_bootstrap *bootstrap;
@@ -50,8 +53,21 @@ static bool run_threads(uint32_t rank_count, ranks_body *body, const void *conte
 
 enum outcome { OUTCOME_NONE, OUTCOME_GOOD, OUTCOME_BAD };
 
+/* The leader kills who has not left soon after a failure: not before everybody has looked at what came of it. */
+static void wait_for_outcomes(uint32_t rank_count, const volatile unsigned char *outcomes, int expected_dead)
+{
+    const struct timespec moment = {.tv_nsec = 1000000};
+
+    for (uint32_t r = 0; r < rank_count; r++) {
+        for (int i = 0; i < PATIENCE_MS && (int)r != expected_dead && outcomes[r] == OUTCOME_NONE; i++) {
+            nanosleep(&moment, NULL);
+        }
+    }
+}
+
 /* In a process of its own, so that the test program stays what it was. Results come back through shared memory. */
-static void run_local_group(uint32_t rank_count, ranks_body *body, const void *context, unsigned char *outcomes)
+static void run_local_group(uint32_t rank_count, ranks_body *body, const void *context, int expected_dead,
+                            unsigned char *outcomes)
 {
     struct weft_bootstrap *bootstrap;
     uint32_t rank;
@@ -63,6 +79,9 @@ static void run_local_group(uint32_t rank_count, ranks_body *body, const void *c
     rank = weft_bootstrap_rank(bootstrap);
     weft_log_set_rank((int)rank);
     outcomes[rank] = body(bootstrap, context) ? OUTCOME_GOOD : OUTCOME_BAD;
+    if (rank == 0) {
+        wait_for_outcomes(rank_count, outcomes, expected_dead);
+    }
     weft_bootstrap_close(&bootstrap);
     _exit(0);
 }
@@ -78,7 +97,7 @@ static bool run_processes(uint32_t rank_count, ranks_body *body, const void *con
     fflush(NULL);
     group = fork();
     if (group == 0) {
-        run_local_group(rank_count, body, context, outcomes);
+        run_local_group(rank_count, body, context, expected_dead, outcomes);
     }
     CHECK(group > 0 && waitpid(group, &wait_status, 0) == group);
     if (!WIFEXITED(wait_status) || WEXITSTATUS(wait_status) != 0) {
