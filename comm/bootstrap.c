@@ -202,6 +202,19 @@ void weft_bootstrap_abort(struct weft_bootstrap *bootstrap, uint32_t rank, const
     }
 }
 
+void weft_bootstrap_end(struct weft_bootstrap *bootstrap)
+{
+    assert(bootstrap->rank == 0);
+    if (bootstrap->heart != NULL) {
+        weft_heart_tell(bootstrap->heart, 0, "", STAR_REASON_END);
+    }
+}
+
+bool weft_bootstrap_is_ended(const struct weft_bootstrap *bootstrap)
+{
+    return bootstrap->failed_rank == 0 && weft_star_is_end(bootstrap->failed_reason);
+}
+
 enum weft_status weft_bootstrap_heartbeat(struct weft_bootstrap *bootstrap,
                                           const struct weft_heartbeat_options *options)
 {

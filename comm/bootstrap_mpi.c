@@ -138,7 +138,8 @@ static void close_begin(struct weft_bootstrap *bootstrap)
     uint8_t here = 1;
     bool is_complete = parts != NULL && weft_bootstrap_all_gather(bootstrap, &here, 1, parts, CLOSE_MS) == WEFT_OK;
 
-    bootstrap->state = is_complete ? bootstrap : NULL;
+    /* In a group that was ended nobody is missing: whoever is still at work comes, or leaves with its exit_ms. */
+    bootstrap->state = is_complete || weft_bootstrap_is_ended(bootstrap) ? bootstrap : NULL;
     free(parts);
     let_leader_end(bootstrap);
 }

@@ -99,6 +99,11 @@ void weft_star_make_room(rlim_t count)
     }
 }
 
+bool weft_star_is_end(const char *reason)
+{
+    return strcmp(reason, STAR_REASON_END) == 0;
+}
+
 void weft_star_failure_text(uint32_t rank, const char *host, const char *reason, char *out, size_t size)
 {
     (void)snprintf(out, size, "rank %u%s%s failed: %s", rank, host[0] != '\0' ? " on " : "", host, reason);
@@ -119,8 +124,8 @@ static void record(struct weft_bootstrap *bootstrap, uint32_t rank, const char *
         weft_heart_tell(bootstrap->heart, rank, bootstrap->failed_host, bootstrap->failed_reason);
     }
     weft_star_failure_text(rank, bootstrap->failed_host, bootstrap->failed_reason, text, sizeof(text));
-    if (bootstrap->heart != NULL && !weft_heart_claim(bootstrap->heart)) {
-        weft_log_keep_error("%s: %s", STAR_LOG, text); /* the heartbeats have said it */
+    if ((bootstrap->heart != NULL && !weft_heart_claim(bootstrap->heart)) || weft_star_is_end(reason)) {
+        weft_log_keep_error("%s: %s", STAR_LOG, text); /* the heartbeats have said it, or nobody is to hear of it */
     } else if (source >= 0) {
         weft_log(WEFT_LOG_ERROR, STAR_LOG, "%s (reported by rank %d)", text, source);
     } else {

@@ -128,6 +128,10 @@ WEFT_MUST_CHECK enum weft_status weft_star_recv(struct weft_bootstrap *bootstrap
                                                 int64_t deadline);
 WEFT_MUST_CHECK enum weft_status weft_star_check(struct weft_bootstrap *bootstrap);
 
+/* The reason by which every rank knows an end that the leader wanted (weft_bootstrap_end) from a failure of rank 0. */
+#define STAR_REASON_END "the leader has ended the group"
+bool weft_star_is_end(const char *reason);
+
 /* "rank 3 on node-b failed: connection closed" */
 void weft_star_failure_text(uint32_t rank, const char *host, const char *reason, char *out, size_t size);
 

@@ -40,6 +40,9 @@ static void decide(struct weft_heart *heart, const struct heart_verdict *verdict
     pthread_mutex_lock(&heart->mutex);
     if (!atomic_load(&heart->is_over)) {
         heart->verdict = *verdict;
+        if (weft_star_is_end(verdict->reason)) {
+            atomic_store(&heart->saying, HEART_SAID); /* an end in order is no news */
+        }
         heart->verdict_ns = weft_star_now();
         atomic_store(&heart->is_over, true);
         for (uint32_t i = 0; i < heart->link_count; i++) {
@@ -398,7 +401,7 @@ static void leave(struct weft_heart *heart)
 {
     say(heart);
     wait_until_said(heart);
-    _exit(EXIT_FAILURE);
+    _exit(weft_star_is_end(heart->verdict.reason) ? EXIT_SUCCESS : EXIT_FAILURE);
 }
 
 /*

@@ -2,6 +2,15 @@
 #include "command.h"
 #include "signals.h"
 
+/* After a signal to all ranks, a leader that is gone has left, however abruptly on a busy machine: its status tells. */
+static int work(struct weft_engine *engine)
+{
+    bool is_done = weft_engine_work(engine) == WEFT_OK;
+
+    return is_done || (weft_signals_caught() != 0 && weft_engine_failed_rank(engine) == 0) ? WEFT_EXIT_OK
+                                                                                           : WEFT_EXIT_FAILURE;
+}
+
 static int live(struct weft_setup *setup, struct weft_terminal *terminal, uint32_t stop_limit_ms, weft_lead_fn *lead,
                 void *context)
 {
@@ -19,7 +28,7 @@ static int live(struct weft_setup *setup, struct weft_terminal *terminal, uint32
         code = lead(engine, context);
     } else {
         weft_terminal_mute(terminal);
-        code = weft_engine_work(engine) == WEFT_OK ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;
+        code = work(engine);
     }
     weft_engine_close(&engine);
     return code;

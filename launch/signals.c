@@ -10,8 +10,8 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-/* Of a worker that still waits for its group. Others leave a little before their leader must, and at once after it. */
-enum { WORKER_GRACE_MS = 700, WORKER_LEAD_MS = 100 };
+/* Of a worker that still waits for its group; and, of others, after their leader must have left, which ends them. */
+enum { WORKER_GRACE_MS = 700, WORKER_LAST_MS = 2000 };
 
 static struct {
     _Atomic int caught;
@@ -49,7 +49,7 @@ static void on_signal(int number)
     }
     if (getpid() != signal_state.pid ||
         (atomic_load(&signal_state.is_worker) && atomic_load(&signal_state.is_running))) {
-        leave_after(signal_state.limit_ms - WORKER_LEAD_MS);
+        leave_after(signal_state.limit_ms + WORKER_LAST_MS);
     } else if (atomic_load(&signal_state.is_worker)) {
         leave_after(WORKER_GRACE_MS);
     } else if (!atomic_load(&signal_state.is_running)) {

@@ -108,13 +108,23 @@ const char *weft_bootstrap_failed_host(const struct weft_bootstrap *bootstrap);
 /* Tells all ranks that `rank` is to be considered dead (own rank: "I give up"). Best effort, never blocks for long. */
 void weft_bootstrap_abort(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason);
 
+/*
+ * Ends the group at once, whatever its ranks are in the middle of: for a leader that has told its clients and waits for
+ * no long step. Any thread of rank 0, before close. Every wait of every rank then fails as if rank 0 had, but nothing
+ * is logged, and a process that is stuck leaves (exit_ms) with 0. Without heartbeats nothing happens.
+ */
+void weft_bootstrap_end(struct weft_bootstrap *bootstrap);
+/* Whether that is what a wait of this rank has failed with. */
+bool weft_bootstrap_is_ended(const struct weft_bootstrap *bootstrap);
+
 /* ---- heartbeats ---- */
 
 struct weft_heartbeat_options {
     uint32_t silence_ms; /* until a rank that sends no heartbeat is given up; 0: 900. UINT32_MAX: never, for debuggers.
                             The leader's value counts for all ranks */
-    uint32_t exit_ms;    /* 0: never. Else this process leaves by _exit(1) this long after a failure, whatever its other
-                            threads are stuck in, unless it has ended by itself; one line says why if none did before */
+    uint32_t exit_ms;    /* 0: never. Else this process leaves by _exit(1) this long after a failure (by _exit(0) after
+                            weft_bootstrap_end), whatever its other threads are stuck in, unless it has ended by itself;
+                            one line says why if none did before */
     const char *interface; /* of the beats between hosts: as in comm.h, the same on all ranks; NULL: all */
 };
 

@@ -133,8 +133,8 @@ WEFT_API bool weft_engine_is_leader(const struct weft_engine *engine);
 /* Ranks other than the leader: executes plans until the leader closes (WEFT_OK) or the group fails. */
 WEFT_MUST_CHECK WEFT_API enum weft_status weft_engine_work(struct weft_engine *engine);
 
-/* Ends every rank after the step that runs; requests still open get no more events. No other call on this engine may be
- * in progress or follow. Sets *engine to NULL; NULL inside is fine. */
+/* Ends every rank after the step that runs, or in the middle of one that takes long; requests still open get no more
+ * events. No other call on this engine may be in progress or follow. Sets *engine to NULL; NULL inside is fine. */
 WEFT_API void weft_engine_close(struct weft_engine **engine);
 
 /* ---- requests ---- */

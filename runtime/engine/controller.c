@@ -24,6 +24,8 @@
 
 /* How long the loop may take to notice what the heartbeats know. */
 enum { STUCK_NS = 200000000 };
+/* How long close waits for the step that runs: nobody gets what it makes. */
+enum { CLOSE_STEP_MS = 100 };
 
 enum life { LIFE_RUNNING, LIFE_CLOSING, LIFE_FAILED };
 
@@ -63,28 +65,6 @@ struct weft_controller {
 };
 
 /* ---- jobs; under the mutex ---- */
-
-static void jobs_add(struct weft_controller *controller, struct weft_job *job)
-{
-    job->previous = NULL;
-    job->next = controller->jobs;
-    if (job->next != NULL) {
-        job->next->previous = job;
-    }
-    controller->jobs = job;
-}
-
-static void jobs_remove(struct weft_controller *controller, struct weft_job *job)
-{
-    if (job->previous != NULL) {
-        job->previous->next = job->next;
-    } else {
-        controller->jobs = job->next;
-    }
-    if (job->next != NULL) {
-        job->next->previous = job->previous;
-    }
-}
 
 static void tell(struct weft_controller *controller, struct weft_job *job)
 {
@@ -368,6 +348,16 @@ static void free_told(struct weft_controller *controller)
     }
 }
 
+static void end_thread(struct weft_controller *controller)
+{
+    const struct timespec deadline = weft_clock_after(CLOSE_STEP_MS);
+
+    if (pthread_clockjoin_np(controller->thread, NULL, CLOCK_MONOTONIC, &deadline) != 0) {
+        weft_bootstrap_end(controller->group->bootstrap);
+        pthread_join(controller->thread, NULL);
+    }
+}
+
 void weft_controller_close(struct weft_controller **controller_pointer)
 {
     struct weft_controller *controller = *controller_pointer;
@@ -380,12 +370,12 @@ void weft_controller_close(struct weft_controller **controller_pointer)
         controller->life = controller->life == LIFE_RUNNING ? LIFE_CLOSING : controller->life;
         pthread_mutex_unlock(&controller->mutex);
         wake(controller);
-        pthread_join(controller->thread, NULL);
+        end_thread(controller);
     }
     free_told(controller);
     while (controller->jobs != NULL) {
         struct weft_job *job = controller->jobs;
-        jobs_remove(controller, job);
+        weft_job_list_remove(&controller->jobs, job);
         weft_job_close(&job);
     }
     weft_stepper_close(&controller->stepper);
@@ -432,7 +422,7 @@ static enum weft_status enqueue(struct weft_controller *controller, struct weft_
         return WEFT_ERR_LIMIT;
     }
     job->id = ++controller->last_id;
-    jobs_add(controller, job);
+    weft_job_list_add(&controller->jobs, job);
     job->sequence.next = NULL;
     if (controller->inbox_last == NULL) {
         controller->inbox_first = job;
@@ -497,7 +487,7 @@ static void hand_out(struct weft_controller *controller, struct weft_event *even
         job->is_ready = false;
         weft_job_event(job, &events_out[count++]);
         if (job->finish != WEFT_FINISH_NONE) {
-            jobs_remove(controller, job);
+            weft_job_list_remove(&controller->jobs, job);
             job->next = controller->told;
             controller->told = job;
         }

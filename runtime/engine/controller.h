@@ -28,7 +28,7 @@ struct weft_controller_options {
 WEFT_MUST_CHECK enum weft_status weft_controller_open(const struct weft_controller_options *options,
                                                       struct weft_controller **out);
 
-/* Finishes the running step, tells the workers that all is over, ends the thread. */
+/* Tells the workers that all is over and ends the thread, after the running step or, should that take long, in it. */
 void weft_controller_close(struct weft_controller **controller);
 
 /* As weft_engine_submit(), _cancel(), _poll(), _failed_rank(). */

@@ -421,6 +421,28 @@ static void fill_timings(const struct weft_job *job, struct weft_timings *timing
     }
 }
 
+void weft_job_list_add(struct weft_job **first, struct weft_job *job)
+{
+    job->previous = NULL;
+    job->next = *first;
+    if (job->next != NULL) {
+        job->next->previous = job;
+    }
+    *first = job;
+}
+
+void weft_job_list_remove(struct weft_job **first, struct weft_job *job)
+{
+    if (job->previous != NULL) {
+        job->previous->next = job->next;
+    } else {
+        *first = job->next;
+    }
+    if (job->next != NULL) {
+        job->next->previous = job->previous;
+    }
+}
+
 void weft_job_event(struct weft_job *job, struct weft_event *event_out)
 {
     struct weft_text handed = job->pending;

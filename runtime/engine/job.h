@@ -101,6 +101,10 @@ WEFT_MUST_CHECK enum weft_status weft_job_take(struct weft_job *job, const struc
 /* Appends to a text. ERR_MEMORY. */
 WEFT_MUST_CHECK enum weft_status weft_text_append(struct weft_text *text, const char *data, size_t size);
 
+/* A doubly linked list of jobs, linked by previous and next. */
+void weft_job_list_add(struct weft_job **first, struct weft_job *job);
+void weft_job_list_remove(struct weft_job **first, struct weft_job *job);
+
 /* The event of what is new; moves pending to handed. Under the mutex. */
 void weft_job_event(struct weft_job *job, struct weft_event *event_out);
 

@@ -284,7 +284,7 @@ enum weft_status weft_worker_run(struct weft_worker *worker)
         }
         if (status != WEFT_OK) {
             (void)weft_group_fail(worker->group, status);
-            return status;
+            return weft_bootstrap_is_ended(worker->group->bootstrap) ? WEFT_OK : status;
         }
     }
     return WEFT_OK;

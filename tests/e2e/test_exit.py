@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import slow_steps
 from weft_cli import GOLDEN, HANG_S, ROOT, WEFT, group_of, is_alive, model_folder, shm_entries, until
 
 sys.path.insert(0, str(ROOT / "tests" / "serve"))
@@ -102,6 +103,18 @@ def test_signal_to_every_rank_at_once_drains():
         assert busy.whole() == [900] * Busy.COUNT
         assert busy.server.wait() == 0
         assert all_gone(busy.ranks)
+
+
+def test_a_drain_that_runs_out_in_a_long_step():
+    """The leader decides: no worker leaves before it, every stream is told the same, and nobody is called dead."""
+    with Server(*slow_steps.OPTIONS, "--ranks", RANKS, "--drain", "1s") as server:
+        ranks = ranks_of(server.process)
+        streams = slow_steps.Streams(server.port, server.http_port)
+        signal_all(ranks, signal.SIGTERM)
+        assert streams.were_shut_down()
+        assert server.wait() == 0
+        assert all_gone(ranks)
+        assert not any("failed" in line or "exited" in line for line in server.log), server.log
 
 
 @pytest.mark.parametrize("victim", range(RANKS))

@@ -6,6 +6,7 @@ import subprocess
 import threading
 
 import pytest
+import slow_steps
 from weft_cli import ROOT, WEFT, group_of, is_alive, model_folder, mpi_ranks, until
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")]
@@ -58,12 +59,12 @@ def test_names_the_hosts_that_stay_away(tmp_path):
 class Service:
     """The script around `weft serve` on two ranks of this host."""
 
-    def __init__(self, folder, *options):
-        model = model_folder("llama3", folder)
+    def __init__(self, folder, *options, serve=None):
+        serve = serve or ["--model", str(model_folder("llama3", folder)), "--threads", "1", "--drain", "60s"]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WEFT_")}
         self.process = subprocess.Popen(
-            [str(SCRIPT), "--ranks", "2", "--weft", str(WEFT), *options, "serve", "--model", str(model), "--threads", "1",
-             "--grpc", "127.0.0.1:0", "--drain", "60s"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            [str(SCRIPT), "--ranks", "2", "--weft", str(WEFT), *options, "serve", "--grpc", "127.0.0.1:0", *serve],
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL, text=True, env=clean)
         self.lines = []
         self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
@@ -98,6 +99,19 @@ def test_starts_again_and_drains(tmp_path):
     assert until(lambda: not any(map(is_alive, everything)))
     log = (tmp_path / "log").read_text()
     assert "a rank was killed" in log and "the leader drains" in log
+
+
+def test_a_drain_that_runs_out_in_a_long_step(tmp_path):
+    """Only the leader was told; the others end with it and call nobody dead."""
+    service = Service(tmp_path, serve=[*slow_steps.OPTIONS, "--drain", "1s"])
+    service.wait_for("gRPC on")
+    streams = slow_steps.Streams(*(slow_steps.port_of(service.lines, kind) for kind in ("gRPC", "HTTP")))
+    everything = group_of(service.process.pid)
+    service.process.send_signal(signal.SIGTERM)
+    assert streams.were_shut_down()
+    service.end()
+    assert until(lambda: not any(map(is_alive, everything)), 10)
+    assert service.count("failed") == 0 and service.count("starting again") == 0, "".join(service.lines)
 
 
 def test_gives_up_after_the_allowed_restarts(tmp_path):

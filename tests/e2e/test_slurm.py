@@ -1,4 +1,5 @@
 """launch/slurm.sbatch: with a stand-in for srun that keeps its contract, and under a Slurm of one node where it is installed."""
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import threading
 import time
 
 import pytest
+import slow_steps
 from weft_cli import PROMPT, ROOT, WEFT, answer, model_folder, weft
 
 sys.path.insert(0, str(ROOT / "tests" / "serve"))
@@ -103,11 +105,13 @@ class Answers:
 class Script:
     """The script with the stand-in, serving a model whose answers may be as long as a test likes."""
 
-    def __init__(self, folder, environment):
+    def __init__(self, folder, environment, serve=None):
         self.folder = folder
-        (folder / "model").mkdir()
-        model = ["--model", str(model_folder("llama2", folder / "model", context=100_000)), "--kv-tokens", "400000"]
-        self.process = subprocess.Popen(["bash", str(SCRIPT), *SERVE, *model], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        if serve is None:
+            (folder / "model").mkdir()
+            model = model_folder("llama2", folder / "model", context=100_000)
+            serve = [*SERVE, "--model", str(model), "--kv-tokens", "400000"]
+        self.process = subprocess.Popen(["bash", str(SCRIPT), *serve], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                         text=True, env=environment, stdin=subprocess.DEVNULL)
         self.log, self.reader = [], None
         for line in self.process.stderr:
@@ -128,6 +132,13 @@ class Script:
     def signal_shell(self):
         self.process.send_signal(signal.SIGTERM)
 
+    def kill(self):
+        if self.process.poll() is None:
+            for pid in (self.folder / "tasks").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        self.process.wait(HANG_S)
+
     def has_said(self, words):
         return until(lambda: any(words in line for line in self.log), HANG_S)
 
@@ -136,10 +147,23 @@ class Script:
 def script(tmp_path, environment):
     made = Script(tmp_path, environment)
     yield made
-    if made.process.poll() is None:
-        for pid in (tmp_path / "tasks").read_text().split():
-            os.kill(int(pid), signal.SIGKILL)
-    made.process.wait(HANG_S)
+    made.kill()
+
+
+def test_a_drain_that_runs_out_in_a_long_step(tmp_path, environment):
+    """The job counts as done: every task ends with 0, though none could finish the step."""
+    serve = ["serve", *slow_steps.OPTIONS, "--grpc", "127.0.0.1:0", "--drain", "1s"]
+    script = Script(tmp_path, environment, serve)
+    try:
+        streams = slow_steps.Streams(script.port, slow_steps.port_of(script.log, "HTTP"))
+        script.signal_tasks()
+        assert streams.were_shut_down()
+        code = script.process.wait(HANG_S)
+        script.reader.join(HANG_S)
+        assert code == 0, script.log
+        assert not any("failed" in line or "this rank ends" in line for line in script.log), script.log
+    finally:
+        script.kill()
 
 
 @pytest.mark.parametrize("whom", ["tasks", "tasks and shell", "shell, later tasks"])
