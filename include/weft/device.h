@@ -243,6 +243,7 @@ void weft_kv_cache_close(struct weft_device *device, struct weft_kv_cache **cach
 struct weft_graphs_desc {
     const struct weft_kv_cache *kv; /* of all steps; borrowed until close */
     uint32_t row_max;               /* token_count of a step, at most */
+    uint32_t embed_max;             /* rows of its weft_device_embed() */
     uint32_t page_max;              /* of one sequence */
     uint32_t part_max;              /* pauses of a step and 1 */
 };
@@ -264,7 +265,9 @@ void weft_graphs_end(struct weft_device *device, struct weft_graphs *graphs);
 
 /* ---- operations; every pointer below is device memory unless it says host ---- */
 
-/* out[i, :] <- row rows[i] of W as f32. rows[count] host memory, each < row_count. out [count, col_count]. */
+/* out[i, :] <- row rows[i] of W as f32; of WEFT_NO_ROW: -0.0, which added to anything leaves its bits as they are.
+ * rows[count] host memory, each < row_count or WEFT_NO_ROW. out [count, col_count]. */
+#define WEFT_NO_ROW UINT32_MAX
 void weft_device_embed(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows,
                        uint32_t count, float *out);
 

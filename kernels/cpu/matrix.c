@@ -238,8 +238,16 @@ static void embed_task(void *context, uint32_t worker, uint32_t begin, uint32_t 
 
     (void)worker;
     for (uint32_t i = begin; i < end; i++) {
-        assert(job->rows[i] < job->matrix->row_count);
-        unpack_row(job->matrix, job->rows[i], job->out + (size_t)i * job->matrix->col_count);
+        float *out = job->out + (size_t)i * job->matrix->col_count;
+
+        if (job->rows[i] == WEFT_NO_ROW) {
+            for (uint32_t k = 0; k < job->matrix->col_count; k++) {
+                out[k] = -0.0f;
+            }
+        } else {
+            assert(job->rows[i] < job->matrix->row_count);
+            unpack_row(job->matrix, job->rows[i], out);
+        }
     }
 }
 

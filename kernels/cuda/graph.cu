@@ -54,7 +54,7 @@ struct weft_graphs {
 
 static size_t rows_size(const struct weft_graphs_desc *desc)
 {
-    return (desc->row_max * sizeof(uint32_t) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return (desc->embed_max * sizeof(uint32_t) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
 size_t weft_cuda_graphs_size(const struct weft_device *device, const struct weft_graphs_desc *desc)
@@ -145,7 +145,7 @@ void weft_cuda_graphs_seal(struct weft_device *base, struct weft_graphs *graphs)
 const void *weft_cuda_graphs_upload(struct weft_graphs *graphs, const void *data, size_t size)
 {
     /* More than the rows of the embedding would be replayed as it was. */
-    assert(!graphs->has_rows && size <= graphs->desc.row_max * sizeof(uint32_t));
+    assert(!graphs->has_rows && size <= graphs->desc.embed_max * sizeof(uint32_t));
     memcpy(graphs->host, data, size);
     graphs->has_rows = true;
     return graphs->area;

@@ -448,9 +448,13 @@ static __global__ void embed(struct weft_cuda_product product, enum weft_dtype d
     float *out = product.out + (size_t)blockIdx.x * product.col_count + chunk.column_begin;
 
     for (uint32_t k = threadIdx.x; k < chunk.column_count; k += blockDim.x) {
-        out[k] = dtype == WEFT_Q8_0 || dtype == WEFT_Q4_0
-                     ? weft_cuda_quant_weight(&product, dtype == WEFT_Q4_0, &chunk, row, k)
-                     : weft_cuda_weight(&product, dtype, &chunk, row, k);
+        if (row == WEFT_NO_ROW) {
+            out[k] = -0.0f;
+        } else {
+            out[k] = dtype == WEFT_Q8_0 || dtype == WEFT_Q4_0
+                         ? weft_cuda_quant_weight(&product, dtype == WEFT_Q4_0, &chunk, row, k)
+                         : weft_cuda_weight(&product, dtype, &chunk, row, k);
+        }
     }
 }
 
@@ -477,7 +481,7 @@ void weft_cuda_embed(struct weft_device *device, const struct weft_matrix *matri
     const uint32_t *uploaded;
 
     for (uint32_t i = 0; i < count; i++) {
-        assert(rows[i] < matrix->row_count);
+        assert(rows[i] < matrix->row_count || rows[i] == WEFT_NO_ROW);
     }
     if (count == 0) {
         return;

@@ -252,9 +252,11 @@ static enum weft_status decide(struct opening *opening, const struct weft_member
     fill_slices(group);
     fill_limits(options, group);
     const struct weft_model_limits model_limits = weft_group_model_limits(group, options);
-    struct weft_comm_options comm_options = {
-        .backend = options->comm, .leaf_count = group->leaf_count, .leaves = group->leaves};
-    weft_model_comm_limits(group->config, &model_limits, &comm_options.sum_count_max, &comm_options.gather_size_max);
+    const struct weft_comm_options comm_options = {.backend = options->comm,
+                                                   .leaf_count = group->leaf_count,
+                                                   .leaves = group->leaves,
+                                                   .sum_count_max =
+                                                       weft_model_sum_count_max(group->config, &model_limits)};
     for (uint32_t r = 0; r < group->rank_count; r++) {
         weft_model_memory(group->device, group->config, &group->slices[r], &model_limits, &fixed[r]);
         if (!weft_device_is_host(group->device)) {

@@ -43,15 +43,12 @@ static enum weft_status open_comm(struct loading *loading, const struct weft_mod
     if (weft_seat_init(group->device, &seat)) {
         comm_options.device = &seat;
     }
-    weft_model_comm_limits(group->config, model_limits, &comm_options.sum_count_max, &comm_options.gather_size_max);
+    comm_options.sum_count_max = weft_model_sum_count_max(group->config, model_limits);
     size_t row = (size_t)limits->vocab_size * sizeof(float);
     size_t candidates = (size_t)limits->row_count_max *
                         ((size_t)group->rank_count * limits->candidate_count_max * sizeof(struct weft_candidate) +
                          group->leaf_count * sizeof(struct weft_lse));
-    size_t largest = row > candidates ? row : candidates;
-    if (comm_options.gather_size_max < largest) {
-        comm_options.gather_size_max = largest;
-    }
+    comm_options.gather_size_max = row > candidates ? row : candidates;
     return weft_comm_open(group->bootstrap, &comm_options, &group->comm);
 }
 

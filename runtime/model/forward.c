@@ -8,87 +8,43 @@
 
 #include "model/model_impl.h"
 
-static uint32_t owner_of(const struct weft_model *model, int32_t token_id)
-{
-    uint32_t rank = 0;
-
-    while ((uint32_t)token_id >= model->slices[rank].vocab.end) {
-        rank++;
-        assert(rank < model->rank_count);
-    }
-    return rank;
-}
-
-/* rows[i] <- row of this rank's embedding for its i-th token of the step. Sets owners and owned_sizes; returns how
- * many. */
-static uint32_t list_owned(struct weft_model *model, const int32_t *token_ids, uint32_t token_count)
-{
-    uint32_t count = 0;
-
-    for (uint32_t rank = 0; rank < model->rank_count; rank++) {
-        model->owned_sizes[rank] = 0;
-    }
-    for (uint32_t t = 0; t < token_count; t++) {
-        uint32_t owner = owner_of(model, token_ids[t]);
-        model->owners[t] = owner;
-        model->owned_sizes[owner] += model->config.width * sizeof(float);
-        if (owner == model->rank) {
-            model->rows[count++] = (uint32_t)token_ids[t] - model->slice.vocab.begin;
-        }
-    }
-    return count;
-}
-
-/* rows[t] <- where token t's embedding stands in the gather, which has rank after rank. */
-static void list_gathered(struct weft_model *model, uint32_t token_count)
-{
-    uint32_t next = 0;
-
-    for (uint32_t rank = 0; rank < model->rank_count; rank++) {
-        for (uint32_t t = 0; t < token_count; t++) {
-            if (model->owners[t] == rank) {
-                model->rows[t] = next++;
-            }
-        }
-    }
-}
-
-/* Without ranks to gather from; rows beyond the last sequence are those of token 0. */
-static void embed_alone(struct weft_model *model, const struct weft_forward_args *args)
+/*
+ * rows[t] <- row of this rank's embedding for token t; no row for those of other ranks, for rows beyond the last
+ * sequence, and in this rank's other nodes.
+ */
+static void list_rows(struct weft_model *model, const struct weft_forward_args *args)
 {
     const struct weft_batch_sequence *last = &args->batch.sequences[args->batch.sequence_count - 1];
-    uint32_t token_count = args->batch.token_count;
+    uint32_t token_count = last->token_begin + last->token_count;
+    struct weft_range own = model->slice.vocab;
 
-    for (uint32_t t = list_owned(model, args->token_ids, last->token_begin + last->token_count); t < token_count; t++) {
-        model->rows[t] = 0;
+    for (uint32_t t = 0; t < model->node_count * args->batch.token_count; t++) {
+        uint32_t token_id = t < token_count ? (uint32_t)args->token_ids[t] : own.end;
+        model->rows[t] = token_id >= own.begin && token_id < own.end ? token_id - own.begin : WEFT_NO_ROW;
     }
-    weft_device_embed(model->device, model->weights.embedding, model->rows, token_count, model->activations.x);
 }
 
-/* Each row of the table is on one rank: its owner sends it to all, nothing is added. */
-static enum weft_status embed_gathered(struct weft_model *model, const struct weft_forward_args *args)
-{
-    const struct weft_activations *a = &model->activations;
-    uint32_t token_count = args->batch.token_count;
-    uint32_t owned_count = list_owned(model, args->token_ids, token_count);
-
-    weft_device_embed(model->device, model->weights.embedding, model->rows, owned_count, a->norm); /* [own T, D] */
-    WEFT_TRY(weft_comm_all_gather(args->comm, a->norm, model->owned_sizes, a->sum));               /* [T, D], by rank */
-    list_gathered(model, token_count);
-    weft_device_select_rows(model->device, a->sum, model->rows, token_count, model->config.width, a->x); /* [T, D] */
-    return WEFT_OK;
-}
-
-/* x [T, D] <- embeddings. */
+/*
+ * x [T, D] <- embeddings. Each row of the table is on one rank; to add nothing to it costs the others as much as to
+ * send it about, is the same call in every step, and goes the way of all sums.
+ */
 static enum weft_status embed(struct weft_model *model, const struct weft_forward_args *args)
 {
-    if (model->rank_count == 1) {
-        embed_alone(model, args);
+    const struct weft_activations *a = &model->activations;
+    bool is_alone = model->rank_count == 1;
+    uint32_t token_count = args->batch.token_count;
+    size_t count = (size_t)token_count * model->config.width;
+    float *nodes = is_alone ? a->x : weft_comm_sum_buffer(args->comm, count);
+
+    list_rows(model, args);
+    weft_device_embed(model->device, model->weights.embedding, model->rows, model->node_count * token_count,
+                      nodes); /* [nodes, T, D] */
+    if (is_alone) {
         return WEFT_OK;
     }
     weft_graphs_pause(model->device, model->graphs);
     if (!args->is_rehearsal) {
-        WEFT_TRY(embed_gathered(model, args));
+        WEFT_TRY(weft_comm_tree_sum(args->comm, nodes, count, a->x)); /* [T, D] */
     }
     weft_graphs_resume(model->device, model->graphs);
     return WEFT_OK;

@@ -68,13 +68,22 @@ static struct weft_kv_desc kv_desc(const struct weft_model_config *config, const
                                  .group_head_max = heads < group_size ? heads : group_size};
 }
 
-struct weft_graphs_desc weft_model_graphs_desc(const struct weft_model_config *config,
+/* Of every sum of a rank with that slice. */
+static uint32_t node_count_of(const struct weft_slice *slice)
+{
+    struct weft_range nodes[WEFT_TREE_NODE_MAX];
+
+    return (uint32_t)weft_tree_nodes(slice->leaf_count, slice->leaves, nodes);
+}
+
+struct weft_graphs_desc weft_model_graphs_desc(const struct weft_model_config *config, const struct weft_slice *slice,
                                                const struct weft_model_limits *limits, const struct weft_kv_cache *kv)
 {
     uint32_t position_max = weft_model_position_max(config, limits);
 
     return (struct weft_graphs_desc){.kv = kv,
                                      .row_max = limits->logit_row_max,
+                                     .embed_max = node_count_of(slice) * limits->logit_row_max,
                                      .page_max = (position_max + WEFT_PAGE_POSITIONS - 1) / WEFT_PAGE_POSITIONS,
                                      .part_max = 2 * config->layer_count + 2};
 }
@@ -105,7 +114,7 @@ void weft_model_memory(const struct weft_device *device, const struct weft_model
     struct weft_kv_desc one = kv_desc(config, slice, limits), all = one;
     struct weft_activations none;
     struct activation list[ACTIVATION_COUNT];
-    const struct weft_graphs_desc graphs = weft_model_graphs_desc(config, limits, NULL);
+    const struct weft_graphs_desc graphs = weft_model_graphs_desc(config, slice, limits, NULL);
 
     one.page_count = 1;
     list_activations(config, slice, limits, &none, list);
@@ -120,11 +129,9 @@ void weft_model_memory(const struct weft_device *device, const struct weft_model
     }
 }
 
-void weft_model_comm_limits(const struct weft_model_config *config, const struct weft_model_limits *limits,
-                            size_t *sum_count_max_out, size_t *gather_size_max_out)
+size_t weft_model_sum_count_max(const struct weft_model_config *config, const struct weft_model_limits *limits)
 {
-    *sum_count_max_out = (size_t)limits->token_count_max * config->width;
-    *gather_size_max_out = *sum_count_max_out * sizeof(float);
+    return (size_t)limits->token_count_max * config->width;
 }
 
 static enum weft_status open_activations(struct weft_model *model)
@@ -154,10 +161,8 @@ static void close_activations(struct weft_model *model)
 static enum weft_status open_host_memory(struct weft_model *model, const struct weft_slice *slices)
 {
     model->slices = calloc(model->rank_count, sizeof(model->slices[0]));
-    model->owned_sizes = calloc(model->rank_count, sizeof(model->owned_sizes[0]));
-    model->rows = calloc(model->limits.token_count_max, sizeof(model->rows[0]));
-    model->owners = calloc(model->limits.token_count_max, sizeof(model->owners[0]));
-    if (model->slices == NULL || model->owned_sizes == NULL || model->rows == NULL || model->owners == NULL) {
+    model->rows = calloc((size_t)model->node_count * model->limits.token_count_max, sizeof(model->rows[0]));
+    if (model->slices == NULL || model->rows == NULL) {
         weft_log(WEFT_LOG_ERROR, where, "out of memory for %u ranks and %u tokens", model->rank_count,
                  model->limits.token_count_max);
         return WEFT_ERR_MEMORY;
@@ -229,6 +234,7 @@ enum weft_status weft_model_open(const struct weft_model_options *options, struc
     }
     model->config = *options->config;
     model->slice = options->slices[options->rank];
+    model->node_count = node_count_of(&model->slice);
     model->rank = options->rank;
     model->rank_count = options->rank_count;
     model->limits = options->limits;
@@ -256,9 +262,7 @@ void weft_model_close(struct weft_model **model)
     }
     weft_weights_close(closed->device, &closed->config, &closed->weights);
     free(closed->slices);
-    free(closed->owned_sizes);
     free(closed->rows);
-    free(closed->owners);
     free(closed);
     *model = NULL;
 }

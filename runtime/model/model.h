@@ -108,8 +108,7 @@ WEFT_MUST_CHECK enum weft_status weft_model_record(struct weft_model *model, str
 
 const struct weft_slice *weft_model_slice(const struct weft_model *model);
 
-/* Largest tree_sum() count and all_gather() bytes that forward() will ask of comm, for weft_comm_options. */
-void weft_model_comm_limits(const struct weft_model_config *config, const struct weft_model_limits *limits,
-                            size_t *sum_count_max_out, size_t *gather_size_max_out);
+/* Largest count of a sum that forward() will ask of comm, for weft_comm_options. */
+size_t weft_model_sum_count_max(const struct weft_model_config *config, const struct weft_model_limits *limits);
 
 #endif

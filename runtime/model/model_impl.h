@@ -30,17 +30,16 @@ struct weft_model {
     struct weft_kv_cache *kv;
     struct weft_activations activations;
     struct weft_graphs *graphs; /* decode steps, owned; NULL: every operation is issued */
-    uint32_t *rows;             /* [T] host: rows of a gather in the making */
-    uint32_t *owners;           /* [T] host: which rank has the embedding of each token */
-    size_t *owned_sizes;        /* [rank_count] host: bytes each rank brings to the gather of embeddings */
+    uint32_t node_count;        /* of this rank, in every sum */
+    uint32_t *rows;             /* [node_count][T] host: rows of the embedding or of a selection in the making */
     struct weft_reader_stats load;
 };
 
 /* Positions of a sequence, at most, however many pages there are. */
 uint32_t weft_model_position_max(const struct weft_model_config *config, const struct weft_model_limits *limits);
 
-/* Parts: a step pauses for the gather of embeddings and for every sum. */
-struct weft_graphs_desc weft_model_graphs_desc(const struct weft_model_config *config,
+/* Parts: a step pauses for every sum, that of the embeddings included. */
+struct weft_graphs_desc weft_model_graphs_desc(const struct weft_model_config *config, const struct weft_slice *slice,
                                                const struct weft_model_limits *limits, const struct weft_kv_cache *kv);
 
 /* record.c: rows that a decode step of `count` sequences is computed with: sizes are few when steps are replayed. */

@@ -102,7 +102,8 @@ static enum weft_status record_all(struct weft_model *model, struct weft_comm *c
 
 enum weft_status weft_model_record(struct weft_model *model, struct weft_comm *comm)
 {
-    const struct weft_graphs_desc desc = weft_model_graphs_desc(&model->config, &model->limits, model->kv);
+    const struct weft_graphs_desc desc =
+        weft_model_graphs_desc(&model->config, &model->slice, &model->limits, model->kv);
     struct weft_graphs *graphs;
 
     WEFT_TRY(weft_graphs_open(model->device, &desc, &graphs));

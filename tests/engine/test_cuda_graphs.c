@@ -219,7 +219,8 @@ static void test_scratch_grows_after_recording(void **state)
     configure(&config, 0);
     assert_int_equal(weft_device_open(&device_options, &device), WEFT_OK);
     assert_int_equal(weft_kv_cache_open(device, &kv_desc, &kv), WEFT_OK);
-    const struct weft_graphs_desc graphs_desc = {.kv = kv, .row_max = 1, .page_max = PAGES, .part_max = 1};
+    const struct weft_graphs_desc graphs_desc = {
+        .kv = kv, .row_max = 1, .embed_max = 1, .page_max = PAGES, .part_max = 1};
     assert_int_equal(weft_graphs_open(device, &graphs_desc, &graphs), WEFT_OK);
     float *qkv = weft_device_alloc(device, sizeof(values));
     float *angles = weft_device_alloc(device, POSITIONS * WIDTH * sizeof(float));

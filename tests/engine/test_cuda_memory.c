@@ -64,7 +64,7 @@ static void check_model(const char *name, uint32_t rank_count, enum weft_quantis
         weft_model_memory(device, &config, &slices[rank], limits, &memory);
         assert_int_equal(gpu.taken(0), weft_device_own_size(device));
         assert_int_equal(weft_model_open(&options, &model), WEFT_OK);
-        const struct weft_graphs_desc desc = weft_model_graphs_desc(&config, limits, model->kv);
+        const struct weft_graphs_desc desc = weft_model_graphs_desc(&config, &slices[rank], limits, model->kv);
         assert_int_equal(weft_graphs_open(device, &desc, &graphs), WEFT_OK);
         assert_int_equal(gpu.taken(0), memory.weights + memory.kv_cache + memory.activations + memory.buffers);
         weft_graphs_close(device, &graphs);

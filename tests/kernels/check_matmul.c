@@ -24,6 +24,29 @@ static uint32_t model_product(const struct model_matrix *matrix, uint32_t row, c
     return model_matrix_combine(matrix, sums, nodes);
 }
 
+/* Rows, rows that are not there, rows: what stands before is overwritten, in either case. */
+static void check_no_row(struct check *check, struct weft_device *device, const struct weft_matrix *matrix,
+                         const struct model_matrix *model)
+{
+    const uint32_t rows[] = {WEFT_NO_ROW, model->row_count - 1, WEFT_NO_ROW};
+    size_t width = model->col_count;
+    struct check_buffer found = check_floats(3 * width, check_below(check, 16));
+    struct check_buffer expected = check_floats(3 * width, 0);
+
+    check_fill(check, CHECK_PLAIN, found.data, 3 * width);
+    for (size_t k = 0; k < width; k++) {
+        ((float *)expected.data)[k] = -0.0f;
+        ((float *)expected.data)[width + k] = model->values[(model->row_count - 1) * width + k];
+        ((float *)expected.data)[2 * width + k] = -0.0f;
+    }
+    float *lent = check_lend(device, found.data, 3 * width * sizeof(float));
+    weft_device_embed(device, matrix, rows, 3, lent);
+    check_return(check, device, lent, found.data, 3 * width * sizeof(float));
+    check_same(check, found.data, expected.data, 3 * width, "embed no row, %s", weft_dtype_name(model->dtype));
+    check_buffer_end(check, &found, "embed out");
+    check_buffer_end(check, &expected, "embed expected");
+}
+
 static void matmul_case(struct check *check, struct weft_device *device, const struct model_matrix *model,
                         uint32_t token_count, bool has_bias)
 {
@@ -62,6 +85,7 @@ static void matmul_case(struct check *check, struct weft_device *device, const s
                        "embed row %u of %u, %s", row, model->row_count, weft_dtype_name(model->dtype));
         }
     }
+    check_no_row(check, device, matrix, model);
     weft_matrix_close(device, &matrix);
     check_buffer_end(check, &x, "matmul x");
     check_buffer_end(check, &bias, "matmul bias");

@@ -80,10 +80,8 @@ static int open_rank(struct rank *rank)
                                               .logit_row_max = token_count_max(rank),
                                               .page_count = PAGES,
                                               .kv_dtype = options->kv_dtype};
-    weft_model_comm_limits(&rank->config, &model.limits, &comm.sum_count_max, &comm.gather_size_max);
-    if (comm.gather_size_max < rank->config.vocab_size * sizeof(float)) {
-        comm.gather_size_max = rank->config.vocab_size * sizeof(float);
-    }
+    comm.sum_count_max = weft_model_sum_count_max(&rank->config, &model.limits);
+    comm.gather_size_max = rank->config.vocab_size * sizeof(float);
     RANK_CHECK(rank, weft_device_open(&device, &rank->device) == WEFT_OK);
     model.device = rank->device;
     RANK_CHECK(rank, weft_comm_open(rank->bootstrap, &comm, &rank->comm) == WEFT_OK);

@@ -142,7 +142,7 @@ static void open_and_close(struct side *side)
     for (uint32_t r = 0; r < 2; r++) {
         weft_slice_init(config, LEAF_COUNT, leaves[r], &slices[r]);
     }
-    weft_model_comm_limits(config, &options.limits, &comm_options.sum_count_max, &comm_options.gather_size_max);
+    comm_options.sum_count_max = weft_model_sum_count_max(config, &options.limits);
     if (side->status == WEFT_OK) {
         side->status = weft_device_open(&device_options, &device);
     }
