@@ -126,6 +126,9 @@ static enum weft_status transfer(struct weft_comm *comm, size_t count)
 {
     struct weft_channel *channel = comm->exchange.channel;
 
+    if (comm_is_mute(comm)) {
+        return WEFT_OK;
+    }
     for (size_t i = 0; i < count; i++) {
         comm->received_size += comm->exchange.transfers[i].recv_size;
     }

@@ -50,7 +50,7 @@ static struct timing begin_op(struct weft_comm *comm)
 static enum weft_status end_op(struct weft_comm *comm, enum weft_comm_op op, struct timing timing,
                                enum weft_status status)
 {
-    if (comm->is_traced && status == WEFT_OK) {
+    if (comm->is_traced && !comm->is_rehearsing && status == WEFT_OK) {
         uint64_t time_ns = weft_comm_clock_ns() - timing.begin_ns;
 
         comm->stats.ops[op].call_count++;
@@ -70,6 +70,11 @@ static enum weft_status end_op(struct weft_comm *comm, enum weft_comm_op op, str
 
 static enum weft_status run_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
 {
+    const bool is_exchange = comm->exchange.channel != NULL && !weft_peer_takes(comm, count);
+
+    if (comm_is_mute(comm) && !is_exchange) {
+        return WEFT_OK;
+    }
     if (!comm->has_device) {
         return weft_comm_run_tree_sum(comm, nodes, count, out);
     }
@@ -81,8 +86,8 @@ static enum weft_status run_tree_sum(struct weft_comm *comm, const float *nodes,
         weft_peer_tree_sum(comm, nodes, count, out);
         return WEFT_OK;
     }
-    return comm->exchange.channel != NULL ? weft_comm_exchange_tree_sum(comm, nodes, count, out)
-                                          : weft_staging_tree_sum(comm, nodes, count, out);
+    return is_exchange ? weft_comm_exchange_tree_sum(comm, nodes, count, out)
+                       : weft_staging_tree_sum(comm, nodes, count, out);
 }
 
 static enum weft_status run_tree_gather(struct weft_comm *comm, const float *nodes, size_t count, float *out,
@@ -100,6 +105,9 @@ static enum weft_status run_tree_gather(struct weft_comm *comm, const float *nod
 
 static enum weft_status run_gather(struct weft_comm *comm, const void *in, const size_t *sizes, void *out)
 {
+    if (comm_is_mute(comm)) {
+        return WEFT_OK;
+    }
     if (!comm->has_device) {
         return weft_comm_run_gather(comm, in, sizes, out);
     }
@@ -138,6 +146,17 @@ enum weft_status weft_comm_tree_gather(struct weft_comm *comm, const float *node
         return WEFT_OK;
     }
     return end_op(comm, WEFT_COMM_TREE_SUM, timing, run_tree_gather(comm, nodes, count, out, left_out));
+}
+
+bool weft_comm_is_recordable(const struct weft_comm *comm, size_t count)
+{
+    return comm->has_device && comm->device.recording != NULL && comm->rank_count > 1 &&
+           (comm->exchange.channel != NULL || weft_peer_takes(comm, count));
+}
+
+void weft_comm_rehearse(struct weft_comm *comm, bool is_rehearsing)
+{
+    comm->is_rehearsing = is_rehearsing;
 }
 
 float *weft_comm_sum_buffer(struct weft_comm *comm, size_t count)

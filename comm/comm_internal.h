@@ -73,6 +73,7 @@ struct weft_comm {
     size_t gather_size_max;
     size_t host_sum_count_max; /* of the host channels: what they are sized for */
     bool is_traced;
+    bool is_rehearsing;
     char name[16];
     char reason[320]; /* of the choice */
 
@@ -119,6 +120,13 @@ struct weft_comm {
     uint64_t received_size; /* of the collective under way */
     struct weft_comm_stats stats;
 };
+
+/* What is issued now is for nobody else. */
+static inline bool comm_is_mute(const struct weft_comm *comm)
+{
+    return comm->is_rehearsing && (!comm->has_device || comm->device.recording == NULL ||
+                                   comm->device.recording(comm->device.context) != WEFT_COMM_RECORDED);
+}
 
 static inline bool comm_is_leader(const struct weft_comm *comm)
 {

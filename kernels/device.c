@@ -297,11 +297,16 @@ void weft_graphs_resume(struct weft_device *device, struct weft_graphs *graphs)
     }
 }
 
-void weft_graphs_end(struct weft_device *device, struct weft_graphs *graphs)
+void weft_graphs_end(struct weft_device *device, struct weft_graphs *graphs, bool is_whole)
 {
     if (graphs != NULL) {
-        device->ops->graphs_end(device, graphs);
+        device->ops->graphs_end(device, graphs, is_whole);
     }
+}
+
+enum weft_recording weft_device_recording(const struct weft_device *device)
+{
+    return device->recording;
 }
 
 void weft_device_embed(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows,

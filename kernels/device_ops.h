@@ -58,7 +58,7 @@ struct weft_device_ops {
     void (*graphs_begin)(struct weft_device *device, struct weft_graphs *graphs, const struct weft_batch *batch);
     void (*graphs_pause)(struct weft_device *device, struct weft_graphs *graphs);
     void (*graphs_resume)(struct weft_device *device, struct weft_graphs *graphs);
-    void (*graphs_end)(struct weft_device *device, struct weft_graphs *graphs);
+    void (*graphs_end)(struct weft_device *device, struct weft_graphs *graphs, bool is_whole);
 
     void (*embed)(struct weft_device *device, const struct weft_matrix *matrix, const uint32_t *rows, uint32_t count,
                   float *out);
@@ -89,7 +89,8 @@ struct weft_device {
     const struct weft_device_ops *ops;
     char name[64];
     bool is_host;
-    void *stream; /* or NULL */
+    void *stream;                  /* or NULL */
+    enum weft_recording recording; /* set by who has graphs */
 };
 
 /* cpu/device_cpu.c */

@@ -37,6 +37,7 @@ struct weft_comm;
  * Functions without a status keep the device's first error; wait() returns it.
  */
 #define WEFT_COMM_MARK_COUNT 8
+enum weft_comm_recording { WEFT_COMM_ISSUED, WEFT_COMM_RECORDED, WEFT_COMM_REPLAYED };
 struct weft_comm_device {
     void *context;        /* first argument of every function; borrowed until close */
     unsigned char id[16]; /* two ranks with the same one share the device */
@@ -65,6 +66,8 @@ struct weft_comm_device {
     void *(*peer_open)(void *context, const struct weft_peer_handle *handle, char *reason_out, size_t reason_size);
     void (*peer_close)(void *context, void *memory);
     void (*peer_sum)(void *context, const struct weft_peer_sum_args *args);
+    /* As weft_device_recording(); NULL: nothing is ever recorded. */
+    enum weft_comm_recording (*recording)(void *context);
 };
 
 struct weft_comm_options {
@@ -120,6 +123,18 @@ WEFT_MUST_CHECK enum weft_status weft_comm_tree_gather(struct weft_comm *comm, c
  * sum_count_max.
  */
 float *weft_comm_sum_buffer(struct weft_comm *comm, size_t count);
+
+/*
+ * Sums in steps that a device records and replays, which call tree_sum() and tree_gather() as ever (weft/device.h,
+ * graphs). Whether those of `count` elements can be recorded: they are nothing but operations of the device's stream.
+ * Not so in host memory, or through it. The same on all ranks. All ranks record the same sums in the same order, each
+ * for itself, and replay them together; recordings are closed before the communicator.
+ */
+bool weft_comm_is_recordable(const struct weft_comm *comm, size_t count);
+
+/* Until it ends, sums and gathers of activations exchange nothing, unless they are being recorded, and are not counted;
+ * peers need not be there. What remains to be added is added: the results mean nothing. */
+void weft_comm_rehearse(struct weft_comm *comm, bool is_rehearsing);
 
 /* out <- concatenation over ranks r of r's in[sizes[r]]; sizes[rank_count] bytes, the same on all ranks, some may be 0.
  */

@@ -229,23 +229,34 @@ void weft_kv_cache_close(struct weft_device *device, struct weft_kv_cache **cach
  * which saves the gaps between them and most of the host's work; on a device that has no use for it, graphs are NULL
  * and all of this does nothing.
  *
- * Operations between begin and end are issued by the same code in every step, and take effect by the time end returns.
- * Before the set is sealed, the first step of a shape (its token_count, and roughly its longest context) is recorded,
- * which allocates: outside of steps. Later steps of that shape must issue the same operations with the same arguments;
- * only the batch and the rows of one weft_device_embed() may have other contents. Steps of any other shape take effect
- * as they are issued. Between pause and resume, and outside, so does everything: communication between ranks, copies,
- * waiting.
+ * Operations between begin and end are issued by the same code in every step. Before the set is sealed, the first step
+ * of a shape (its token_count, and roughly its longest context) is recorded: that allocates, and nothing of it takes
+ * effect. Later steps of that shape are replayed, and take effect by the time end returns; they must issue the same
+ * operations with the same arguments, only the batch and the rows of one weft_device_embed() may have other contents.
+ * Steps of any other shape take effect as they are issued. Between pause and resume, and outside, so does everything:
+ * communication through the host, copies, waiting.
  *
- * embed, rms_norm, matmul, rope_angles, rope_append, attention, silu_mul and add_norm can be recorded, no others.
- * Whatever they point to must outlive the set, and scratch memory that they need is there because every shape was
- * issued outside begin and end before.
+ * embed, rms_norm, matmul, rope_angles, rope_append, attention, silu_mul, add_norm, tree_add and peer_sum can be
+ * recorded, no others; so can what somebody else puts into weft_device_stream(), if he asks weft_device_recording()
+ * and puts nothing there while a step is replayed. Whatever they point to must outlive the set, and code and scratch
+ * memory that they need are there because every shape was issued outside begin and end before.
  */
+enum weft_recording {
+    WEFT_RECORDING_NONE,   /* operations take effect as they are issued */
+    WEFT_RECORDING_MADE,   /* they are recorded instead */
+    WEFT_RECORDING_PLAYED, /* they were recorded before, and are not issued */
+};
+enum weft_recording weft_device_recording(const struct weft_device *device);
+
 struct weft_graphs_desc {
     const struct weft_kv_cache *kv; /* of all steps; borrowed until close */
     uint32_t row_max;               /* token_count of a step, at most */
     uint32_t embed_max;             /* rows of its weft_device_embed() */
     uint32_t page_max;              /* of one sequence */
     uint32_t part_max;              /* pauses of a step and 1 */
+    /* Steps are recorded and replayed by several ranks together, with sums between them: shapes depend on nothing that
+     * not all ranks have alike, such as the number of heads. */
+    bool is_shared;
 };
 
 /* Bytes of device memory for what varies between steps; kv is not looked at. What the driver takes for the graphs
@@ -260,8 +271,9 @@ void weft_graphs_seal(struct weft_device *device, struct weft_graphs *graphs);
 void weft_graphs_begin(struct weft_device *device, struct weft_graphs *graphs, const struct weft_batch *batch);
 void weft_graphs_pause(struct weft_device *device, struct weft_graphs *graphs);
 void weft_graphs_resume(struct weft_device *device, struct weft_graphs *graphs);
-/* Also after an error, paused or not. Errors of the device come out of the next sync, as ever. */
-void weft_graphs_end(struct weft_device *device, struct weft_graphs *graphs);
+/* is_whole false: the step was broken off, paused or not. Then nothing is recorded, and what would be launched now is
+ * not. Errors of the device come out of the next sync, as ever. */
+void weft_graphs_end(struct weft_device *device, struct weft_graphs *graphs, bool is_whole);
 
 /* ---- operations; every pointer below is device memory unless it says host ---- */
 

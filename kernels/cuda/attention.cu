@@ -296,7 +296,7 @@ static void attend_prompts(struct weft_cuda_device *device, const struct weft_kv
 
 /* ---- decode ---- */
 
-enum weft_cuda_context weft_cuda_context_of(const struct weft_kv_cache *cache, const struct weft_batch *batch)
+static enum weft_cuda_context context_within(const struct weft_batch *batch, uint32_t piece_max)
 {
     uint32_t most = 0;
     uint32_t all = 0;
@@ -312,9 +312,17 @@ enum weft_cuda_context weft_cuda_context_of(const struct weft_kv_cache *cache, c
     if (most == 0) {
         return WEFT_CUDA_NO_CONTEXT;
     }
-    return most == 1 || all > cache->piece_max ? WEFT_CUDA_WHOLE
-           : most <= PIECES_FEW                ? WEFT_CUDA_SHORT
-                                               : WEFT_CUDA_LONG;
+    return most == 1 || all > piece_max ? WEFT_CUDA_WHOLE : most <= PIECES_FEW ? WEFT_CUDA_SHORT : WEFT_CUDA_LONG;
+}
+
+enum weft_cuda_context weft_cuda_context_of(const struct weft_kv_cache *cache, const struct weft_batch *batch)
+{
+    return context_within(batch, cache->piece_max);
+}
+
+enum weft_cuda_context weft_cuda_context_shared(const struct weft_batch *batch)
+{
+    return context_within(batch, PIECES_MOST);
 }
 
 /*

@@ -167,6 +167,8 @@ static __device__ __forceinline__ size_t weft_cuda_query_row(const struct weft_c
  * context is one piece or there are too many pieces in all; up to 8 pieces; more. */
 enum weft_cuda_context { WEFT_CUDA_NO_CONTEXT, WEFT_CUDA_WHOLE, WEFT_CUDA_SHORT, WEFT_CUDA_LONG };
 enum weft_cuda_context weft_cuda_context_of(const struct weft_kv_cache *cache, const struct weft_batch *batch);
+/* What all ranks have alike, however many heads each has: where it differs from the above, no tile is split. */
+enum weft_cuda_context weft_cuda_context_shared(const struct weft_batch *batch);
 /* Pieces of a decode step's sequences in all, up to which it is split. */
 uint32_t weft_cuda_decode_pieces_max(const struct weft_cuda_device *device, const struct weft_kv_desc *desc);
 /* The first of the contexts that give the same grid to a table of `count` sequences. */

@@ -152,9 +152,7 @@ static enum weft_status open_stream(struct weft_cuda_device *device)
         !weft_cuda_check(device, cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking), "a stream")) {
         return device->status;
     }
-#ifndef WEFT_CUDA_EMULATED
-    device->base.stream = device->stream; /* NCCL could do nothing with the emulator's */
-#endif
+    device->base.stream = WEFT_CUDA_STREAM_FOR_NCCL(device->stream);
     device->sm_count = static_cast<uint32_t>(properties.multiProcessorCount);
     snprintf(device->base.name, sizeof(device->base.name), "cuda:%d %.40s", device->index, properties.name);
     return weft_cuda_transfer_open(device);

@@ -179,7 +179,7 @@ void weft_cuda_graphs_seal(struct weft_device *device, struct weft_graphs *graph
 void weft_cuda_graphs_begin(struct weft_device *device, struct weft_graphs *graphs, const struct weft_batch *batch);
 void weft_cuda_graphs_pause(struct weft_device *device, struct weft_graphs *graphs);
 void weft_cuda_graphs_resume(struct weft_device *device, struct weft_graphs *graphs);
-void weft_cuda_graphs_end(struct weft_device *device, struct weft_graphs *graphs);
+void weft_cuda_graphs_end(struct weft_device *device, struct weft_graphs *graphs, bool is_whole);
 
 /* candidates.cu */
 void weft_cuda_penalize(struct weft_device *device, float *logits, uint32_t width, const struct weft_penalty *penalties,

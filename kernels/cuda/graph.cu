@@ -1,7 +1,7 @@
 /*
- * Decode steps as graphs (weft/device.h has the contract). The first step of a shape is captured as it is issued, part
- * by part; later ones are not issued at all: their operations come to functions that do nothing, and at the end of a
- * part its graph is launched.
+ * Decode steps as graphs (weft/device.h has the contract). The first step of a shape is captured, part by part, instead
+ * of being issued; later ones are not issued either: their operations come to functions that do nothing, and at the end
+ * of a part its graph is launched. A step has one part, unless something in it cannot be captured.
  *
  * A shape is the number of rows and what the lengths of contexts mean for attention's grid (weft_cuda_context_of).
  * Whatever else varies lies in one area of device memory at a fixed address, and is copied there at once, in the
@@ -27,12 +27,6 @@ struct graph {
     cudaGraphExec_t *parts; /* [part_max], owned; NULL: a part without operations */
 };
 
-enum mode {
-    MODE_OFF,    /* operations take effect as they are issued */
-    MODE_RECORD, /* they are captured, and launched in the end */
-    MODE_REPLAY  /* they were captured before */
-};
-
 struct weft_graphs {
     struct weft_graphs_desc desc;
     const struct weft_device_ops *ops; /* the device's own table */
@@ -43,10 +37,10 @@ struct weft_graphs {
     bool is_uploaded; /* this step's */
     bool has_rows;
     bool is_sealed;
-    size_t free_size; /* of the GPU when the first was recorded */
-    enum mode mode;
+    size_t free_size;         /* of the GPU when the first was recorded */
+    enum weft_recording mode; /* of this step, also while it is paused */
     bool is_paused;
-    struct graph *graph; /* of this step, unless OFF */
+    struct graph *graph; /* of this step, unless NONE */
     uint32_t part;
     struct graph graphs[GRAPH_COUNT_MAX];
     uint32_t graph_count;
@@ -219,6 +213,14 @@ static void replay_add_norm(struct weft_device *, const struct weft_add_norm_arg
 {
 }
 
+static void replay_tree_add(struct weft_device *, const struct weft_tree_add_args *)
+{
+}
+
+static void replay_peer_sum(struct weft_device *, const struct weft_peer_sum_args *)
+{
+}
+
 /* What a graph may hold. Anything else between begin and end is not there: a mistake that ends the program. */
 static constexpr struct weft_device_ops make_replay_ops(void)
 {
@@ -232,6 +234,8 @@ static constexpr struct weft_device_ops make_replay_ops(void)
     ops.attention = replay_attention;
     ops.silu_mul = replay_silu_mul;
     ops.add_norm = replay_add_norm;
+    ops.tree_add = replay_tree_add;
+    ops.peer_sum = replay_peer_sum;
     ops.graphs_pause = weft_cuda_graphs_pause;
     ops.graphs_end = weft_cuda_graphs_end;
     return ops;
@@ -243,7 +247,10 @@ static constexpr struct weft_device_ops replay_ops = make_replay_ops();
 
 static void begin_part(struct weft_cuda_device *device, struct weft_graphs *graphs)
 {
-    if (graphs->mode == MODE_REPLAY) {
+    device->graphs = graphs;
+    device->base.recording = graphs->mode;
+    graphs->is_paused = false;
+    if (graphs->mode == WEFT_RECORDING_PLAYED) {
         device->base.ops = &replay_ops;
         return;
     }
@@ -251,7 +258,7 @@ static void begin_part(struct weft_cuda_device *device, struct weft_graphs *grap
                           "recording a step");
 }
 
-/* *exec_out <- what was captured; NULL: nothing. */
+/* *exec_out <- what was captured, in the GPU's memory; NULL: nothing. */
 static bool finish_capture(struct weft_cuda_device *device, cudaGraphExec_t *exec_out)
 {
     cudaGraph_t graph = NULL;
@@ -265,16 +272,19 @@ static bool finish_capture(struct weft_cuda_device *device, cudaGraphExec_t *exe
     is_good = weft_cuda_check(device, cudaGraphGetNodes(graph, NULL, &node_count), "recording a step") &&
               (node_count == 0 || weft_cuda_check(device, cudaGraphInstantiate(exec_out, graph, 0), "making a graph"));
     (void)cudaGraphDestroy(graph);
-    return is_good;
+    return is_good && (*exec_out == NULL ||
+                       weft_cuda_check(device, cudaGraphUpload(*exec_out, device->stream), "uploading a graph"));
 }
 
 static void keep_part(struct weft_cuda_device *device, struct weft_graphs *graphs)
 {
     struct graph *graph = graphs->graph;
+    cudaGraphExec_t exec;
 
     assert(graph->part_count < graphs->desc.part_max);
-    if (finish_capture(device, &graph->parts[graph->part_count])) {
-        graph->part_count++;
+    const bool is_good = finish_capture(device, &exec);
+    if (is_good || exec != NULL) {
+        graph->parts[graph->part_count++] = exec;
     }
     device->is_scratch_recorded = true;
 }
@@ -288,19 +298,46 @@ static void upload(struct weft_cuda_device *device, struct weft_graphs *graphs)
     }
 }
 
-static void end_part(struct weft_cuda_device *device, struct weft_graphs *graphs)
+static void launch_part(struct weft_cuda_device *device, struct weft_graphs *graphs)
+{
+    assert(graphs->part < graphs->graph->part_count);
+    cudaGraphExec_t exec = graphs->graph->parts[graphs->part++];
+
+    if (exec != NULL) {
+        upload(device, graphs);
+        (void)weft_cuda_check(device, cudaGraphLaunch(exec, device->stream), "launching a graph");
+    }
+}
+
+/* Operations are issued again. */
+static void leave_part(struct weft_cuda_device *device, struct weft_graphs *graphs)
 {
     device->base.ops = graphs->ops;
-    if (graphs->mode == MODE_RECORD) {
+    device->base.recording = WEFT_RECORDING_NONE;
+    device->graphs = NULL;
+}
+
+static void end_part(struct weft_cuda_device *device, struct weft_graphs *graphs)
+{
+    leave_part(device, graphs);
+    if (graphs->mode == WEFT_RECORDING_MADE) {
         keep_part(device, graphs);
+    } else if (device->status == WEFT_OK) {
+        launch_part(device, graphs);
     }
-    if (device->status == WEFT_OK) {
-        assert(graphs->part < graphs->graph->part_count);
-        cudaGraphExec_t exec = graphs->graph->parts[graphs->part++];
-        if (exec != NULL) {
-            upload(device, graphs);
-            (void)weft_cuda_check(device, cudaGraphLaunch(exec, device->stream), "launching a graph");
+}
+
+/* What was captured so far of a step that is broken off; whoever broke it off has said why. */
+static void drop_part(struct weft_cuda_device *device, struct weft_graphs *graphs)
+{
+    cudaGraph_t graph = NULL;
+
+    leave_part(device, graphs);
+    if (graphs->mode == WEFT_RECORDING_MADE) {
+        if (cudaStreamEndCapture(device->stream, &graph) == cudaSuccess) {
+            (void)cudaGraphDestroy(graph);
         }
+        (void)cudaGetLastError();
     }
 }
 
@@ -335,51 +372,50 @@ static struct graph *add(struct weft_cuda_device *device, struct weft_graphs *gr
     return graph;
 }
 
+/* With other ranks not what this one could do with fewer graphs. */
+static enum weft_cuda_context context_of(const struct weft_cuda_device *device, const struct weft_graphs *graphs,
+                                         const struct weft_batch *batch)
+{
+    return graphs->desc.is_shared ? weft_cuda_context_shared(batch)
+                                  : weft_cuda_context_merged(device, graphs->desc.kv, batch->token_count,
+                                                             weft_cuda_context_of(graphs->desc.kv, batch));
+}
+
 void weft_cuda_graphs_begin(struct weft_device *base, struct weft_graphs *graphs, const struct weft_batch *batch)
 {
     struct weft_cuda_device *device = weft_cuda_device(base);
-    enum weft_cuda_context context = weft_cuda_context_merged(device, graphs->desc.kv, batch->token_count,
-                                                              weft_cuda_context_of(graphs->desc.kv, batch));
+    const enum weft_cuda_context context = context_of(device, graphs, batch);
     struct graph *graph = find(graphs, batch->token_count, context);
 
-    assert(graphs->mode == MODE_OFF);
+    assert(graphs->mode == WEFT_RECORDING_NONE);
     if (device->status != WEFT_OK || batch->token_count > graphs->desc.row_max || !take_sequences(graphs, batch)) {
         return;
     }
-    graphs->mode = graph != NULL ? MODE_REPLAY : MODE_RECORD;
+    graphs->mode = graph != NULL ? WEFT_RECORDING_PLAYED : WEFT_RECORDING_MADE;
     if (graph == NULL) {
         graph = graphs->is_sealed ? NULL : add(device, graphs, batch->token_count, context);
     }
     if (graph == NULL) {
-        graphs->mode = MODE_OFF;
+        graphs->mode = WEFT_RECORDING_NONE;
         return;
     }
     graphs->graph = graph;
     graphs->part = 0;
-    graphs->is_paused = false;
-    device->graphs = graphs;
     begin_part(device, graphs);
 }
 
 void weft_cuda_graphs_pause(struct weft_device *base, struct weft_graphs *graphs)
 {
-    if (graphs->mode != MODE_OFF) {
-        struct weft_cuda_device *device = weft_cuda_device(base);
-
-        end_part(device, graphs);
-        device->graphs = NULL;
+    if (graphs->mode != WEFT_RECORDING_NONE) {
+        end_part(weft_cuda_device(base), graphs);
         graphs->is_paused = true;
     }
 }
 
 void weft_cuda_graphs_resume(struct weft_device *base, struct weft_graphs *graphs)
 {
-    if (graphs->mode != MODE_OFF) {
-        struct weft_cuda_device *device = weft_cuda_device(base);
-
-        graphs->is_paused = false;
-        device->graphs = graphs;
-        begin_part(device, graphs);
+    if (graphs->mode != WEFT_RECORDING_NONE) {
+        begin_part(weft_cuda_device(base), graphs);
     }
 }
 
@@ -390,23 +426,20 @@ static void forget(struct weft_cuda_device *device, struct weft_graphs *graphs)
     graphs->graph_count--;
 }
 
-void weft_cuda_graphs_end(struct weft_device *base, struct weft_graphs *graphs)
+void weft_cuda_graphs_end(struct weft_device *base, struct weft_graphs *graphs, bool is_whole)
 {
     struct weft_cuda_device *device = weft_cuda_device(base);
 
-    if (graphs->mode == MODE_OFF) {
+    if (graphs->mode == WEFT_RECORDING_NONE) {
         return;
     }
-    if (graphs->is_paused) { /* communication has failed */
-        if (graphs->mode == MODE_RECORD) {
-            forget(device, graphs);
-        }
-    } else {
+    if (is_whole) {
         end_part(device, graphs);
-        if (graphs->mode == MODE_RECORD && device->status != WEFT_OK) {
-            forget(device, graphs);
-        }
+    } else if (!graphs->is_paused) {
+        drop_part(device, graphs);
     }
-    device->graphs = NULL;
-    graphs->mode = MODE_OFF;
+    if (graphs->mode == WEFT_RECORDING_MADE && (!is_whole || device->status != WEFT_OK)) {
+        forget(device, graphs);
+    }
+    graphs->mode = WEFT_RECORDING_NONE;
 }

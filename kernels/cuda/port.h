@@ -30,6 +30,9 @@
     extern __shared__ __align__(128) unsigned char weft_dynamic_shared[];                                              \
     type *name = reinterpret_cast<type *>(weft_dynamic_shared)
 
+/* What NCCL is given as a stream; NULL: it could do nothing with it. */
+#define WEFT_CUDA_STREAM_FOR_NCCL(stream) (stream)
+
 /* kernel<<<grid, block, shared_size, stream>>>(arguments...); errors appear at the next cudaPeekAtLastError(). */
 #define WEFT_CUDA_LAUNCH(kernel, grid, block, shared_size, stream, ...)                                                \
     kernel<<<(grid), (block), (shared_size), (stream)>>>(__VA_ARGS__)

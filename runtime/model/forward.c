@@ -24,6 +24,21 @@ static void list_rows(struct weft_model *model, const struct weft_forward_args *
     }
 }
 
+/* Sums through the host cannot be part of a recorded step. */
+static void pause_for_sum(struct weft_model *model, const struct weft_comm *comm, size_t count)
+{
+    if (!weft_comm_is_recordable(comm, count)) {
+        weft_graphs_pause(model->device, model->graphs);
+    }
+}
+
+static void resume_after_sum(struct weft_model *model, const struct weft_comm *comm, size_t count)
+{
+    if (!weft_comm_is_recordable(comm, count)) {
+        weft_graphs_resume(model->device, model->graphs);
+    }
+}
+
 /*
  * x [T, D] <- embeddings. Each row of the table is on one rank; to add nothing to it costs the others as much as to
  * send it about, is the same call in every step, and goes the way of all sums.
@@ -42,11 +57,9 @@ static enum weft_status embed(struct weft_model *model, const struct weft_forwar
     if (is_alone) {
         return WEFT_OK;
     }
-    weft_graphs_pause(model->device, model->graphs);
-    if (!args->is_rehearsal) {
-        WEFT_TRY(weft_comm_tree_sum(args->comm, nodes, count, a->x)); /* [T, D] */
-    }
-    weft_graphs_resume(model->device, model->graphs);
+    pause_for_sum(model, args->comm, count);
+    WEFT_TRY(weft_comm_tree_sum(args->comm, nodes, count, a->x)); /* [T, D] */
+    resume_after_sum(model, args->comm, count);
     return WEFT_OK;
 }
 
@@ -81,16 +94,12 @@ static enum weft_status end_block(struct weft_model *model, const struct weft_fo
     float *nodes = is_alone ? a->sum : weft_comm_sum_buffer(step->comm, count);
 
     weft_device_matmul(model->device, end->matrix, end->y, token_count, NULL, nodes); /* [nodes, T, D] */
-    if (is_alone) {
-        weft_device_add_norm(model->device, &args); /* [T, D] twice */
-        return WEFT_OK;
-    }
-    weft_graphs_pause(model->device, model->graphs); /* what is left to be added differs from sum to sum */
-    if (!step->is_rehearsal) {
+    if (!is_alone) {
+        pause_for_sum(model, step->comm, count);
         WEFT_TRY(weft_comm_tree_gather(step->comm, nodes, count, a->sum, &sum)); /* [nodes of all or 1, T, D] */
+        resume_after_sum(model, step->comm, count);
     }
     weft_device_add_norm(model->device, &args); /* [T, D] twice */
-    weft_graphs_resume(model->device, model->graphs);
     return WEFT_OK;
 }
 
@@ -239,7 +248,7 @@ enum weft_status weft_model_forward(struct weft_model *model, const struct weft_
         step.logit_row_count = step.batch.token_count;
         weft_graphs_begin(model->device, model->graphs, &step.batch);
         status = pass(model, &step);
-        weft_graphs_end(model->device, model->graphs);
+        weft_graphs_end(model->device, model->graphs, status == WEFT_OK);
     } else {
         status = pass(model, args);
     }

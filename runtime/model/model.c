@@ -85,7 +85,8 @@ struct weft_graphs_desc weft_model_graphs_desc(const struct weft_model_config *c
                                      .row_max = limits->logit_row_max,
                                      .embed_max = node_count_of(slice) * limits->logit_row_max,
                                      .page_max = (position_max + WEFT_PAGE_POSITIONS - 1) / WEFT_PAGE_POSITIONS,
-                                     .part_max = 2 * config->layer_count + 2};
+                                     .part_max = 2 * config->layer_count + 2,
+                                     .is_shared = slice->leaves.begin > 0 || slice->leaves.end < slice->leaf_count};
 }
 
 static size_t larger(size_t a, size_t b)

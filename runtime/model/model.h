@@ -89,7 +89,6 @@ struct weft_forward_args {
     const int32_t *token_ids;   /* [T], each in [0, vocabulary) */
     const uint32_t *logit_rows; /* [logit_row_count] token rows whose logits are wanted, ascending, each once */
     uint32_t logit_row_count;
-    bool is_rehearsal; /* exchanges nothing with other ranks, which need not be there: the results mean nothing */
 };
 
 /*
@@ -102,7 +101,8 @@ WEFT_MUST_CHECK enum weft_status weft_model_forward(struct weft_model *model, co
 
 /*
  * Records decode steps of all sizes up to logit_row_max on a device that replays them (weft/device.h, graphs): once,
- * before the first step. Every rank for itself, comm is only asked for its buffers.
+ * before the first step. Every rank for itself, nothing is exchanged; sums that can be are part of the recording, so
+ * the model is closed before comm.
  */
 WEFT_MUST_CHECK enum weft_status weft_model_record(struct weft_model *model, struct weft_comm *comm);
 

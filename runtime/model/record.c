@@ -30,10 +30,11 @@ static uint32_t next_size(uint32_t count, uint32_t row_max)
     return size < row_max ? size : row_max;
 }
 
-/* Rows of nobody would have to cross the wire, too: with several ranks only steps of the very size are replayed. */
+/* With several ranks the rows of nobody cross the wire, too: a sum of a recorded step has the size it was recorded
+ * with. */
 uint32_t weft_model_rows(const struct weft_model *model, uint32_t count)
 {
-    return model->graphs == NULL || model->rank_count > 1 ? count : next_size(count, model->limits.logit_row_max);
+    return model->graphs == NULL ? count : next_size(count, model->limits.logit_row_max);
 }
 
 static enum weft_status rehearse(struct weft_model *model, struct weft_comm *comm, struct rehearsal *rehearsal,
@@ -44,8 +45,7 @@ static enum weft_status rehearse(struct weft_model *model, struct weft_comm *com
         .batch = {.token_count = count, .sequence_count = count, .sequences = rehearsal->sequences},
         .token_ids = rehearsal->token_ids,
         .logit_rows = rehearsal->logit_rows,
-        .logit_row_count = count,
-        .is_rehearsal = true};
+        .logit_row_count = count};
     float *logits;
 
     for (uint32_t i = 0; i < count; i++) {
@@ -110,7 +110,9 @@ enum weft_status weft_model_record(struct weft_model *model, struct weft_comm *c
     if (graphs == NULL) {
         return WEFT_OK;
     }
+    weft_comm_rehearse(comm, true);
     enum weft_status status = record_all(model, comm, graphs);
+    weft_comm_rehearse(comm, false);
     model->graphs = graphs;
     weft_graphs_seal(model->device, graphs);
     return status;

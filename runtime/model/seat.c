@@ -79,6 +79,16 @@ static void seat_peer_sum(void *context, const struct weft_peer_sum_args *args)
     weft_device_peer_sum(context, args);
 }
 
+_Static_assert((int)WEFT_COMM_ISSUED == (int)WEFT_RECORDING_NONE &&
+                   (int)WEFT_COMM_RECORDED == (int)WEFT_RECORDING_MADE &&
+                   (int)WEFT_COMM_REPLAYED == (int)WEFT_RECORDING_PLAYED,
+               "the same");
+
+static enum weft_comm_recording seat_recording(void *context)
+{
+    return (enum weft_comm_recording)weft_device_recording(context);
+}
+
 bool weft_seat_init(struct weft_device *device, struct weft_comm_device *seat_out)
 {
     if (weft_device_is_host(device)) {
@@ -100,7 +110,8 @@ bool weft_seat_init(struct weft_device *device, struct weft_comm_device *seat_ou
                                           .free_shared = seat_free_shared,
                                           .peer_open = seat_peer_open,
                                           .peer_close = seat_peer_close,
-                                          .peer_sum = seat_peer_sum};
+                                          .peer_sum = seat_peer_sum,
+                                          .recording = seat_recording};
     _Static_assert(sizeof(seat_out->id) == WEFT_DEVICE_ID_SIZE, "the same id");
     weft_device_id(device, seat_out->id);
     return true;

@@ -20,6 +20,7 @@
 
 struct operation {
     void (*function)(void *argument);
+    void (*release)(void *argument); /* or NULL */
     void *argument;
     struct operation *next;
 };
@@ -77,6 +78,9 @@ static void *run_stream(void *argument)
             nap((device->random >> 40) % 200000);
         }
         operation->function(operation->argument);
+        if (operation->release != NULL) {
+            operation->release(operation->argument);
+        }
         free(operation);
         pthread_mutex_lock(&device->mutex);
         device->done_count++;
@@ -86,19 +90,26 @@ static void *run_stream(void *argument)
     return NULL;
 }
 
-static void enqueue(struct fake_stream *stream, void (*function)(void *argument), void *argument)
+static void enqueue_held(struct fake_stream *stream, void (*function)(void *argument), void (*release)(void *argument),
+                         void *argument)
 {
     struct fake_device *device = (struct fake_device *)stream;
     struct operation *operation = malloc(sizeof(*operation));
 
     assert(operation != NULL);
-    *operation = (struct operation){.function = function, .argument = argument};
+    *operation = (struct operation){.function = function, .release = release, .argument = argument};
     pthread_mutex_lock(&device->mutex);
     *device->last = operation;
     device->last = &operation->next;
     device->issued_count++;
     pthread_cond_broadcast(&device->changed);
     pthread_mutex_unlock(&device->mutex);
+}
+
+/* The function frees its argument. */
+static void enqueue(struct fake_stream *stream, void (*function)(void *argument), void *argument)
+{
+    enqueue_held(stream, function, NULL, argument);
 }
 
 static void *memory_of(struct fake_stream *stream, const void *pointer)
@@ -296,7 +307,7 @@ struct fake_device *fake_device_open(uint32_t seed, bool has_stream)
     int failed;
 
     assert(device != NULL);
-    *device = (struct fake_device){.stream = {enqueue, memory_of}, .random = seed * 7919u + 1};
+    *device = (struct fake_device){.stream = {enqueue_held, memory_of}, .random = seed * 7919u + 1};
     device->shown = mmap(NULL, MEMORY_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     device->real = mmap(NULL, MEMORY_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     device->last = &device->first;

@@ -8,19 +8,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "fake_stream.h"
 #include "weft/comm.h"
 
 struct fake_device;
 
-/* What the seat's `stream` points to; also known to nccl_stub.c, a library of its own. */
-struct fake_stream {
-    /* Runs function(argument) on the stream, after all issued before. */
-    void (*enqueue)(struct fake_stream *stream, void (*function)(void *argument), void *argument);
-    /* The memory behind a device pointer; for functions that run on the stream. */
-    void *(*memory)(struct fake_stream *stream, const void *pointer);
-};
-
-/* seed: of the delays, and the device's id. has_stream: the seat has a stream for NCCL. */
+/* seed: of the delays, and the device's id. has_stream: the seat has a stream for NCCL (fake_stream.h). */
 struct fake_device *fake_device_open(uint32_t seed, bool has_stream);
 /* Everything issued still happens. False when memory was not given back. */
 bool fake_device_close(struct fake_device **device);

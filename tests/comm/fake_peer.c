@@ -212,7 +212,7 @@ static void seat_peer_sum(void *context, const struct weft_peer_sum_args *args)
     memcpy(sum->inboxes, args->inboxes, args->rank_count * sizeof(sum->inboxes[0]));
     memcpy(sum->first_nodes, args->first_nodes, (args->rank_count + 1) * sizeof(sum->first_nodes[0]));
     memcpy(sum->adds, args->adds, (args->first_nodes[args->rank_count] - 1) * sizeof(sum->adds[0]));
-    stream->enqueue(stream, run_peer_sum, sum);
+    stream->enqueue(stream, run_peer_sum, NULL, sum);
 }
 
 void fake_peer_seat(struct weft_comm_device *seat)

@@ -1,10 +1,11 @@
 /*
  * The functions of NCCL that comm_nccl.c uses, with NVIDIA's own header as their contract, over host memory: a library
- * of its own that the loader finds in place of libnccl.so.2. Streams and pointers are those of fake_device.h.
+ * of its own that the loader finds in place of libnccl.so.2. Streams are those of fake_stream.h.
  *
  * What it takes care to imitate: nothing is done at once (initialisation and groups are "in progress" for a while, and
  * a group enters the stream only then), messages meet in order per pair without any check, a dead peer is silence or a
- * remote error, an abort ends what runs on the stream and may take long. NCCL_STUB_* of nccl_stub.h injects faults.
+ * remote error, an abort ends what runs on the stream and may take long, groups can be captured, and a communicator
+ * does not end before the graphs that have them. NCCL_STUB_* of nccl_stub.h injects faults.
  */
 #include <nccl.h>
 
@@ -22,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "fake_device.h"
+#include "fake_stream.h"
 #include "nccl_stub.h"
 
 #define RANK_MAX 16
@@ -60,11 +61,10 @@ struct message {
     size_t done;
 };
 
-/* What one group puts into the stream. */
+/* What one group puts into the stream, or into its graph. */
 struct group {
     struct ncclComm *comm;
     struct fake_stream *stream;
-    bool is_stuck;
     struct message messages[GROUP_MAX];
     size_t count;
 };
@@ -81,7 +81,8 @@ struct ncclComm {
     struct group *waiting; /* that group */
     uint64_t group_count;
     atomic_bool is_aborted;
-    atomic_int running_count; /* groups in the stream */
+    atomic_ullong run_count; /* groups that have begun on the stream */
+    atomic_int held_count;   /* groups in the stream or in a graph */
     atomic_int remote_error;
 };
 
@@ -93,11 +94,20 @@ THREAD_OWN int group_depth;
 /* Set by a test before ranks start; only read afterwards. */
 static struct nccl_stub_faults faults;
 
+/* Groups put into streams and graphs by all ranks of this process. */
+static atomic_ullong issued_count;
+
 struct nccl_stub_faults *nccl_stub_faults(void);
+uint64_t nccl_stub_issued_count(void);
 
 struct nccl_stub_faults *nccl_stub_faults(void)
 {
     return &faults;
+}
+
+uint64_t nccl_stub_issued_count(void)
+{
+    return atomic_load(&issued_count);
 }
 
 static bool is_victim(const struct ncclComm *comm)
@@ -242,13 +252,18 @@ static void run_group(void *argument)
 {
     struct group *group = argument;
     struct ncclComm *comm = group->comm;
+    uint64_t index = atomic_fetch_add(&comm->run_count, 1);
+    bool is_stuck = is_victim(comm) && comm->faults.kind == NCCL_STUB_STUCK && index >= comm->faults.group_index;
     bool is_done = false;
 
+    for (size_t i = 0; i < group->count; i++) {
+        group->messages[i].done = 0;
+    }
     while (!is_done && !atomic_load(&comm->is_aborted)) {
         bool has_moved = false;
 
-        is_done = !group->is_stuck;
-        for (size_t i = 0; i < group->count && !group->is_stuck; i++) {
+        is_done = !is_stuck;
+        for (size_t i = 0; i < group->count && !is_stuck; i++) {
             if (group->messages[i].done < group->messages[i].size) {
                 is_done = false;
                 has_moved = (is_first(group, i) && move(group, &group->messages[i])) || has_moved;
@@ -261,8 +276,15 @@ static void run_group(void *argument)
             nap(20);
         }
     }
+}
+
+static void release_group(void *argument)
+{
+    struct group *group = argument;
+    struct ncclComm *comm = group->comm;
+
     free(group);
-    atomic_fetch_sub(&comm->running_count, 1);
+    atomic_fetch_sub(&comm->held_count, 1);
 }
 
 ncclResult_t ncclGroupStart(void)
@@ -326,7 +348,8 @@ static ncclResult_t state_of(ncclComm_t comm)
     if (atomic_load(&comm->remote_error) != 0) {
         return ncclRemoteError;
     }
-    if (is_victim(comm) && comm->faults.kind == NCCL_STUB_ASYNC_ERROR && comm->group_count > comm->faults.group_index) {
+    if (is_victim(comm) && comm->faults.kind == NCCL_STUB_ASYNC_ERROR &&
+        atomic_load(&comm->run_count) > comm->faults.group_index) {
         return ncclInternalError;
     }
     if (!comm->has_joined) {
@@ -334,7 +357,9 @@ static ncclResult_t state_of(ncclComm_t comm)
         return comm->has_joined ? ncclSuccess : ncclInProgress;
     }
     if (comm->has_finalized) {
-        return atomic_load(&comm->shared->finalized_count) >= (uint32_t)comm->rank_count ? ncclSuccess : ncclInProgress;
+        bool is_ended = atomic_load(&comm->shared->finalized_count) >= (uint32_t)comm->rank_count;
+
+        return is_ended && atomic_load(&comm->held_count) == 0 ? ncclSuccess : ncclInProgress;
     }
     if (comm->waiting == NULL) {
         return ncclSuccess;
@@ -346,11 +371,10 @@ static ncclResult_t state_of(ncclComm_t comm)
     if (comm->looks_left-- > 0) {
         return ncclInProgress;
     }
-    comm->waiting->is_stuck =
-        is_victim(comm) && comm->faults.kind == NCCL_STUB_STUCK && comm->group_count >= comm->faults.group_index;
     comm->group_count++;
-    atomic_fetch_add(&comm->running_count, 1);
-    comm->waiting->stream->enqueue(comm->waiting->stream, run_group, comm->waiting);
+    atomic_fetch_add(&comm->held_count, 1);
+    atomic_fetch_add(&issued_count, 1);
+    comm->waiting->stream->enqueue(comm->waiting->stream, run_group, release_group, comm->waiting);
     comm->waiting = NULL;
     return ncclSuccess;
 }
@@ -372,7 +396,7 @@ ncclResult_t ncclCommFinalize(ncclComm_t comm)
 
 static void release(ncclComm_t comm)
 {
-    while (atomic_load(&comm->running_count) > 0) {
+    while (atomic_load(&comm->held_count) > 0) {
         nap(20);
     }
     munmap(comm->shared, sizeof(struct shared));

@@ -7,9 +7,9 @@
 enum nccl_stub_fault {
     NCCL_STUB_NO_FAULT,
     NCCL_STUB_INIT_ERROR,    /* the victim's communicator cannot be made */
-    NCCL_STUB_ASYNC_ERROR,   /* after group_index groups the victim's communicator reports an error */
-    NCCL_STUB_NEVER_ISSUED,  /* the victim's group group_index stays "in progress" */
-    NCCL_STUB_STUCK,         /* the victim's group group_index never ends on its stream, unless aborted */
+    NCCL_STUB_ASYNC_ERROR,   /* after group_index groups on its stream the victim's communicator reports an error */
+    NCCL_STUB_NEVER_ISSUED,  /* the group_index-th group that the victim issues stays "in progress" */
+    NCCL_STUB_STUCK,         /* the group_index-th group on the victim's stream never ends there, unless aborted */
     NCCL_STUB_REMOTE_ERRORS, /* whoever waits for a dead process hears of it, as over a network */
 };
 
@@ -23,5 +23,7 @@ struct nccl_stub_faults {
 
 /* "nccl_stub_faults" of the library. */
 typedef struct nccl_stub_faults *nccl_stub_faults_function(void);
+/* "nccl_stub_issued_count": groups that this process has put into streams and graphs. */
+typedef uint64_t nccl_stub_issued_count_function(void);
 
 #endif

@@ -2,7 +2,7 @@
  * What a test may ask of the emulated GPUs: how many there are, how large, in what order threads run, what fails when.
  * Plain C; in weft_cuda_emulated.so these are exported functions, found with dlsym(). A program that cannot call them
  * sets WEFT_EMULATED_GPU instead, words as "devices=2 memory=67108864 driver=0 fail=cudaMalloc:3 fault=10 hang=5
- * order=7", read before the first call of the runtime.
+ * order=7 nccl=1", read before the first call of the runtime.
  */
 #ifndef WEFT_TESTS_EMULATOR_CONTROL_H
 #define WEFT_TESTS_EMULATOR_CONTROL_H
@@ -35,6 +35,8 @@ struct weft_emulated_config {
     /* The hang_operation-th stream operation from now on, and what follows it in its stream, never completes. 0: none.
      */
     uint32_t hang_operation;
+    uint32_t
+        has_nccl; /* streams can be given to NCCL's stub (tests/comm/nccl_stub.c), the only one that could use them */
 };
 
 /* One GPU of 1 GiB, driver as new as the runtime, ascending order, nothing fails. */

@@ -76,6 +76,10 @@ static inline void weft_emulated_launch(bool is_resident, const char *name, void
     weft_emulated_launch_grid(&launch, stream, pointers, 1 + sizeof...(A));
 }
 
+/* Streams are none for NCCL, only for its stub in tests (control.h, has_nccl). */
+void *weft_emulated_nccl_stream(cudaStream_t stream);
+#define WEFT_CUDA_STREAM_FOR_NCCL(stream) weft_emulated_nccl_stream(stream)
+
 #define WEFT_CUDA_SHARED(type, name) type *name = static_cast<type *>(weft_emulated_self->shared)
 
 #define WEFT_CUDA_LAUNCH_EARLY(is_early, kernel, grid, block, shared_size, stream, ...)                                \

@@ -51,6 +51,8 @@ static void parse(char *text, weft_emulated_config *config)
             config->fault_launch = (uint32_t)number;
         } else if (strcmp(word, "hang") == 0) {
             config->hang_operation = (uint32_t)number;
+        } else if (strcmp(word, "nccl") == 0) {
+            config->has_nccl = (uint32_t)number;
         } else if (strcmp(word, "fail") == 0) {
             char *colon = strchr(value, ':');
 

@@ -9,6 +9,7 @@
 #include <map>
 #include <thread>
 
+#include "comm/fake_stream.h"
 #include "emulator/machine.h"
 
 namespace
@@ -31,7 +32,7 @@ struct weft_emulated_graph {
     std::vector<operation> operations;
 };
 
-struct weft_emulated_stream {
+struct weft_emulated_stream : fake_stream {
     int device;
     bool is_blocking; /* waits for the default stream and is waited for */
     std::mutex lock;
@@ -42,7 +43,7 @@ struct weft_emulated_stream {
     bool is_urgent = false;
     std::atomic<bool> is_stopped{false};
     cudaError_t error = cudaSuccess; /* of an operation */
-    weft_emulated_graph *capture = nullptr;
+    std::atomic<weft_emulated_graph *> capture{nullptr};
     bool is_capture_broken = false;
     std::thread worker;
     weft_emulated_machine *machine = nullptr; /* the worker's */
@@ -220,11 +221,38 @@ int weft_emulated_stream_device(cudaStream_t stream)
 
 /* ---- streams ---- */
 
+/* For NCCL's stub, which puts functions into streams instead of kernels. */
+static void enqueue_function(struct fake_stream *stream, void (*function)(void *), void (*release)(void *),
+                             void *argument)
+{
+    const std::shared_ptr<void> held(argument, release); /* also by copies of the operation, in graphs */
+
+    (void)weft_emulated_enqueue(static_cast<cudaStream_t>(stream), "NCCL", [=](cudaStream_t) {
+        function(held.get());
+        return cudaSuccess;
+    });
+}
+
+static void *memory_of(struct fake_stream *, const void *pointer)
+{
+    return const_cast<void *>(pointer);
+}
+
+void *weft_emulated_nccl_stream(cudaStream_t stream)
+{
+    weft_emulated_world &world = weft_emulated_the_world();
+    std::lock_guard<std::mutex> guard(world.lock);
+
+    return world.config.has_nccl != 0 ? static_cast<fake_stream *>(stream) : nullptr;
+}
+
 static cudaStream_t open_stream(int device, bool is_blocking)
 {
     weft_emulated_world &world = weft_emulated_the_world();
     auto stream = std::make_shared<weft_emulated_stream>();
 
+    stream->enqueue = enqueue_function;
+    stream->memory = memory_of;
     stream->device = device;
     stream->is_blocking = is_blocking;
     stream->worker = std::thread(worker_main, stream.get());
@@ -258,7 +286,7 @@ cudaError_t weft_emulated_enqueue(cudaStream_t stream, const char *name, operati
     cudaError_t error;
 
     if (weft_emulated_stream_captures(stream)) {
-        stream->capture->operations.push_back({name, std::move(run), {}});
+        stream->capture.load()->operations.push_back({name, std::move(run), {}});
         return cudaSuccess;
     }
     if (is_default && weft_emulated_is_capturing()) {
@@ -418,7 +446,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
     cudaError_t error;
 
     ENTER("cudaEventRecord");
-    event->capture = weft_emulated_stream_captures(stream) ? stream->capture : nullptr;
+    event->capture = weft_emulated_stream_captures(stream) ? stream->capture.load() : nullptr;
     error = weft_emulated_enqueue(stream, "event", [=](cudaStream_t) {
         *time_ns =
             std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
@@ -606,7 +634,7 @@ void weft_emulated_launch_grid(const weft_emulated_grid *grid, cudaStream_t stre
         error = weft_emulated_enqueue(stream, copy.kernel, [=](cudaStream_t own) { return run_grid(copy, own); });
     }
     if (error == cudaSuccess && weft_emulated_stream_captures(stream)) {
-        stream->capture->operations.back().pointers.assign(pointers + 1, pointers + pointer_count);
+        stream->capture.load()->operations.back().pointers.assign(pointers + 1, pointers + pointer_count);
     }
     (void)weft_emulated_leave(error);
 }
@@ -649,7 +677,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
         std::lock_guard<std::mutex> guard(world.lock);
 
         for (const auto &other : world.streams) { /* those that joined leave too */
-            other->capture = other->capture == captured ? nullptr : other->capture;
+            weft_emulated_graph *joined = captured;
+            (void)other->capture.compare_exchange_strong(joined, nullptr); /* or its own thread's affair */
         }
         if (error == cudaSuccess) {
             world.graphs.insert(captured);
@@ -709,6 +738,12 @@ static cudaError_t check_pointers(const weft_emulated_graph *graph)
         }
     }
     return cudaSuccess;
+}
+
+cudaError_t cudaGraphUpload(cudaGraphExec_t exec, cudaStream_t)
+{
+    ENTER("cudaGraphUpload");
+    return weft_emulated_leave(check_pointers(exec));
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
