@@ -1,16 +1,20 @@
 /*
  * NCCL, and sums through the peers' memory (--backend peer), on real GPUs: ranks as processes (or threads, not over
  * NCCL), each with its own GPU or, where there are fewer, sharing one (NCCL_HOSTID). Sums and gathers by bits, what a
- * call takes, then a process that is killed in the middle. By hand and from tests/gpu/run.sh:
+ * call takes, then a process that is killed in the middle, and the others go on as a smaller group. By hand and from
+ * tests/gpu/run.sh:
  *
  *   comm_nccl_check [--ranks 2] [--backend nccl] [--as processes] [--module FILE]
  *
- * With --backend auto or peer and the emulator's module it checks itself.
+ * With the emulator's module, and over NCCL its stub, it checks itself.
  */
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -30,6 +34,7 @@ struct settings {
     uint32_t gpu_count;
     uint32_t repeats; /* of each timed sum */
     size_t count_max;
+    uint16_t port; /* where the survivors of a death meet */
 };
 
 struct rank {
@@ -64,14 +69,10 @@ static void set_environment(const struct settings *settings, uint32_t rank)
     }
 }
 
-static bool open_rank(struct weft_bootstrap *bootstrap, const struct settings *settings, struct rank *rank)
+/* Communicator and memory, on the rank's device. */
+static bool join(struct weft_bootstrap *bootstrap, const struct settings *settings, struct rank *rank)
 {
-    uint32_t own = weft_bootstrap_rank(bootstrap);
-    const struct weft_device_options device = {.kind = "cuda",
-                                               .thread_count = 1,
-                                               .gpu_index = own % settings->gpu_count,
-                                               .wait = WEFT_WAIT_YIELD,
-                                               .module = settings->module};
+    uint32_t own = weft_bootstrap_rank(bootstrap), rank_count = weft_bootstrap_rank_count(bootstrap);
     struct weft_comm_options options = {.backend = settings->backend,
                                         .timeout_ms = 30000,
                                         .leaf_count = LEAVES,
@@ -81,10 +82,8 @@ static bool open_rank(struct weft_bootstrap *bootstrap, const struct settings *s
                                         .wait = WEFT_WAIT_YIELD};
     struct weft_comm_device seat;
 
-    set_environment(settings, own);
-    CHECK(weft_tree_deal(LEAVES, settings->rank_count, NULL, rank->ranges) == 0);
+    CHECK(weft_tree_deal(LEAVES, rank_count, NULL, rank->ranges) == 0);
     rank->node_count = weft_tree_nodes(LEAVES, rank->ranges[own], rank->nodes);
-    CHECK(weft_device_open(&device, &rank->device) == WEFT_OK);
     CHECK(weft_seat_init(rank->device, &seat));
     options.device = &seat;
     CHECK(weft_comm_open(bootstrap, &options, &rank->comm) == WEFT_OK);
@@ -94,13 +93,34 @@ static bool open_rank(struct weft_bootstrap *bootstrap, const struct settings *s
     return true;
 }
 
-static void close_rank(struct rank *rank)
+static bool open_rank(struct weft_bootstrap *bootstrap, const struct settings *settings, struct rank *rank)
+{
+    uint32_t own = weft_bootstrap_rank(bootstrap);
+    const struct weft_device_options device = {.kind = "cuda",
+                                               .thread_count = 1,
+                                               .gpu_index = own % settings->gpu_count,
+                                               .wait = WEFT_WAIT_YIELD,
+                                               .module = settings->module};
+
+    set_environment(settings, own);
+    CHECK(weft_device_open(&device, &rank->device) == WEFT_OK);
+    return join(bootstrap, settings, rank);
+}
+
+static void leave(struct rank *rank)
 {
     free(rank->host);
     if (rank->result != NULL) {
         weft_device_free(rank->device, rank->result);
     }
     weft_comm_close(&rank->comm);
+    rank->host = NULL;
+    rank->result = NULL;
+}
+
+static void close_rank(struct rank *rank)
+{
+    leave(rank);
     weft_device_close(&rank->device);
 }
 
@@ -207,7 +227,28 @@ static bool check_body(struct weft_bootstrap *bootstrap, const void *context)
     return true;
 }
 
-/* The survivors get the victim's name, and out of everything, in time. */
+/* Without the last rank: a new communicator in the same process, on the same GPU. */
+static bool go_on(const struct settings *settings, uint32_t own, struct rank *rank)
+{
+    char leader[32];
+    const struct weft_bootstrap_tcp_options options = {
+        .leader = leader, .rank = own, .rank_count = settings->rank_count - 1, .timeout_ms = 30000};
+    struct weft_bootstrap *bootstrap;
+    double begin = now_us();
+
+    snprintf(leader, sizeof(leader), "127.0.0.1:%u", settings->port);
+    CHECK((options.rank_count == 1 ? weft_bootstrap_open_self(&bootstrap)
+                                   : weft_bootstrap_open_tcp(&options, &bootstrap)) == WEFT_OK);
+    CHECK(join(bootstrap, settings, rank));
+    printf("rank %u: one of %u over %s after %.1f ms\n", own, options.rank_count, weft_comm_backend(rank->comm),
+           (now_us() - begin) * 1e-3);
+    CHECK(check_sum(rank, 1, 2) && check_sum(rank, 4096, 3) && check_sum(rank, settings->count_max, 4));
+    leave(rank);
+    weft_bootstrap_close(&bootstrap);
+    return true;
+}
+
+/* The survivors get the victim's name, and out of everything, in time; then they go on without it. */
 static bool killed_body(struct weft_bootstrap *bootstrap, const void *context)
 {
     const struct settings *settings = context;
@@ -231,9 +272,26 @@ static bool killed_body(struct weft_bootstrap *bootstrap, const void *context)
     printf("rank %u: the death of rank %u was noticed after %.1f ms\n", weft_bootstrap_rank(bootstrap), victim,
            (now_us() - begin) * 1e-3);
     begin = now_us();
-    close_rank(&rank);
+    leave(&rank);
     printf("rank %u: closed after %.1f ms\n", weft_bootstrap_rank(bootstrap), (now_us() - begin) * 1e-3);
-    return now_us() - begin < 10e6;
+    CHECK(now_us() - begin < 10e6);
+    CHECK(go_on(settings, weft_bootstrap_rank(bootstrap), &rank));
+    weft_device_close(&rank.device);
+    return true;
+}
+
+static uint16_t free_port(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof(address);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd >= 0 && (bind(fd, (struct sockaddr *)&address, size) != 0 ||
+                    getsockname(fd, (struct sockaddr *)&address, &size) != 0)) {
+        address.sin_port = 0;
+    }
+    close(fd);
+    return ntohs(address.sin_port);
 }
 
 /* In a process of its own: a driver that was started does not survive a fork. */
@@ -288,6 +346,7 @@ int main(int argument_count, char **arguments)
                 arguments[0], LEAVES);
         return 2;
     }
+    settings.port = free_port();
     settings.gpu_count = count_gpus(settings.module);
     if (settings.gpu_count == 0) {
         return SKIPPED;

@@ -71,7 +71,7 @@ static void open_device_buffers(struct member *member, const struct group *group
     member->gather_output = seat->alloc(seat->context, MEMBER_GATHER_MAX);
 }
 
-static bool close_device_buffers(struct member *member)
+static void close_device_buffers(struct member *member)
 {
     const struct weft_comm_device *seat = member_seat(member->device);
 
@@ -79,10 +79,11 @@ static bool close_device_buffers(struct member *member)
     seat->free(seat->context, member->device_output);
     seat->free(seat->context, member->gather_input);
     seat->free(seat->context, member->gather_output);
-    return fake_device_close(&member->device);
 }
 
-bool member_try_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member)
+/* On `device`, which may be NULL. */
+static bool open_on(struct fake_device *device, struct weft_bootstrap *bootstrap, const struct group *group,
+                    struct member *member)
 {
     struct weft_comm_options options = {
         .backend = backend_name,
@@ -104,12 +105,17 @@ bool member_try_open(struct weft_bootstrap *bootstrap, const struct group *group
     member->output = malloc(group->count_max * sizeof(float));
     member->expected = malloc(group->count_max * sizeof(float));
     CHECK(member->input != NULL && member->output != NULL && member->expected != NULL);
-    member->device = member_open_device(bootstrap);
+    member->device = device;
     options.device = member_seat(member->device);
     if (member->device != NULL) {
         open_device_buffers(member, group);
     }
     return weft_comm_open(bootstrap, &options, &member->comm) == WEFT_OK;
+}
+
+bool member_try_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member)
+{
+    return open_on(member_open_device(bootstrap), bootstrap, group, member);
 }
 
 bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member)
@@ -119,13 +125,30 @@ bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, st
     return true;
 }
 
-bool member_close(struct member *member)
+/* All but the device. */
+static void leave(struct member *member)
 {
     weft_comm_close(&member->comm);
     free(member->input);
     free(member->output);
     free(member->expected);
-    return member->device == NULL || close_device_buffers(member);
+    if (member->device != NULL) {
+        close_device_buffers(member);
+    }
+}
+
+bool member_regroup(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member)
+{
+    leave(member);
+    CHECK(open_on(member->device, bootstrap, group, member));
+    CHECK(weft_comm_failed_rank(member->comm) == -1);
+    return true;
+}
+
+bool member_close(struct member *member)
+{
+    leave(member);
+    return member->device == NULL || fake_device_close(&member->device);
 }
 
 const float *member_produce(struct member *member, size_t count, uint32_t seed, bool is_in_place)

@@ -58,6 +58,8 @@ const struct weft_comm_device *member_seat(struct fake_device *device);
 bool member_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member);
 /* The same where weft_comm_open() may fail, quietly; member_close() also after that. */
 bool member_try_open(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member);
+/* Closes the communicator and opens one of another group, on the same device. */
+bool member_regroup(struct weft_bootstrap *bootstrap, const struct group *group, struct member *member);
 /* False when device memory was not given back. */
 bool member_close(struct member *member);
 

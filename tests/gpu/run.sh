@@ -36,7 +36,7 @@ describe()
         models) echo "tiny models of every family and the demo model, on the GPU and on the CPU" ;;
         ranks) echo "2, 4 and 8 ranks on one GPU, through host memory: the same bits" ;;
         peer) echo "sums through the memory of peers on one GPU, between threads and processes; one of them killed" ;;
-        nccl) echo "two processes on one GPU over NCCL: the same bits; one of them killed" ;;
+        nccl) echo "two and three processes on one GPU over NCCL: the same bits; one of them killed, the others go on" ;;
         sanitizer) echo "compute-sanitizer memcheck and racecheck over a small model and the kernel checks" ;;
         speed) echo "figures next to what bounds them" ;;
     esac
@@ -91,7 +91,7 @@ stage_nccl()
     done
     [ -e "$library/libnccl.so.2" ] || { echo "SKIPPED: no libnccl.so.2 on this machine"; return 77; }
     export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$library
-    [ ! -x "$bin/comm_nccl_check" ] || "$bin/comm_nccl_check" || return 1
+    [ ! -x "$bin/comm_nccl_check" ] || { "$bin/comm_nccl_check" && "$bin/comm_nccl_check" --ranks 3; } || return 1
     "$python" tests/gpu/nccl.py
 }
 
