@@ -568,14 +568,16 @@ void weft_controller_failure(struct weft_controller *controller, char *text_out,
     }
 }
 
-void weft_controller_stats(const struct weft_controller *controller, struct weft_engine_stats *stats_out)
+void weft_controller_stats(struct weft_controller *controller, struct weft_engine_stats *stats_out)
 {
     weft_stats_read(&controller->stats, stats_out);
+    pthread_mutex_lock(&controller->mutex);
     stats_out->rank_count = controller->group->rank_count;
     stats_out->waiting_max = controller->options.options->queue_count_max;
     stats_out->running_max = controller->options.options->sequence_count_max;
     stats_out->kv_page_count = controller->pages.page_count;
     stats_out->kv_page_positions = WEFT_PAGE_POSITIONS;
+    pthread_mutex_unlock(&controller->mutex);
 }
 
 void weft_controller_comm_stats(struct weft_controller *controller, struct weft_comm_stats *stats_out)

@@ -43,7 +43,7 @@ int weft_controller_failed_rank(struct weft_controller *controller);
 void weft_controller_failure(struct weft_controller *controller, char *text_out, size_t size);
 
 /* As weft_engine_stats(). */
-void weft_controller_stats(const struct weft_controller *controller, struct weft_engine_stats *stats_out);
+void weft_controller_stats(struct weft_controller *controller, struct weft_engine_stats *stats_out);
 
 /* Collectives of this rank as of the last step. */
 void weft_controller_comm_stats(struct weft_controller *controller, struct weft_comm_stats *stats_out);
