@@ -53,7 +53,7 @@ struct stream {
     float table[256];
     struct weft_part_list *lists; /* [rank_count], or [1] of the own slice */
     int64_t *sent_ns;             /* [rank_count] when each was last sent something; rank 0 */
-    uint32_t *order;              /* [tensor_count] tensors by place; rank 0 */
+    uint32_t *order;              /* [tensor_count] tensors by place; rank 0, else NULL */
     uint32_t *next_rows;          /* [tensor_count] received so far; other ranks */
 };
 
@@ -290,7 +290,9 @@ static enum weft_status sort_tensors(struct stream *stream)
 {
     struct place *places = calloc(stream->tensor_count, sizeof(*places));
 
-    if (places == NULL) {
+    stream->order = calloc(stream->tensor_count, sizeof(stream->order[0]));
+    if (places == NULL || stream->order == NULL) {
+        free(places);
         weft_log(WEFT_LOG_ERROR, where, "out of memory for %u tensors", stream->tensor_count);
         return WEFT_ERR_MEMORY;
     }
@@ -464,11 +466,10 @@ static enum weft_status open_stream(const struct weft_stream_args *args, struct 
         stream->converted = malloc(stream->staging_size);
         stream->packed = malloc(args->rank == 0 ? stream->scales_size + stream->staging_size : 1);
         stream->sent_ns = calloc(args->rank_count, sizeof(stream->sent_ns[0]));
-        stream->order = calloc(stream->tensor_count, sizeof(stream->order[0]));
         stream->next_rows = calloc(stream->tensor_count, sizeof(stream->next_rows[0]));
     }
     if (stream->lists == NULL || stream->staging == NULL || stream->converted == NULL || stream->packed == NULL ||
-        stream->sent_ns == NULL || stream->order == NULL || stream->next_rows == NULL) {
+        stream->sent_ns == NULL || stream->next_rows == NULL) {
         weft_log(WEFT_LOG_ERROR, where, "out of memory for 3 x %zu bytes of staging", stream->staging_size);
         close_stream(stream);
         return WEFT_ERR_MEMORY;
