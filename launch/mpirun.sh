@@ -95,8 +95,8 @@ read_hostfile()
         [[ -n $name && $name != \#* ]] || continue
         n=1
         [[ $name != *:* ]] || { n=${name##*:}; name=${name%:*}; }
-        [[ ! $rest =~ slots=([0-9]+) ]] || n=${BASH_REMATCH[1]}
-        [[ $n =~ ^[0-9]+$ ]] || fail "$hostfile: slots of $name: expected a number, found '$n'"
+        [[ ! $rest =~ (^|[[:space:]])slots[[:space:]]*=[[:space:]]*([^[:space:]]*) ]] || n=${BASH_REMATCH[2]}
+        [[ $n =~ ^0*[1-9][0-9]*$ ]] || fail "$hostfile: slots of $name: expected a number from 1 on, found '$n'"
         hosts+=("$name")
         slots=$((slots + n))
     done < "$hostfile"
@@ -118,7 +118,7 @@ is_here()
 # Prints what is still missing of host $1; nothing when all is well.
 host_lacks()
 {
-    if ! getent hosts "$1" > /dev/null; then
+    if ! getent ahosts "$1" > /dev/null; then # unlike hosts, it takes an address that has no name
         echo "no address"
     elif ! is_here "$1" && ! "${remote[@]}" "$1" true < /dev/null > /dev/null 2>&1; then
         echo "no ssh"

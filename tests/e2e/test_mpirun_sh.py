@@ -46,6 +46,24 @@ def test_wrong_calls(arguments, line):
     assert line in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("slots", ["two", "0", "-1", "2x", ""])
+def test_slots_that_are_no_number_are_named(tmp_path, slots):
+    hosts = tmp_path / "hostfile"
+    hosts.write_text(f"localhost slots={slots}\n")
+    done = run("--hostfile", hosts, "--weft", WEFT, "run")
+    assert done.returncode == 2
+    assert done.stderr == f"launch/mpirun.sh: {hosts}: slots of localhost: expected a number from 1 on, found '{slots}'\n"
+
+
+def test_an_address_needs_no_name(tmp_path):
+    """192.0.2.0/24 is for documentation: nobody answers there, but it is an address."""
+    hosts = tmp_path / "hostfile"
+    hosts.write_text("192.0.2.9\n")
+    done = run("--hostfile", hosts, "--wait", "0", "--weft", WEFT, "run", environment={"OMPI_MCA_plm_rsh_agent": "false"})
+    assert done.returncode == 3
+    assert "waiting for 192.0.2.9 (no ssh)" in done.stderr
+
+
 def test_names_the_hosts_that_stay_away(tmp_path):
     hosts = tmp_path / "hostfile"
     hosts.write_text("localhost slots=1\nno-such-host.invalid slots=1\n")
