@@ -82,6 +82,13 @@ uint32_t weft_gpu_list(const char *module_path, struct weft_gpu *gpus_out, char 
     return module == NULL ? 0 : module->list(gpus_out, reason_out, reason_size);
 }
 
+bool weft_gpu_library(const char *module_path, char *name_out, size_t name_size, char *reason_out, size_t reason_size)
+{
+    const struct weft_cuda_module *module = load(module_path, reason_out, reason_size);
+
+    return module != NULL && module->library(name_out, name_size, reason_out, reason_size);
+}
+
 enum weft_status weft_device_open_cuda(const struct weft_device_options *options, uint32_t gpu_index,
                                        struct weft_device **out)
 {

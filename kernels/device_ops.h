@@ -87,7 +87,7 @@ struct weft_device_ops {
 
 struct weft_device {
     const struct weft_device_ops *ops;
-    char name[64];
+    char name[96];
     bool is_host;
     void *stream;                  /* or NULL */
     enum weft_recording recording; /* set by who has graphs */

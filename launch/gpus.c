@@ -43,6 +43,29 @@ static void links_print(const struct weft_gpu *gpus, uint32_t count, uint32_t in
     }
 }
 
+static void library_print(const struct weft_settings *settings)
+{
+    char name[64];
+    char reason[512];
+
+    if (weft_gpu_library(settings->cuda_module, name, sizeof(name), reason, sizeof(reason))) {
+        printf("\nfast numerics %s\n", name);
+    } else {
+        printf("\nfast numerics no cuBLASLt, --numerics fast is as exact: %s\n", reason);
+    }
+}
+
+static json_t *library_json(const struct weft_settings *settings)
+{
+    char name[64];
+    char reason[512];
+
+    if (weft_gpu_library(settings->cuda_module, name, sizeof(name), reason, sizeof(reason))) {
+        return json_pack("{s:s, s:n}", "library", name, "none_because");
+    }
+    return json_pack("{s:n, s:s}", "library", "none_because", reason);
+}
+
 void weft_gpus_print(const struct weft_settings *settings)
 {
     struct weft_gpu gpus[WEFT_GPU_COUNT_MAX];
@@ -66,6 +89,9 @@ void weft_gpus_print(const struct weft_settings *settings)
     for (uint32_t i = 0; i < count && count > 1; i++) {
         printf("%sGPU %u", i == 0 ? "\n" : "", i);
         links_print(gpus, count, i);
+    }
+    if (count > 0) {
+        library_print(settings);
     }
 }
 
@@ -98,5 +124,6 @@ json_t *weft_gpus_json(const struct weft_settings *settings)
     for (uint32_t i = 0; i < count; i++) {
         json_array_append_new(array, gpu_json(gpus, count, i));
     }
-    return json_pack("{s:o, s:o}", "list", array, "none_because", count == 0 ? json_string(reason) : json_null());
+    return json_pack("{s:o, s:o, s:o}", "list", array, "none_because", count == 0 ? json_string(reason) : json_null(),
+                     "fast_numerics", count > 0 ? library_json(settings) : json_null());
 }

@@ -56,7 +56,8 @@ struct weft_device_options {
     enum weft_wait_policy wait; /* between the device's own threads, and for the GPU */
     uint32_t gpu_index;         /* for "cuda" and "auto" */
     /* GPU only, how 16-bit weights are multiplied: NULL or "exact": tensor cores, one order for every batch size;
-     * "reference": the CPU's order and bits; "fast": may give up exactness for speed, but is "exact" so far. */
+     * "reference": the CPU's order and bits; "fast": products of many tokens by cuBLASLt, whose bits
+     * depend on batch and ranks; as "exact", with a warning, where there is no such library. */
     const char *numerics;
     const char *module;  /* file of the CUDA module; NULL: weft_cuda.so beside this program or library */
     uint32_t timeout_ms; /* for everything that waits for the GPU; 0: 30000 */

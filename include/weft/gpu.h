@@ -34,4 +34,10 @@ struct weft_gpu {
  */
 uint32_t weft_gpu_list(const char *module, struct weft_gpu *gpus_out, char *reason_out, size_t reason_size);
 
+/*
+ * The library behind --numerics fast, where the module finds it: "cuBLASLt 13.1.0". False with one phrase why not.
+ * Loads some hundred MB for as long as the process lives.
+ */
+bool weft_gpu_library(const char *module, char *name_out, size_t name_size, char *reason_out, size_t reason_size);
+
 #endif

@@ -60,8 +60,8 @@ struct weft_engine_options {
     /* NULL or "auto": GPUs when every rank has one, else CPUs; "cpu"; "cuda": each rank its own GPU; "cuda:1": GPU 1
      * for every rank of this host, shared if they are several. A group runs on GPUs or on CPUs, not on both. */
     const char *device;
-    const char *numerics; /* GPU only: NULL or "exact", "reference": the CPU's bits, slow, "fast": as exact so far. On
-                             CPUs always exact */
+    const char *numerics; /* GPU only: NULL or "exact", "reference": the CPU's bits, slow, "fast": prompts by cuBLASLt.
+                             On CPUs always exact */
     bool is_eager; /* GPU only: decode steps are issued operation by operation, not as CUDA graphs; the same answer */
     const char *cuda_module;     /* file of the CUDA module; NULL: beside this program or library */
     const char *cpu_level;       /* NULL: best; "ref", "avx2", "avx512", "avx512vnni" */
@@ -75,7 +75,7 @@ struct weft_engine_options {
     uint32_t sequence_count_max; /* requests running at once; 0: 16 */
     uint32_t queue_count_max;    /* requests waiting; 0: 1024. Beyond it submit says ERR_LIMIT */
     uint32_t kv_token_count;     /* positions of KV cache in all; 0: what fits, at most sequence_count_max contexts */
-    uint32_t prefill_chunk;      /* prompt tokens per step; 0: 256 */
+    uint32_t prefill_chunk;      /* prompt tokens per step; 0: 256, with numerics fast 2048 */
     uint32_t candidate_count;    /* best logits each rank hands to the sampler; 0: 64. Cost only, never the answer */
     uint32_t timeout_ms;         /* of every wait between ranks; 0: 30000 */
     uint32_t rendezvous_timeout_ms; /* until all ranks have come, and between signs of life while they load; 0: 60000 */

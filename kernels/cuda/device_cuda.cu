@@ -1,5 +1,6 @@
 /* Opening and closing a GPU, its first error, waiting with a deadline, scratch memory. */
 #include "cuda/device_cuda.h"
+#include "cuda/matrix_fast.h"
 
 #include <assert.h>
 #include <sched.h>
@@ -26,16 +27,22 @@ void weft_cuda_enter(const struct weft_cuda_device *device)
     }
 }
 
+void weft_cuda_fail(struct weft_cuda_device *device, enum weft_status status, const char *what, const char *text)
+{
+    if (device->status == WEFT_OK) {
+        device->status = status;
+        weft_cuda_log(WEFT_LOG_ERROR, "GPU %d: %s: %s", device->index, what, text);
+    }
+}
+
 bool weft_cuda_check(struct weft_cuda_device *device, cudaError_t error, const char *what)
 {
     if (error == cudaSuccess) {
         return true;
     }
     (void)cudaGetLastError(); /* errors that do not stick would be found again by the next launch */
-    if (device->status == WEFT_OK) {
-        device->status = error == cudaErrorMemoryAllocation ? WEFT_ERR_MEMORY : WEFT_ERR_IO;
-        weft_cuda_log(WEFT_LOG_ERROR, "GPU %d: %s: %s", device->index, what, cudaGetErrorString(error));
-    }
+    weft_cuda_fail(device, error == cudaErrorMemoryAllocation ? WEFT_ERR_MEMORY : WEFT_ERR_IO, what,
+                   cudaGetErrorString(error));
     return false;
 }
 
@@ -154,7 +161,9 @@ static enum weft_status open_stream(struct weft_cuda_device *device)
     }
     device->base.stream = WEFT_CUDA_STREAM_FOR_NCCL(device->stream);
     device->sm_count = static_cast<uint32_t>(properties.multiProcessorCount);
-    snprintf(device->base.name, sizeof(device->base.name), "cuda:%d %.40s", device->index, properties.name);
+    const char *library = device->numerics == WEFT_CUDA_FAST ? weft_cuda_fast_open(device) : NULL;
+    snprintf(device->base.name, sizeof(device->base.name), "cuda:%d %.40s%s%s", device->index, properties.name,
+             library != NULL ? ", " : "", library != NULL ? library : "");
     return weft_cuda_transfer_open(device);
 }
 
@@ -191,6 +200,7 @@ void weft_cuda_close(struct weft_device *base)
         (void)weft_cuda_wait(device, NULL);
     }
     weft_cuda_transfer_close(device);
+    weft_cuda_fast_close(device);
     if (!device->is_stuck) { /* freeing would wait for the GPU without a deadline */
         (void)cudaFree(device->scratch);
         for (uint32_t i = 0; i < device->kept_scratch_count; i++) {

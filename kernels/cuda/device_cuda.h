@@ -18,9 +18,10 @@
 /*
  * How matrices of 16-bit weights are multiplied. EXACT: tensor cores (mma.sync m16n8k16), activations rounded to the
  * weights' type, one instruction shape and ascending k for every batch size: the GPU class of the numerics contract.
- * REFERENCE: the CPU's own order with fmaf, the CPU's bits; for tests and for doubts about a GPU. FAST: as EXACT for
- * now. Weights in f32 are always multiplied as in REFERENCE, quantised ones on tensor cores with the CPU's bits.
- * Everything that is no matrix multiplication has the CPU's bits in all three.
+ * REFERENCE: the CPU's own order with fmaf, the CPU's bits; for tests and for doubts about a GPU. FAST: as EXACT, but
+ * products of many tokens are cuBLASLt's, whose bits depend on everything (matrix_fast.h). Weights in f32 are always
+ * multiplied as in REFERENCE, quantised ones on tensor cores with the CPU's bits. Everything that is no matrix
+ * multiplication has the CPU's bits in all three.
  */
 enum weft_cuda_numerics { WEFT_CUDA_EXACT, WEFT_CUDA_REFERENCE, WEFT_CUDA_FAST };
 
@@ -41,8 +42,9 @@ struct weft_cuda_device {
     struct weft_cuda_transfer *transfer; /* transfer.cu: pinned staging and the upload ring, owned */
     void *scratch;                       /* scratch_size bytes of device memory, owned; see weft_cuda_scratch() */
     size_t scratch_size;
-    struct weft_cuda_peer *peers;         /* peer.cu: memory of other ranks that is open; owned */
-    bool is_scratch_recorded;             /* graphs have its address: growing leaves it where it is */
+    struct weft_cuda_peer *peers; /* peer.cu: memory of other ranks that is open; owned */
+    struct weft_cuda_fast *fast;  /* matrix_fast.cu: cuBLASLt, with numerics fast and where it is there; owned */
+    bool is_scratch_recorded;     /* graphs have its address: growing leaves it where it is */
     void *kept_scratch[KEPT_SCRATCH_MAX]; /* what was left so, owned */
     uint32_t kept_scratch_count;
     struct weft_graphs *graphs; /* between begin and end of a step that is recorded or replayed; borrowed */
@@ -68,6 +70,8 @@ void weft_cuda_log(enum weft_log_level level, const char *format, ...) __attribu
  * when all is well. weft_cuda_launched() asks cudaPeekAtLastError() after a launch. */
 bool weft_cuda_check(struct weft_cuda_device *device, cudaError_t error, const char *what);
 bool weft_cuda_launched(struct weft_cuda_device *device, const char *kernel);
+/* The same for an error that is not CUDA's. */
+void weft_cuda_fail(struct weft_cuda_device *device, enum weft_status status, const char *what, const char *text);
 
 /*
  * A copy of host data in device memory for the operations issued from now on: rows, tables of sequences and pages. The

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda/matrix_fast.h"
 #include "cuda/matrix_quant.h"
 
 static const uint32_t BLOCK = 256;          /* threads of the packing kernels */
@@ -186,6 +187,14 @@ static void describe(const struct weft_matrix_desc *desc, struct weft_matrix *ma
     for (uint32_t i = 0; i < matrix->chunk_count; i++) {
         matrix->is_aligned = matrix->is_aligned && program.chunks[i].column_begin % 4 == 0;
     }
+    for (uint32_t i = 0; i < matrix->leaf_count; i++) {
+        const struct weft_cuda_leaf *leaf = &program.leaves[i];
+        const struct weft_cuda_chunk *last = &program.chunks[leaf->chunk_begin + leaf->chunk_count - 1];
+
+        if (leaf->node >= 0) {
+            matrix->node_tile_ends[leaf->node] = last->tile_begin + last->tile_count;
+        }
+    }
 }
 
 static enum weft_status open_memory(struct weft_device *device, const struct weft_matrix_desc *desc,
@@ -252,9 +261,11 @@ static size_t scratch_size(const struct weft_cuda_device *device, const struct w
     size_t raw = raw_row_size(matrix) * (matrix->row_count > 0 ? raw_rows_max(matrix) : 0);
     size_t tiles = is_tensor(device, matrix) ? weft_cuda_tiles_scratch(device, matrix) : 0;
     size_t few = weft_dtype_is_quantised(matrix->dtype) ? weft_cuda_quant_few_scratch(matrix) : 0;
+    size_t fast = weft_cuda_fast_scratch(device, matrix);
+    size_t most = tiles > few ? tiles : few;
 
-    few = few > raw ? few : raw;
-    return tiles > few ? tiles : few;
+    most = most > fast ? most : fast;
+    return most > raw ? most : raw;
 }
 
 enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,
@@ -273,6 +284,7 @@ enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct 
         weft_cuda_few_init(cuda);
         weft_cuda_quant_few_init(cuda);
         weft_cuda_tiles_init(cuda);
+        status = weft_cuda_fast_matrix_open(cuda, matrix);
     }
     if (status != WEFT_OK) {
         if (matrix != NULL) {
@@ -304,6 +316,7 @@ void weft_cuda_matrix_close(struct weft_device *device, struct weft_matrix *matr
     if (matrix->memory != NULL) {
         weft_cuda_free(device, matrix->memory);
     }
+    weft_cuda_fast_matrix_close(matrix);
     free(matrix);
 }
 
@@ -507,7 +520,11 @@ void weft_cuda_matmul(struct weft_device *device, const struct weft_matrix *matr
     }
     product.bias = bias;
     product.node_stride = (size_t)token_count * matrix->row_count;
-    for (uint32_t first = 0; first < token_count; first += WEFT_CUDA_TOKENS_MAX) {
+    product.token_count = token_count;
+    product.x = x;
+    product.out = out;
+    for (uint32_t first = weft_cuda_multiply_fast(cuda, matrix, &product); first < token_count;
+         first += WEFT_CUDA_TOKENS_MAX) {
         uint32_t rest = token_count - first;
 
         product.token_count = rest < WEFT_CUDA_TOKENS_MAX ? rest : WEFT_CUDA_TOKENS_MAX;

@@ -56,13 +56,15 @@ struct weft_matrix {
     uint32_t leaf_count; /* 1 for a column-parallel matrix */
     uint32_t chunk_count;
     uint32_t node_count;
-    uint32_t tile_count;                  /* of one row of tiles */
-    uint32_t stack_depth;                 /* most sums pushed at a time */
-    bool is_aligned;                      /* chunks begin at multiples of 4 columns, and so do rows of x */
-    size_t weights_size;                  /* bytes */
-    unsigned char *memory;                /* owned: weights, chunks, leaves */
-    const struct weft_cuda_chunk *chunks; /* [chunk_count], device memory */
-    const struct weft_cuda_leaf *leaves;  /* [leaf_count], device memory */
+    uint32_t tile_count;                          /* of one row of tiles */
+    uint32_t stack_depth;                         /* most sums pushed at a time */
+    bool is_aligned;                              /* chunks begin at multiples of 4 columns, and so do rows of x */
+    size_t weights_size;                          /* bytes */
+    uint32_t node_tile_ends[WEFT_LEAF_COUNT_MAX]; /* node i has the tiles from the end of node i - 1 on */
+    struct weft_cuda_fast_matrix *fast;           /* matrix_fast.cu; NULL: multiplied as in exact; owned */
+    unsigned char *memory;                        /* owned: weights, chunks, leaves */
+    const struct weft_cuda_chunk *chunks;         /* [chunk_count], device memory */
+    const struct weft_cuda_leaf *leaves;          /* [leaf_count], device memory */
 };
 
 /*

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda/blas.h"
 #include "cuda/device_cuda.h"
 #include "cuda/nvml.h"
 
@@ -267,6 +268,7 @@ static struct weft_cuda_module make_table(const struct weft_cuda_host *given)
     table.runtime_version = static_cast<uint32_t>(runtime);
     table.architecture_names = WEFT_CUDA_ARCHITECTURES;
     table.list = list;
+    table.library = weft_blas_find;
     table.open = open;
     return table;
 }

@@ -16,7 +16,7 @@
 /* Raised whenever anything that crosses the border changes: the structs of weft/device.h and weft/gpu.h included. The
  * sizes of the two that change most catch a module that was left over from before. */
 #define WEFT_CUDA_MODULE_ABI                                                                                           \
-    (3u << 16 | (uint32_t)(sizeof(struct weft_device_ops) + sizeof(struct weft_device_options)))
+    (4u << 16 | (uint32_t)(sizeof(struct weft_device_ops) + sizeof(struct weft_device_options)))
 
 /* What the module may call. */
 struct weft_cuda_host {
@@ -31,6 +31,8 @@ struct weft_cuda_module {
     const char *architecture_names; /* that it has machine code for: "80,90a,100" */
     /* As weft_gpu_list(). */
     uint32_t (*list)(struct weft_gpu *gpus_out, char *reason_out, size_t reason_size);
+    /* As weft_gpu_library(). */
+    bool (*library)(char *name_out, size_t name_size, char *reason_out, size_t reason_size);
     /* GPU `index`; the rest as weft_device_open(). */
     enum weft_status (*open)(const struct weft_device_options *options, int index, struct weft_device **out);
 };

@@ -16,6 +16,7 @@ enum {
     SEQUENCE_COUNT_MAX = 4096,
     QUEUE_COUNT = 1024,
     PREFILL_CHUNK = 256,
+    PREFILL_CHUNK_FAST = 2048, /* libraries of matrix products pay from some 500 tokens on */
     PREFILL_CHUNK_MAX = 65536, /* a larger step only needs more memory */
     CANDIDATE_COUNT = 64,      /* top_k and top_p in use rarely reach further */
     CANDIDATE_COUNT_MAX = 4096,
@@ -125,11 +126,11 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     default_to(&resolved.leaf_count, LEAF_COUNT);
     default_to(&resolved.sequence_count_max, SEQUENCE_COUNT);
     default_to(&resolved.queue_count_max, QUEUE_COUNT);
-    default_to(&resolved.prefill_chunk, PREFILL_CHUNK);
     default_to(&resolved.candidate_count, CANDIDATE_COUNT);
     default_to(&resolved.timeout_ms, TIMEOUT_MS);
     resolved.device = resolved.device == NULL ? "auto" : resolved.device;
     resolved.numerics = resolved.numerics == NULL ? "exact" : resolved.numerics;
+    default_to(&resolved.prefill_chunk, strcmp(resolved.numerics, "fast") == 0 ? PREFILL_CHUNK_FAST : PREFILL_CHUNK);
     resolved.comm = resolved.comm == NULL ? "auto" : resolved.comm;
     resolved.weights = resolved.weights == NULL ? "local" : resolved.weights;
     resolved.quantize = resolved.quantize == NULL ? "none" : resolved.quantize;

@@ -140,5 +140,6 @@ def test_info_and_doctor_name_the_gpus():
     text = weft("info", **on_gpus(gpus="devices=2")).stdout
     assert re.search(r"^GPU +name +free +memory +capability +SMs +PCI$", text, re.M)
     assert re.search(r"^GPU 1 +to 0: ", text, re.M)
+    assert re.search(r"^fast numerics no cuBLASLt, --numerics fast is as exact: \S", text, re.M)
     report = json.loads(weft("doctor", "--ranks", "2", "--output", "json", **on_gpus(gpus="devices=2")).stdout)
     assert [rank["gpu"]["index"] for rank in report["ranks"]] == [0, 1]

@@ -56,6 +56,9 @@ WEFT_EMULATED_API uint64_t weft_emulated_taken(uint32_t index);
 /* What went wrong last in a kernel or with memory, "" when nothing did since the last weft_emulated_configure(). Each
  * such line also goes to standard error. Valid until the calling thread asks again. */
 WEFT_EMULATED_API const char *weft_emulated_report(void);
+/* Puts function(context) into the order of a stream, or into the graph that it records; context must live as long. For
+ * stubs of libraries that take a stream. 0, or a cudaError_t. */
+WEFT_EMULATED_API int weft_emulated_host_function(void *stream, void (*function)(void *context), void *context);
 
 #ifdef __cplusplus
 }

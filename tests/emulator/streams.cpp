@@ -407,6 +407,11 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void 
     }));
 }
 
+int weft_emulated_host_function(void *stream, void (*function)(void *context), void *context)
+{
+    return static_cast<int>(cudaLaunchHostFunc(static_cast<cudaStream_t>(stream), function, context));
+}
+
 /* ---- events ---- */
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned int)

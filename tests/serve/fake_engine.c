@@ -468,3 +468,12 @@ uint32_t weft_gpu_list(const char *module, struct weft_gpu *gpus_out, char *reas
     snprintf(reason_out, reason_size, "none in a test double");
     return 0;
 }
+
+bool weft_gpu_library(const char *module, char *name_out, size_t name_size, char *reason_out, size_t reason_size)
+{
+    (void)module;
+    (void)name_out;
+    (void)name_size;
+    (void)snprintf(reason_out, reason_size, "none in the tests");
+    return false;
+}
