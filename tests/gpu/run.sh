@@ -28,6 +28,15 @@ for candidate in "${WEFT_GPU_TORCH:-}" "$python" /opt/venv/bin/python /opt/conda
     fi
 done
 
+# For --numerics fast: torch brings cuBLASLt where there is no toolkit. Last, so that nothing else is found there.
+torch_nvidia=${torch_python:+$(dirname "$("$torch_python" -c 'import torch; print(torch.__file__)')")/../nvidia}
+for folder in /usr/local/cuda/lib64 "$torch_nvidia/cu13/lib" "$torch_nvidia/cublas/lib"; do
+    if [ -e "$folder/libcublasLt.so.13" ] || [ -e "$folder/libcublasLt.so.12" ]; then
+        export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder
+        break
+    fi
+done
+
 describe()
 {
     case $1 in
@@ -62,7 +71,8 @@ stage_machine()
 stage_kernels()
 {
     has kernels_check || return 77
-    "$bin/kernels_check" --device cuda --module "$module"
+    "$bin/kernels_check" --device cuda --module "$module" || return 1
+    [ ! -x "$bin/fast_check" ] || "$bin/fast_check" --module "$module"
 }
 
 stage_models()
@@ -173,6 +183,7 @@ for stage in "${chosen[@]}"; do
     esac
     tail -n 40 "$logs/$stage.log"
     rows+=("$(printf '%-10s %4d s  %s' "$stage" $((SECONDS - begin)) "$result")")
+    printf -- '-- %s\n' "${rows[-1]}" # at once: whoever ends this script early still has it
 done
 printf '\n%-10s %6s  %s\n' stage time result
 printf '%s\n' "${rows[@]}"
