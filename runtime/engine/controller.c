@@ -44,6 +44,7 @@ struct weft_controller {
     pthread_mutex_t mutex;
     pthread_cond_t news;
     enum life life;
+    bool has_ended; /* the loop */
     struct weft_scheduler scheduler;
     struct weft_job *jobs;        /* all that have not had their last event handed out */
     struct weft_job *inbox_first; /* submitted, not yet seen by the loop; linked by sequence.next */
@@ -273,6 +274,10 @@ static void *run(void *context)
     if (status != WEFT_OK) {
         fail(controller, status);
     }
+    pthread_mutex_lock(&controller->mutex);
+    controller->has_ended = true;
+    pthread_cond_broadcast(&controller->news);
+    pthread_mutex_unlock(&controller->mutex);
     return NULL;
 }
 
@@ -351,11 +356,17 @@ static void free_told(struct weft_controller *controller)
 static void end_thread(struct weft_controller *controller)
 {
     const struct timespec deadline = weft_clock_after(CLOSE_STEP_MS);
+    bool has_ended;
 
-    if (pthread_clockjoin_np(controller->thread, NULL, CLOCK_MONOTONIC, &deadline) != 0) {
-        weft_bootstrap_end(controller->group->bootstrap);
-        pthread_join(controller->thread, NULL);
+    pthread_mutex_lock(&controller->mutex);
+    while (!controller->has_ended && pthread_cond_timedwait(&controller->news, &controller->mutex, &deadline) == 0) {
     }
+    has_ended = controller->has_ended;
+    pthread_mutex_unlock(&controller->mutex);
+    if (!has_ended) {
+        weft_bootstrap_end(controller->group->bootstrap);
+    }
+    pthread_join(controller->thread, NULL);
 }
 
 void weft_controller_close(struct weft_controller **controller_pointer)
