@@ -404,18 +404,27 @@ static void leave(struct weft_heart *heart)
     _exit(weft_star_is_end(heart->verdict.reason) ? EXIT_SUCCESS : EXIT_FAILURE);
 }
 
+/* How long the main thread has to say it itself. mpirun knows of a death as soon as we do, and from then on passes
+ * nothing on for a second. */
+static int64_t say_after_ns(const struct weft_heart *heart)
+{
+    const struct star_hooks *hooks = heart->bootstrap->hooks;
+
+    if (!heart->verdict.is_closed) {
+        return SAY_MS * INT64_C(1000000);
+    }
+    return hooks != NULL && hooks->describe != NULL ? DESCRIBE_MS * INT64_C(1000000) : 0;
+}
+
 /*
  * The main thread reads from a slow disk, say, and mpirun will end this process before it looks: the leader's log must
  * have it, and of a leader that is stopped somebody else's.
  */
 static void say_when_late(struct weft_heart *heart, int64_t now)
 {
-    const struct star_hooks *hooks = heart->bootstrap->hooks;
-    bool knows_more = heart->verdict.is_closed && hooks != NULL && hooks->describe != NULL;
-    int64_t wait_ms = knows_more ? DESCRIBE_MS : SAY_MS;
     bool is_ours = heart->rank == 0 || heart->verdict.rank == 0;
 
-    if (is_ours && heart->exit_ns != 0 && now - heart->verdict_ns >= wait_ms * 1000000) {
+    if (is_ours && heart->exit_ns != 0 && now - heart->verdict_ns >= say_after_ns(heart)) {
         say(heart);
     }
 }

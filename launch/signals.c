@@ -12,14 +12,17 @@
 
 /* Of a worker that still waits for its group; and, of others, after their leader must have left, which ends them. */
 enum { WORKER_GRACE_MS = 700, WORKER_LAST_MS = 2000 };
+/* Of a leader that loads: a launcher that ends it because a rank has died may be quicker than who says which. */
+enum { LOADING_GRACE_MS = 100 };
 
 static struct {
     _Atomic int caught;
     _Atomic bool is_running;
     _Atomic bool is_worker;
     _Atomic bool is_failing;
-    _Atomic int exit_code; /* of a leader that did not close in time; -1: 128 + signal */
-    pid_t pid;             /* ranks that were forked from here have another */
+    _Atomic bool is_leaving; /* was interrupted while loading */
+    _Atomic int exit_code;   /* of a leader that did not close in time; -1: 128 + signal */
+    pid_t pid;               /* ranks that were forked from here have another */
     uint32_t limit_ms;
     int fd;
 } signal_state;
@@ -53,10 +56,11 @@ static void on_signal(int number)
     } else if (atomic_load(&signal_state.is_worker)) {
         leave_after(WORKER_GRACE_MS);
     } else if (!atomic_load(&signal_state.is_running)) {
-        if (!atomic_load(&signal_state.is_failing)) {
-            say("weft: interrupted while loading\n");
+        if (atomic_load(&signal_state.is_failing)) {
+            _exit(128 + number);
         }
-        _exit(128 + number);
+        atomic_store(&signal_state.is_leaving, true);
+        leave_after(LOADING_GRACE_MS);
     } else {
         leave_after(signal_state.limit_ms);
         if (write(signal_state.fd, &one, sizeof(one)) < 0) {
@@ -69,8 +73,11 @@ static void on_signal(int number)
 static void on_alarm(int number)
 {
     (void)number;
-    if (!atomic_load(&signal_state.is_worker) && getpid() == signal_state.pid) {
-        say("weft: stopped in the middle of a step\n");
+    bool has_said = atomic_load(&signal_state.is_leaving) && atomic_load(&signal_state.is_failing);
+
+    if (!atomic_load(&signal_state.is_worker) && getpid() == signal_state.pid && !has_said) {
+        say(atomic_load(&signal_state.is_leaving) ? "weft: interrupted while loading\n"
+                                                  : "weft: stopped in the middle of a step\n");
         if (atomic_load(&signal_state.exit_code) >= 0) {
             _exit(atomic_load(&signal_state.exit_code));
         }

@@ -1,12 +1,12 @@
 /*
  * SIGINT, SIGTERM and SIGHUP: the one place of weft with process-wide state. What a signal does depends on who gets it:
  *
- *   leader while loading    leaves at once; the other ranks notice and follow
+ *   leader while loading    leaves 100 ms later, the other ranks notice and follow; second: leaves at once
  *   leader while running    first: weft_signals_fd() becomes readable and the command stops cleanly, or is made to
  *                           leave after limit_ms; second: leaves at once
  *   any other rank          the leader decides: leaves when the group ends (the leader got the same signal, and may be
- *                           draining), or 2 s after the leader would have had to; started alone and still loading: 700
- * ms
+ *                           draining), or 2 s after the leader would have had to; started alone and still loading:
+ *                           700 ms
  */
 #ifndef WEFT_LAUNCH_SIGNALS_H
 #define WEFT_LAUNCH_SIGNALS_H
