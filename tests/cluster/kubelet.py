@@ -18,6 +18,8 @@ import grpc
 
 HERE = pathlib.Path(__file__).resolve().parent
 SPEED = 10
+# Longest until a container's program has its signal handlers; some never have any.
+START_S = 5
 BACK_OFF_S = 10
 PODS = pathlib.Path("/run/pods")
 SIZES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -290,12 +292,22 @@ class Pod:
             except subprocess.TimeoutExpired:
                 self.note("preStop took too long")
 
+    def wait_for_ears(self, end):
+        """Until SIGTERM is heard: the first process of a namespace loses one that comes before it has a handler."""
+        while self.main is not None and time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                words = pathlib.Path(f"/proc/{self.main}/status").read_text().split()
+                if int(words[words.index("SigCgt:") + 1], 16) >> (signal.SIGTERM - 1) & 1:
+                    return
+            time.sleep(0.01)
+
     def end_container(self):
         """preStop, SIGTERM, and SIGKILL when the grace period is over, which is not shortened."""
         grace_s = self.spec.get("terminationGracePeriodSeconds", 30)
         end = time.monotonic() + grace_s
         if self.main is not None:
             self.pre_stop(grace_s)
+        self.wait_for_ears(min(end, time.monotonic() + START_S))
         self.signal(signal.SIGTERM)
         while self.main is not None and time.monotonic() < end:
             time.sleep(0.02)

@@ -105,6 +105,7 @@ class LeaderWorkerSet:
         assert self.spec["replicas"] == 1 and self.group["restartPolicy"] == "RecreateGroupOnPodRestart"
         assert self.spec["startupPolicy"] == "LeaderCreated"
         self.is_going = False
+        self.seen = set()
         cluster.add_service(self.name, {"leaderworkerset.sigs.k8s.io/name": self.name}, True)
 
     def pod(self, index):
@@ -130,9 +131,11 @@ class LeaderWorkerSet:
         return found
 
     def group_to_remake(self, pods):
-        """All of the group's pods once one of them has started again or is going."""
+        """All of the group's pods once one of them has started again, is going or, between two looks, has gone."""
         mine = [p for p in pods if p.name == f"{self.name}-0" or p.name.startswith(f"{self.name}-0-")]
-        self.is_going = any(p.restart_count > 0 or p.is_deleting for p in mine)
+        names = {p.name for p in mine}
+        self.is_going = any(p.restart_count > 0 or p.is_deleting for p in mine) or (bool(mine) and not self.seen <= names)
+        self.seen = self.seen | names if mine else set()
         return mine if self.is_going else []
 
 
