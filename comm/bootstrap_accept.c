@@ -530,7 +530,7 @@ enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, const str
         weft_log(WEFT_LOG_ERROR, TCP_LOG, "out of memory for %u ranks", bootstrap->rank_count);
         return WEFT_ERR_MEMORY;
     }
-    weft_star_make_room(STAR_CHANNEL_COUNT * (rlim_t)(bootstrap->rank_count) + 256);
+    weft_star_make_room(STAR_CHANNEL_COUNT * (rlim_t)bootstrap->rank_count + 256);
     (void)fcntl(invite->listen_fd, F_SETFL, fcntl(invite->listen_fd, F_GETFL) | O_NONBLOCK);
     status = receive_all(reception);
     close_reception(reception);

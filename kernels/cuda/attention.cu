@@ -138,11 +138,6 @@ struct plan {
     struct weft_cuda_item *items; /* [item_count], then when split the tiles, [tile_count]; NULL: only count */
 };
 
-static uint32_t divide_up(uint32_t a, uint32_t b)
-{
-    return a / b + (a % b != 0);
-}
-
 static struct head_counts count_heads(const struct weft_heads *heads)
 {
     struct head_counts counts = {1, heads->head_count};
@@ -169,7 +164,7 @@ static struct weft_range pieces_of(const struct plan *plan, const struct weft_ba
     uint32_t begin = plan->window > 0 && end > plan->window ? end - plan->window : 0;
 
     last = last < sequence->token_count ? last : sequence->token_count - 1;
-    return {begin / WEFT_CUDA_PIECE, divide_up(sequence->position + last + 1, WEFT_CUDA_PIECE)};
+    return {begin / WEFT_CUDA_PIECE, weft_cuda_divide_up(sequence->position + last + 1, WEFT_CUDA_PIECE)};
 }
 
 static void add_tile(struct plan *plan, uint32_t sequence, uint32_t tile, struct weft_range pieces)
@@ -197,7 +192,7 @@ static void add_tiles(struct plan *plan)
         const struct weft_batch_sequence *sequence = &plan->batch->sequences[i];
 
         if (sequence->token_count > 1) {
-            for (uint32_t tile = divide_up(sequence->token_count * plan->counts.most, plan->q); tile-- > 0;) {
+            for (uint32_t tile = weft_cuda_divide_up(sequence->token_count * plan->counts.most, plan->q); tile-- > 0;) {
                 add_tile(plan, i, tile, pieces_of(plan, sequence, tile));
             }
         }
@@ -303,7 +298,7 @@ static enum weft_cuda_context context_within(const struct weft_batch *batch, uin
 
     for (uint32_t i = 0; i < batch->sequence_count; i++) {
         if (batch->sequences[i].token_count == 1) {
-            uint32_t count = divide_up(batch->sequences[i].position + 1, WEFT_CUDA_PIECE);
+            uint32_t count = weft_cuda_divide_up(batch->sequences[i].position + 1, WEFT_CUDA_PIECE);
 
             most = count > most ? count : most;
             all += count;
@@ -333,11 +328,11 @@ enum weft_cuda_context weft_cuda_context_shared(const struct weft_batch *batch)
 static uint32_t split_of(const struct weft_cuda_device *device, enum weft_cuda_context context, uint32_t window,
                          uint32_t tile_count)
 {
-    uint32_t most = divide_up(8 * device->sm_count, tile_count);
+    uint32_t most = weft_cuda_divide_up(8 * device->sm_count, tile_count);
     uint32_t pieces = context == WEFT_CUDA_SHORT ? PIECES_FEW : most;
 
-    if (window > 0 && divide_up(window, WEFT_CUDA_PIECE) + 1 < pieces) {
-        pieces = divide_up(window, WEFT_CUDA_PIECE) + 1;
+    if (window > 0 && weft_cuda_divide_up(window, WEFT_CUDA_PIECE) + 1 < pieces) {
+        pieces = weft_cuda_divide_up(window, WEFT_CUDA_PIECE) + 1;
     }
     if (context == WEFT_CUDA_WHOLE || tile_count >= 2 * device->sm_count) {
         return 1;
@@ -355,8 +350,9 @@ enum weft_cuda_context weft_cuda_context_merged(const struct weft_cuda_device *d
     if (tile_count == 0 || tile_count >= 2 * device->sm_count) {
         return WEFT_CUDA_WHOLE;
     }
-    return context == WEFT_CUDA_LONG && divide_up(8 * device->sm_count, tile_count) <= PIECES_FEW ? WEFT_CUDA_SHORT
-                                                                                                  : context;
+    return context == WEFT_CUDA_LONG && weft_cuda_divide_up(8 * device->sm_count, tile_count) <= PIECES_FEW
+               ? WEFT_CUDA_SHORT
+               : context;
 }
 
 /* Bytes of scratch for `slot_count` slots of q queries, each for all KV heads. */
@@ -369,7 +365,7 @@ static size_t slots_size(const struct weft_kv_desc *desc, size_t slot_count, uin
 uint32_t weft_cuda_decode_pieces_max(const struct weft_cuda_device *device, const struct weft_kv_desc *desc)
 {
     uint32_t heads = desc->kv_head_count > 0 ? desc->kv_head_count : 1;
-    uint64_t sequences = divide_up(2 * device->sm_count, heads);
+    uint64_t sequences = weft_cuda_divide_up(2 * device->sm_count, heads);
     uint64_t pieces;
 
     if (desc->position_max == 0) {
@@ -378,7 +374,7 @@ uint32_t weft_cuda_decode_pieces_max(const struct weft_cuda_device *device, cons
     if (desc->sequence_max > 0 && desc->sequence_max < sequences) {
         sequences = desc->sequence_max;
     }
-    pieces = sequences * divide_up(desc->position_max, WEFT_CUDA_PIECE);
+    pieces = sequences * weft_cuda_divide_up(desc->position_max, WEFT_CUDA_PIECE);
     return pieces < PIECES_MOST ? static_cast<uint32_t>(pieces) : PIECES_MOST;
 }
 
@@ -388,9 +384,11 @@ static size_t prompts_scratch_size(const struct weft_cuda_device *device, const 
     uint32_t q = weft_cuda_attend_queries(desc->head_size, desc->token_max * desc->group_head_max);
     uint32_t sequences = desc->token_max / 2 < desc->sequence_max ? desc->token_max / 2 : desc->sequence_max;
     uint32_t tiles = (2 * device->sm_count - 1) / desc->kv_head_count;
-    uint32_t needed = divide_up(desc->token_max * desc->group_head_max, q) + sequences;
-    size_t size = slots_size(
-        desc, static_cast<size_t>(tiles < needed ? tiles : needed) * divide_up(desc->position_max, WEFT_CUDA_PIECE), q);
+    uint32_t needed = weft_cuda_divide_up(desc->token_max * desc->group_head_max, q) + sequences;
+    size_t size = slots_size(desc,
+                             static_cast<size_t>(tiles < needed ? tiles : needed) *
+                                 weft_cuda_divide_up(desc->position_max, WEFT_CUDA_PIECE),
+                             q);
 
     return size < SPLIT_SIZE_MAX ? size : SPLIT_SIZE_MAX;
 }
@@ -399,8 +397,10 @@ size_t weft_cuda_kv_cache_scratch_size(const struct weft_device *base, const str
 {
     const struct weft_cuda_device *device = reinterpret_cast<const struct weft_cuda_device *>(base);
     uint32_t q = weft_cuda_attend_queries(desc->head_size, desc->group_head_max);
-    size_t decode = slots_size(
-        desc, static_cast<size_t>(weft_cuda_decode_pieces_max(device, desc)) * divide_up(desc->group_head_max, q), q);
+    size_t decode = slots_size(desc,
+                               static_cast<size_t>(weft_cuda_decode_pieces_max(device, desc)) *
+                                   weft_cuda_divide_up(desc->group_head_max, q),
+                               q);
     size_t prompts;
 
     if (desc->kv_head_count == 0 || desc->position_max <= WEFT_CUDA_PIECE) {
@@ -423,7 +423,7 @@ static void attend_decode(struct weft_cuda_device *device, const struct weft_kv_
     if (context == WEFT_CUDA_NO_CONTEXT) {
         return;
     }
-    args->tiles_each = divide_up(wanted, q);
+    args->tiles_each = weft_cuda_divide_up(wanted, q);
     tile_count = args->table.count * args->tiles_each;
     args->split = split_of(device, context, args->window, tile_count * kv_heads);
     is_split = args->split > 1;

@@ -87,11 +87,8 @@ static bool find(struct api *api, char *name_out, size_t name_size, char *reason
 {
     char older[128];
 
-    if (load("libcublasLt.so.13", 13, api, name_out, name_size, reason_out, reason_size) ||
-        load("libcublasLt.so.12", 12, api, name_out, name_size, older, sizeof(older))) {
-        return true;
-    }
-    return false;
+    return load("libcublasLt.so.13", 13, api, name_out, name_size, reason_out, reason_size) ||
+           load("libcublasLt.so.12", 12, api, name_out, name_size, older, sizeof(older));
 }
 
 bool weft_blas_find(char *name_out, size_t name_size, char *reason_out, size_t reason_size)

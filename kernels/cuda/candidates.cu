@@ -16,6 +16,8 @@ static const uint32_t LANES = 16;
 
 static const uint32_t FULL = 0xffffffffU;
 
+static const size_t ROOM_ALIGNMENT = 16; /* of the parts of the scratch */
+
 /* ---- penalties ---- */
 
 static __global__ void __launch_bounds__(BLOCK)
@@ -247,11 +249,6 @@ static uint32_t round_up_power(uint32_t count)
     return power;
 }
 
-static size_t round_up(size_t size)
-{
-    return (size + 15) / 16 * 16;
-}
-
 /* Scratch of one call, in order. */
 struct room {
     struct weft_candidate *best;
@@ -273,8 +270,8 @@ static struct room_sizes room_sizes(const struct weft_candidates_args *args)
     const size_t rows = args->row_count;
     struct room_sizes sizes = {};
 
-    sizes.best = round_up(rows * args->count * sizeof(struct weft_candidate));
-    sizes.lse = round_up(rows * args->leaf_count * sizeof(struct weft_lse));
+    sizes.best = weft_cuda_align_up(rows * args->count * sizeof(struct weft_candidate), ROOM_ALIGNMENT);
+    sizes.lse = weft_cuda_align_up(rows * args->leaf_count * sizeof(struct weft_lse), ROOM_ALIGNMENT);
     sizes.keys = rows * ((args->width + part - 1) / part) * args->count * sizeof(uint64_t);
     sizes.all = sizes.best + sizes.lse + 2 * sizes.keys + 1;
     return sizes;

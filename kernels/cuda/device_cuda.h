@@ -55,6 +55,17 @@ struct weft_cuda_device {
 void weft_cuda_enter(const struct weft_cuda_device *device);
 
 /* Every operation begins with this: it also makes the GPU current for the calling thread. */
+static inline uint32_t weft_cuda_divide_up(uint32_t a, uint32_t b)
+{
+    return a / b + (a % b != 0);
+}
+
+/* The next multiple of `alignment`. */
+static inline size_t weft_cuda_align_up(size_t size, size_t alignment)
+{
+    return (size + alignment - 1) / alignment * alignment;
+}
+
 static inline struct weft_cuda_device *weft_cuda_device(struct weft_device *device)
 {
     struct weft_cuda_device *cuda = reinterpret_cast<struct weft_cuda_device *>(device); /* base is its first member */

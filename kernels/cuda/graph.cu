@@ -48,7 +48,7 @@ struct weft_graphs {
 
 static size_t rows_size(const struct weft_graphs_desc *desc)
 {
-    return (desc->embed_max * sizeof(uint32_t) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return weft_cuda_align_up(desc->embed_max * sizeof(uint32_t), ALIGNMENT);
 }
 
 size_t weft_cuda_graphs_size(const struct weft_device *device, const struct weft_graphs_desc *desc)

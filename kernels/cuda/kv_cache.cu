@@ -65,11 +65,6 @@ void weft_cuda_kv_cache_close(struct weft_device *device, struct weft_kv_cache *
 
 /* ---- sequences ---- */
 
-static uint32_t ceil_div(uint32_t a, uint32_t b)
-{
-    return a / b + (a % b != 0);
-}
-
 size_t weft_cuda_sequences_size(const struct weft_batch *batch, uint32_t count)
 {
     size_t page_count = 0;
@@ -95,7 +90,7 @@ void weft_cuda_sequences_fill(const struct weft_batch *batch, uint32_t count, vo
             memcpy(pages + page_count, from->pages, from->page_count * sizeof(*pages));
         }
         page_count += from->page_count;
-        piece_count += from->token_count == 1 ? ceil_div(from->position + 1, WEFT_CUDA_PIECE) : 0;
+        piece_count += from->token_count == 1 ? weft_cuda_divide_up(from->position + 1, WEFT_CUDA_PIECE) : 0;
     }
     for (uint32_t i = batch->sequence_count; i < count; i++) {
         sequences[i] = {batch->sequence_count, 0, 0, page_count, piece_count};

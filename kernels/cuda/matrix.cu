@@ -15,16 +15,6 @@ static const uint32_t BLOCK = 256;          /* threads of the packing kernels */
 static const size_t PIECE_SIZE = 8 << 20;   /* bytes of raw rows packed at a time, at least one row */
 static const size_t MEMORY_ALIGNMENT = 256; /* of the parts of a matrix's memory */
 
-static uint32_t ceil_div(uint32_t a, uint32_t b)
-{
-    return a / b + (a % b != 0);
-}
-
-static size_t aligned_size(size_t size)
-{
-    return (size + MEMORY_ALIGNMENT - 1) / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT;
-}
-
 /* ---- the program ---- */
 
 struct program {
@@ -65,8 +55,8 @@ static struct tiling tiling_of(enum weft_dtype dtype)
 static void cut_leaf(struct tiling tiling, struct weft_range leaf, uint32_t leaf_index, struct program *program)
 {
     uint32_t width = weft_range_count(leaf);
-    uint32_t tiles = ceil_div(width, tiling.columns);
-    uint32_t count = tiles > 0 ? ceil_div(tiles, tiling.chunk_tiles) : 1;
+    uint32_t tiles = weft_cuda_divide_up(width, tiling.columns);
+    uint32_t count = tiles > 0 ? weft_cuda_divide_up(tiles, tiling.chunk_tiles) : 1;
 
     if (program->chunks != NULL) {
         program->leaves[leaf_index] = {program->chunk_count, count, 0, -1};
@@ -74,7 +64,7 @@ static void cut_leaf(struct tiling tiling, struct weft_range leaf, uint32_t leaf
     for (uint32_t i = 0; i < count; i++) {
         uint32_t tile_begin = (uint32_t)((uint64_t)tiles * i / count);
         uint32_t tile_end = (uint32_t)((uint64_t)tiles * (i + 1) / count);
-        uint32_t tile_count = ceil_div(tile_end - tile_begin, tiling.multiple) * tiling.multiple;
+        uint32_t tile_count = weft_cuda_divide_up(tile_end - tile_begin, tiling.multiple) * tiling.multiple;
         uint32_t begin = tile_begin * tiling.columns;
         uint32_t end = i + 1 < count ? tile_end * tiling.columns : width;
 
@@ -135,13 +125,14 @@ static void make_program(const struct weft_matrix_desc *desc, struct program *pr
 static size_t weights_size(const struct weft_matrix_desc *desc, uint32_t tile_count)
 {
     if (desc->dtype == WEFT_F32) {
-        return (size_t)ceil_div(desc->row_count, WEFT_CUDA_PANEL) * WEFT_CUDA_PANEL * desc->col_count * sizeof(float);
+        return (size_t)weft_cuda_divide_up(desc->row_count, WEFT_CUDA_PANEL) * WEFT_CUDA_PANEL * desc->col_count *
+               sizeof(float);
     }
     if (weft_dtype_is_quantised(desc->dtype)) {
-        return (size_t)ceil_div(desc->row_count, WEFT_CUDA_TILE) * (tile_count / WEFT_CUDA_PAIR) *
+        return (size_t)weft_cuda_divide_up(desc->row_count, WEFT_CUDA_TILE) * (tile_count / WEFT_CUDA_PAIR) *
                weft_cuda_pair_size(desc->dtype == WEFT_Q4_0);
     }
-    return (size_t)ceil_div(desc->row_count, WEFT_CUDA_TILE) * tile_count * WEFT_CUDA_TILE_SIZE;
+    return (size_t)weft_cuda_divide_up(desc->row_count, WEFT_CUDA_TILE) * tile_count * WEFT_CUDA_TILE_SIZE;
 }
 
 static size_t program_size(uint32_t leaf_count, uint32_t chunk_count)
@@ -155,8 +146,8 @@ size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft
 
     (void)device;
     make_program(desc, &program);
-    return aligned_size(weights_size(desc, program.tile_count)) +
-           aligned_size(program_size(leaf_count_of(desc), program.chunk_count));
+    return weft_cuda_align_up(weights_size(desc, program.tile_count), MEMORY_ALIGNMENT) +
+           weft_cuda_align_up(program_size(leaf_count_of(desc), program.chunk_count), MEMORY_ALIGNMENT);
 }
 
 static uint32_t stack_depth(const struct weft_cuda_leaf *leaves, uint32_t count)
@@ -208,7 +199,7 @@ static enum weft_status open_memory(struct weft_device *device, const struct wef
     matrix->memory = (unsigned char *)weft_cuda_alloc(device, weft_cuda_matrix_size(device, desc));
     if (host != NULL && matrix->memory != NULL) {
         describe(desc, matrix, host);
-        program = matrix->memory + aligned_size(matrix->weights_size);
+        program = matrix->memory + weft_cuda_align_up(matrix->weights_size, MEMORY_ALIGNMENT);
         matrix->chunks = (const struct weft_cuda_chunk *)program;
         matrix->leaves = (const struct weft_cuda_leaf *)(matrix->chunks + matrix->chunk_count);
         status = weft_cuda_write(device, program, host, size);
@@ -381,7 +372,7 @@ static void pack(struct weft_cuda_device *device, const struct weft_matrix *matr
 {
     struct pack_args args = {};
     uint32_t tile_begin = row_begin / WEFT_CUDA_TILE;
-    uint32_t tile_end = ceil_div(row_begin + row_count, WEFT_CUDA_TILE);
+    uint32_t tile_end = weft_cuda_divide_up(row_begin + row_count, WEFT_CUDA_TILE);
 
     args.rows = (const unsigned char *)rows;
     args.weights = matrix->memory;

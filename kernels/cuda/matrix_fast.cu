@@ -114,16 +114,6 @@ static __global__ void add_bias(const float *bias, uint32_t row_count, float *ou
 
 /* ---- sizes ---- */
 
-static uint32_t divide_up(uint32_t a, uint32_t b)
-{
-    return a / b + (a % b != 0);
-}
-
-static size_t aligned_size(size_t size)
-{
-    return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
-
 /* Bytes of one row as cuBLASLt gets it. */
 static size_t row_size(const struct weft_matrix *matrix)
 {
@@ -134,17 +124,17 @@ static uint32_t slab_rows(const struct weft_matrix *matrix)
 {
     uint32_t count = (uint32_t)((matrix->row_count * row_size(matrix) + SLAB_SIZE - 1) / SLAB_SIZE);
 
-    return divide_up(divide_up(matrix->row_count, count), SLAB_ROWS_MULTIPLE) * SLAB_ROWS_MULTIPLE;
+    return weft_cuda_divide_up(weft_cuda_divide_up(matrix->row_count, count), SLAB_ROWS_MULTIPLE) * SLAB_ROWS_MULTIPLE;
 }
 
 static size_t x_size(const struct weft_matrix *matrix)
 {
-    return aligned_size(TOKENS_MAX * row_size(matrix));
+    return weft_cuda_align_up(TOKENS_MAX * row_size(matrix), ALIGNMENT);
 }
 
 static size_t slab_size(const struct weft_matrix *matrix)
 {
-    return aligned_size(slab_rows(matrix) * row_size(matrix));
+    return weft_cuda_align_up(slab_rows(matrix) * row_size(matrix), ALIGNMENT);
 }
 
 /* Whether the library takes it: it wants rows of `out` aligned, and a sum over no columns is none of its business. */
@@ -326,7 +316,8 @@ static void unpack_slab(struct weft_cuda_device *device, const struct work *work
                         uint32_t row_count)
 {
     WEFT_CUDA_LAUNCH(unpack,
-                     dim3(divide_up(row_count, WEFT_CUDA_TILE), divide_up(work->matrix->tile_count, BLOCK_TILES)),
+                     dim3(weft_cuda_divide_up(row_count, WEFT_CUDA_TILE),
+                          weft_cuda_divide_up(work->matrix->tile_count, BLOCK_TILES)),
                      dim3(BLOCK), 0, device->stream, work->product->weights, row_begin / WEFT_CUDA_TILE,
                      work->matrix->tile_count, work->slab);
 }

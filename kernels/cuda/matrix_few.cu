@@ -150,11 +150,6 @@ static __global__ void __launch_bounds__(FEW_WARPS *WEFT_CUDA_WARP) multiply_few
 
 /* ---- launching ---- */
 
-static uint32_t divide_up(uint32_t a, uint32_t b)
-{
-    return a / b + (a % b != 0);
-}
-
 static uint32_t row_tiles_of(uint32_t token_count)
 {
     return token_count <= FEW_TOKENS / 2 ? 1 : 2;
@@ -209,7 +204,7 @@ void weft_cuda_multiply_few(struct weft_cuda_device *device, const struct weft_m
 {
     uint32_t row_tiles = row_tiles_of(product->token_count);
     few_kernel *kernel = few_kernel_of(matrix->dtype == WEFT_BF16, row_tiles);
-    uint32_t blocks = divide_up(product->row_count, row_tiles * WEFT_CUDA_TILE);
+    uint32_t blocks = weft_cuda_divide_up(product->row_count, row_tiles * WEFT_CUDA_TILE);
     uint32_t warps = matrix->chunk_count < FEW_WARPS ? matrix->chunk_count : FEW_WARPS;
 
     WEFT_CUDA_LAUNCH_EARLY(device->can_start_early && !device->has_fresh_weights, kernel, dim3(blocks),

@@ -28,11 +28,6 @@ struct plan {
     size_t memory_size;
 };
 
-static uint32_t divide_up(uint32_t a, uint32_t b)
-{
-    return a / b + (a % b != 0);
-}
-
 /*
  * A block on every multiprocessor is enough: those of a product bound by memory share it evenly, and for one bound by
  * arithmetic it is all there is. `slots` is how many blocks can work at a time.
@@ -75,8 +70,8 @@ static struct plan make_plan(const struct weft_cuda_device *device, const struct
 
     plan.warp_rows = token_count <= 32 ? 1 : token_count <= 64 ? 2 : 4;
     plan.block_tokens = 32 * plan.warp_rows;
-    plan.tiles.row_blocks = divide_up(matrix->row_count, BLOCK_ROW_TILES * WEFT_CUDA_TILE);
-    plan.tiles.token_blocks = divide_up(token_count, plan.block_tokens);
+    plan.tiles.row_blocks = weft_cuda_divide_up(matrix->row_count, BLOCK_ROW_TILES * WEFT_CUDA_TILE);
+    plan.tiles.token_blocks = weft_cuda_divide_up(token_count, plan.block_tokens);
     plan.tiles.stack_depth = matrix->stack_depth;
     plan.x_size = (size_t)plan.tiles.token_blocks * plan.block_tokens / WEFT_CUDA_GROUP * matrix->tile_count *
                   format_of(matrix)->x_size;
@@ -129,7 +124,7 @@ void weft_cuda_multiply_tiles(struct weft_cuda_device *device, const struct weft
     WEFT_CUDA_LAUNCH(kernel, dim3(plan.grid), dim3(TILES_THREADS), format->shared_sizes[plan.warp_rows / 2],
                      device->stream, *product, plan.tiles);
     if (plan.tiles.split != SPLIT_NONE) {
-        WEFT_CUDA_LAUNCH(combine, dim3(divide_up(product->row_count, TILES_THREADS), product->token_count),
+        WEFT_CUDA_LAUNCH(combine, dim3(weft_cuda_divide_up(product->row_count, TILES_THREADS), product->token_count),
                          dim3(TILES_THREADS), 0, device->stream, *product, (const float *)plan.tiles.memory,
                          plan.tiles.split == SPLIT_LEAVES, plan.tiles.token_blocks * plan.block_tokens, padded_rows);
     }

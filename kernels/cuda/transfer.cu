@@ -316,7 +316,7 @@ static bool ring_put(struct weft_cuda_device *device, const void *data, size_t s
     struct ring *ring = transfer->ring;
     *offset_out = ring->segment * ring->segment_size + ring->used;
     memcpy(ring->host + *offset_out, data, size);
-    ring->used += (size + UPLOAD_ALIGNMENT - 1) / UPLOAD_ALIGNMENT * UPLOAD_ALIGNMENT;
+    ring->used += weft_cuda_align_up(size, UPLOAD_ALIGNMENT);
     ring->used = ring->used < ring->segment_size ? ring->used : ring->segment_size;
     return true;
 }
