@@ -4,12 +4,11 @@
  * for every rank count, chunk and company, and still the tokens of transformers for tiny models. A GPU that fails ends
  * in one line, not in waiting.
  */
-#include "harness.h"
+#include "gpu_answers.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#include "../emulator/handle.h"
 #include "../model/support.h"
 #include "weft/log.h"
 
@@ -63,12 +62,7 @@ static void cuda_options(struct weft_engine_options *options, const char *model,
 
 static void answer_all(const struct weft_engine_options *options, struct answer answers[REQUESTS])
 {
-    struct weft_engine *engine = open_engine(options);
-
-    run_requests(engine, requests, REQUESTS, answers);
-    weft_engine_close(&engine);
-    assert_string_equal(gpu.report(), "");
-    assert_int_equal(gpu.live_count(), 0);
+    (void)answer_on_gpu(&gpu, options, requests, REQUESTS, answers);
 }
 
 static void assert_same_answers(const struct answer *a, const struct answer *b)

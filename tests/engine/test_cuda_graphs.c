@@ -3,11 +3,10 @@
  * of ranks and of sequences, while these come and go and grow from one piece of attention into the next; how little is
  * left to issue; and what happens when it cannot be launched or recorded.
  */
-#include "harness.h"
+#include "gpu_answers.h"
 
 #include <string.h>
 
-#include "../emulator/handle.h"
 #include "weft/device.h"
 #include "weft/log.h"
 
@@ -60,13 +59,7 @@ static void answer_all(const struct weft_engine_options *options, struct answer 
     struct weft_emulated_config config;
 
     configure(&config, options->rank_count);
-    struct weft_engine *engine = open_engine(options);
-    uint32_t recorded = gpu.count("cudaGraphLaunch");
-    run_requests(engine, requests, REQUESTS, answers);
-    assert_int_equal(gpu.count("cudaGraphLaunch") > recorded, !options->is_eager);
-    weft_engine_close(&engine);
-    assert_string_equal(gpu.report(), "");
-    assert_int_equal(gpu.live_count(), 0);
+    assert_int_equal(answer_on_gpu(&gpu, options, requests, REQUESTS, answers) > 0, !options->is_eager);
 }
 
 static void test_same_answers(void **state)

@@ -3,7 +3,7 @@
  * inside the graph (through the peers' memory, over the stub of NCCL) or between its parts (through host memory); how
  * often a step is launched; and ranks that fail or hang inside a graph.
  */
-#include "harness.h"
+#include "gpu_answers.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -11,7 +11,6 @@
 #include <time.h>
 
 #include "../comm/nccl_stub.h"
-#include "../emulator/handle.h"
 #include "weft/log.h"
 
 /* Sizes recorded for ten sequences: 1, 2, 4, 8, 10. Requests end one by one, so all from nine to one are passed. */
@@ -86,13 +85,7 @@ static void options_for(struct weft_engine_options *options, const struct way *w
 static void answer_all(const struct weft_engine_options *options, const struct way *way, struct answer *answers)
 {
     configure(way, options->rank_count, 0);
-    struct weft_engine *engine = open_engine(options);
-    uint32_t launched = gpu.count("cudaGraphLaunch");
-    run_requests(engine, requests, REQUESTS, answers);
-    assert_int_equal(gpu.count("cudaGraphLaunch") > launched, !options->is_eager);
-    weft_engine_close(&engine);
-    assert_string_equal(gpu.report(), "");
-    assert_int_equal(gpu.live_count(), 0);
+    assert_int_equal(answer_on_gpu(&gpu, options, requests, REQUESTS, answers) > 0, !options->is_eager);
 }
 
 static void test_same_answers(void **state)
