@@ -9,11 +9,9 @@
 
 #include <cmocka.h>
 #include <netinet/in.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "serve/http_routes.h"
@@ -28,16 +26,8 @@ static void on_state(void *context, enum weft_service_state state)
 
 static void on_event(void *context, const struct weft_event *event)
 {
-    if (event->finish != WEFT_FINISH_NONE) {
-        atomic_fetch_add((_Atomic int *)context, 1);
-    }
-}
-
-static void pause_ms(long milliseconds)
-{
-    struct timespec pause = {.tv_nsec = milliseconds * 1000000L};
-
-    (void)nanosleep(&pause, NULL);
+    (void)context;
+    (void)event;
 }
 
 /* answer_out <- the whole answer, as text. */
@@ -68,8 +58,7 @@ static void test_a_lost_group_is_503_and_says_why(void **state)
     struct weft_service *service = NULL;
     struct weft_http_server *http = NULL;
     struct weft_request request;
-    _Atomic int last_count = 0;
-    struct weft_service_job job = {.on_event = on_event, .context = (void *)&last_count};
+    struct weft_service_job job = {.on_event = on_event};
     char reason[WEFT_SERVICE_REASON_SIZE];
     char answer[4096];
 
@@ -88,8 +77,8 @@ static void test_a_lost_group_is_503_and_says_why(void **state)
     request.prompt_size = strlen(request.prompt);
     request.max_tokens = 50;
     assert_int_equal(weft_service_submit(service, &request, &job), WEFT_OK);
-    while (atomic_load(&last_count) == 0 || weft_service_state(service) != WEFT_SERVICE_FAILED) {
-        pause_ms(1); /* CTest's limit ends a wait for nothing */
+    while (weft_service_state(service) != WEFT_SERVICE_FAILED) {
+        get_health(http, answer, sizeof(answer)); /* CTest's limit ends a wait for nothing */
     }
     for (int i = 0; i < 2; i++) { /* the second time the process is on its way out */
         get_health(http, answer, sizeof(answer));
