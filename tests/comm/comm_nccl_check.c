@@ -8,18 +8,16 @@
  *
  * With the emulator's module, and over NCCL its stub, it checks itself.
  */
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "model/seat.h"
+#include "place.h"
 #include "ranks.h"
 #include "values.h"
 #include "weft/gpu.h"
@@ -34,7 +32,7 @@ struct settings {
     uint32_t gpu_count;
     uint32_t repeats; /* of each timed sum */
     size_t count_max;
-    uint16_t port; /* where the survivors of a death meet */
+    struct place place; /* where the survivors of a death meet */
 };
 
 struct rank {
@@ -230,13 +228,11 @@ static bool check_body(struct weft_bootstrap *bootstrap, const void *context)
 /* Without the last rank: a new communicator in the same process, on the same GPU. */
 static bool go_on(const struct settings *settings, uint32_t own, struct rank *rank)
 {
-    char leader[32];
     const struct weft_bootstrap_tcp_options options = {
-        .leader = leader, .rank = own, .rank_count = settings->rank_count - 1, .timeout_ms = 30000};
+        .leader = settings->place.text, .rank = own, .rank_count = settings->rank_count - 1, .timeout_ms = 30000};
     struct weft_bootstrap *bootstrap;
     double begin = now_us();
 
-    snprintf(leader, sizeof(leader), "127.0.0.1:%u", settings->port);
     CHECK((options.rank_count == 1 ? weft_bootstrap_open_self(&bootstrap)
                                    : weft_bootstrap_open_tcp(&options, &bootstrap)) == WEFT_OK);
     CHECK(join(bootstrap, settings, rank));
@@ -280,20 +276,6 @@ static bool killed_body(struct weft_bootstrap *bootstrap, const void *context)
     return true;
 }
 
-static uint16_t free_port(void)
-{
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof(address);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    if (fd >= 0 && (bind(fd, (struct sockaddr *)&address, size) != 0 ||
-                    getsockname(fd, (struct sockaddr *)&address, &size) != 0)) {
-        address.sin_port = 0;
-    }
-    close(fd);
-    return ntohs(address.sin_port);
-}
-
 /* In a process of its own: a driver that was started does not survive a fork. */
 static uint32_t count_gpus(const char *module)
 {
@@ -322,6 +304,7 @@ int main(int argument_count, char **arguments)
 {
     struct settings settings = {
         .backend = "nccl", .mode = RANKS_PROCESSES, .rank_count = 2, .repeats = 256, .count_max = COUNT_MAX};
+    int mark = -1;
 
     setvbuf(stdout, NULL, _IOLBF, 0); /* ranks leave by _exit() */
     for (int i = 1; i + 1 < argument_count; i += 2) {
@@ -346,7 +329,7 @@ int main(int argument_count, char **arguments)
                 arguments[0], LEAVES);
         return 2;
     }
-    settings.port = free_port();
+    settings.place = place_take(&mark);
     settings.gpu_count = count_gpus(settings.module);
     if (settings.gpu_count == 0) {
         return SKIPPED;

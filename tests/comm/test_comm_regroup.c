@@ -10,15 +10,11 @@
 
 #include <cmocka.h>
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "member.h"
+#include "place.h"
 
 #define LONG_MS   60000u
 #define COUNT_MAX 200000u
@@ -30,21 +26,19 @@ struct loss {
     uint32_t rank_count;
     uint32_t victim;
     struct weft_bootstrap *second[RANK_MAX]; /* threads: the survivors' bootstraps */
-    uint16_t port;                           /* processes: where they meet */
+    struct place place;                      /* processes: where they meet */
 };
 
 /* The survivors' star, with their new ranks. */
 static enum weft_status meet_again(const struct loss *loss, uint32_t rank, struct weft_bootstrap **out)
 {
-    char leader[32];
     const struct weft_bootstrap_tcp_options options = {
-        .leader = leader, .rank = rank, .rank_count = loss->rank_count - 1, .timeout_ms = LONG_MS};
+        .leader = loss->place.text, .rank = rank, .rank_count = loss->rank_count - 1, .timeout_ms = LONG_MS};
 
     if (mode == RANKS_THREADS) {
         *out = loss->second[rank];
         return WEFT_OK;
     }
-    snprintf(leader, sizeof(leader), "127.0.0.1:%u", loss->port);
     return loss->rank_count == 2 ? weft_bootstrap_open_self(out) : weft_bootstrap_open_tcp(&options, out);
 }
 
@@ -101,23 +95,10 @@ static bool loss_body(struct weft_bootstrap *bootstrap, const void *context)
     return member_close(&member) && is_good;
 }
 
-/* Nobody else is on this machine's loopback that would take it meanwhile. */
-static uint16_t free_port(void)
-{
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof(address);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    assert_true(fd >= 0);
-    assert_int_equal(bind(fd, (struct sockaddr *)&address, size), 0);
-    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &size), 0);
-    close(fd);
-    return ntohs(address.sin_port);
-}
-
 static void lose(uint32_t rank_count, uint32_t victim)
 {
-    struct loss loss = {.rank_count = rank_count, .victim = victim, .port = free_port()};
+    static int mark = -1;
+    struct loss loss = {.rank_count = rank_count, .victim = victim, .place = place_take(&mark)};
 
     if (mode == RANKS_THREADS) {
         assert_int_equal(weft_bootstrap_open_threads(rank_count - 1, loss.second), WEFT_OK);
