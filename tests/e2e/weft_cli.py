@@ -148,6 +148,7 @@ def shm_entries():
 
 
 def until(condition, timeout=HANG_S):
+    """Waits for condition() to hold; False when it does not in time."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if condition():

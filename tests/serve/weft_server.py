@@ -10,16 +10,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 
 import grpc
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build")).resolve()
-WEFT = BUILD / "weft"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+from weft_cli import BUILD, HANG_S, ROOT, WEFT, until  # noqa: E402,F401
+
 FAKE = BUILD / "weft_fake"
-# Of everything that should end by itself: generous, the machine may be slow or busy.
-HANG_S = 60
 
 
 def _protos():
@@ -131,13 +128,3 @@ def generate(stub, timeout=60, **request):
         last = message
     assert last is not None and last.finish_reason != weft_pb2.FINISH_REASON_UNSPECIFIED
     return text, ids, last
-
-
-def until(condition, timeout=HANG_S):
-    """Waits for condition() to hold; False when it does not in time."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return bool(condition())
