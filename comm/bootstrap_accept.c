@@ -1,10 +1,8 @@
 /*
- * The leader's side of the TCP rendezvous. One thread, nothing blocks: each connection has its own deadline and a fixed
- * small buffer, and when more knock than there are places the one that has been silent longest goes.
+ * The leader's side of the TCP rendezvous: who is let in as which rank, who is missing. One thread, nothing blocks.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,21 +10,11 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "bootstrap_tcp.h"
+#include "bootstrap_guest.h"
 #include "weft/log.h"
 
 /* MISSING_MS: between two lines about who is missing; MISSING_TEXT: of the ranks in such a line. */
-enum { GUEST_MAX = 64, GUEST_MS = 5000, ADDRESS_TEXT = 80, MISSING_MS = 5000, MISSING_TEXT = 160 };
-
-/* A connection that has not proved anything yet. */
-struct guest {
-    int fd; /* owned; -1: free place */
-    int64_t deadline;
-    struct tcp_challenge challenge;
-    struct tcp_answer answer;
-    size_t answer_have;
-    char address[ADDRESS_TEXT];
-};
+enum { MISSING_MS = 5000, MISSING_TEXT = 160 };
 
 /* A rank on its way in: some channels are there, others not yet. */
 struct half {
@@ -34,77 +22,19 @@ struct half {
     uint8_t session[16];
     bool is_in; /* all channels attached to the star */
     char host[TCP_TEXT_SIZE];
-    char address[ADDRESS_TEXT];
+    char address[TCP_ADDRESS_TEXT];
 };
 
 struct reception {
     struct weft_bootstrap *bootstrap;
     const struct tcp_invite *invite;
-    struct guest guests[GUEST_MAX];
+    struct tcp_guest guests[TCP_GUEST_MAX];
     struct half *halves;           /* [rank_count] */
     char (*places)[TCP_TEXT_SIZE]; /* [rank_count / local_count] host names of those without a number, by arrival */
     uint32_t local_count;
-    int watch_fd;                       /* -1: none, or at its end */
-    struct pollfd polls[GUEST_MAX + 3]; /* and the door, the star, the watch */
+    int watch_fd;                           /* -1: none, or at its end */
+    struct pollfd polls[TCP_GUEST_MAX + 3]; /* and the door, the star, the watch */
 };
-
-static void dismiss(struct guest *guest, const char *reason)
-{
-    if (reason != NULL) {
-        weft_log(WEFT_LOG_WARN, TCP_LOG, "%s refused: %s", guest->address, reason);
-    }
-    close(guest->fd);
-    guest->fd = -1;
-}
-
-static struct guest *free_place(struct reception *reception)
-{
-    struct guest *oldest = &reception->guests[0];
-
-    for (size_t i = 0; i < GUEST_MAX; i++) {
-        struct guest *guest = &reception->guests[i];
-
-        if (guest->fd < 0) {
-            return guest;
-        }
-        if (guest->deadline < oldest->deadline) {
-            oldest = guest;
-        }
-    }
-    dismiss(oldest, "too many connections at once, and this one is silent");
-    return oldest;
-}
-
-/* Returns false when nobody else is at the door. */
-static bool admit(struct reception *reception)
-{
-    struct sockaddr_storage address;
-    socklen_t address_size = sizeof(address);
-    int fd =
-        accept4(reception->invite->listen_fd, (struct sockaddr *)&address, &address_size, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    struct guest *guest;
-
-    if (fd < 0) {
-        if (errno == EMFILE || errno == ENFILE) {
-            weft_log(WEFT_LOG_WARN, TCP_LOG, "accept: %s", strerror(errno));
-            (void)poll(NULL, 0, 50); /* the door stays readable: do not spin on it */
-        }
-        return errno == ECONNABORTED || errno == EINTR;
-    }
-    guest = free_place(reception);
-    guest->fd = fd;
-    guest->deadline = weft_star_deadline(GUEST_MS);
-    guest->answer_have = 0;
-    weft_tcp_address_text((struct sockaddr *)&address, address_size, guest->address, sizeof(guest->address));
-    /* A fresh socket takes these few bytes at once, or something is wrong with it. */
-    if (weft_tcp_challenge(reception->invite->program, reception->bootstrap->rank_count, &guest->challenge) !=
-            WEFT_OK ||
-        send(fd, &guest->challenge, sizeof(guest->challenge), MSG_DONTWAIT | MSG_NOSIGNAL) !=
-            (ssize_t)sizeof(guest->challenge)) {
-        dismiss(guest, "went away at once");
-    }
-    return true;
-}
 
 /* The other side has closed (nothing is sent on these sockets before everybody has come). */
 static bool is_hung_up(int fd)
@@ -145,7 +75,7 @@ static void notice_departures(struct reception *reception)
     }
 }
 
-static enum weft_status take_in(struct reception *reception, struct guest *guest, uint32_t rank)
+static enum weft_status take_in(struct reception *reception, struct tcp_guest *guest, uint32_t rank)
 {
     struct half *half = &reception->halves[rank];
     int fds[STAR_CHANNEL_COUNT];
@@ -236,7 +166,7 @@ static uint32_t find_place(struct reception *reception, const struct tcp_answer 
 }
 
 /* All that is to be said about a complete answer: its verdict, filled but not yet signed. */
-static void judge(struct reception *reception, const struct guest *guest, struct tcp_verdict *verdict)
+static void judge(struct reception *reception, const struct tcp_guest *guest, struct tcp_verdict *verdict)
 {
     const struct tcp_answer *answer = &guest->answer;
 
@@ -262,7 +192,7 @@ static void judge(struct reception *reception, const struct guest *guest, struct
 }
 
 /* A complete answer of our own version. */
-static enum weft_status decide(struct reception *reception, struct guest *guest)
+static enum weft_status decide(struct reception *reception, struct tcp_guest *guest)
 {
     struct tcp_answer *answer = &guest->answer;
     struct tcp_verdict verdict;
@@ -275,7 +205,7 @@ static enum weft_status decide(struct reception *reception, struct guest *guest)
     weft_tcp_text_clean(host, sizeof(host));
     weft_tcp_verdict(&reception->invite->secret, &guest->challenge, answer, &verdict);
     if (send(guest->fd, &verdict, sizeof(verdict), MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof(verdict)) {
-        dismiss(guest, "went away");
+        weft_tcp_guest_dismiss(guest, "went away");
         return WEFT_OK;
     }
     if (verdict.code == TCP_ACCEPTED) {
@@ -285,55 +215,8 @@ static enum weft_status decide(struct reception *reception, struct guest *guest)
         (void)snprintf(rank, sizeof(rank), "rank %u", answer->rank);
     }
     (void)snprintf(reason, sizeof(reason), "%s on %s: %s", rank, host, verdict.why);
-    dismiss(guest, reason);
+    weft_tcp_guest_dismiss(guest, reason);
     return WEFT_OK;
-}
-
-/* Who speaks something else, or another version, is told apart by the first bytes, and not waited for. */
-static bool is_same_program(struct guest *guest)
-{
-    struct tcp_answer *answer = &guest->answer;
-    char theirs[TCP_WHY_SIZE];
-    char ours[TCP_WHY_SIZE];
-    char reason[256];
-
-    if (memcmp(answer->preamble.magic, guest->challenge.preamble.magic,
-               guest->answer_have < sizeof(answer->preamble.magic) ? guest->answer_have
-                                                                   : sizeof(answer->preamble.magic)) != 0) {
-        dismiss(guest, weft_tcp_code_text(TCP_NOT_WEFT));
-        return false;
-    }
-    if (guest->answer_have < sizeof(answer->preamble) ||
-        weft_tcp_compare(&guest->challenge.preamble, &answer->preamble) == TCP_ACCEPTED) {
-        return true;
-    }
-    (void)snprintf(reason, sizeof(reason), "is another version: %s, the leader is %s",
-                   weft_tcp_program_text(&answer->preamble, theirs),
-                   weft_tcp_program_text(&guest->challenge.preamble, ours));
-    dismiss(guest, reason);
-    return false;
-}
-
-/* Reads on; a complete answer is judged at once. */
-static enum weft_status hear(struct reception *reception, struct guest *guest)
-{
-    struct tcp_answer *answer = &guest->answer;
-    ssize_t got =
-        recv(guest->fd, (char *)answer + guest->answer_have, sizeof(*answer) - guest->answer_have, MSG_DONTWAIT);
-
-    if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) {
-        return WEFT_OK;
-    }
-    if (got <= 0) {
-        dismiss(guest, got == 0 ? "closed before it said who it is" : strerror(errno));
-        return WEFT_OK;
-    }
-    guest->answer_have += (size_t)got;
-    if (!is_same_program(guest) || guest->answer_have < sizeof(*answer)) {
-        return WEFT_OK;
-    }
-    answer->host[sizeof(answer->host) - 1] = '\0'; /* as every version of ours sends it */
-    return decide(reception, guest);
 }
 
 /* As the launcher named it; NULL: not known. */
@@ -374,8 +257,8 @@ static enum weft_status attend(struct reception *reception, int64_t deadline)
 
     reception->polls[0] = (struct pollfd){.fd = reception->invite->listen_fd, .events = POLLIN};
     reception->polls[1] = (struct pollfd){.fd = reception->bootstrap->epoll_fd, .events = POLLIN};
-    for (size_t i = 0; i < GUEST_MAX; i++) {
-        const struct guest *guest = &reception->guests[i];
+    for (size_t i = 0; i < TCP_GUEST_MAX; i++) {
+        const struct tcp_guest *guest = &reception->guests[i];
 
         reception->polls[count++] = (struct pollfd){.fd = guest->fd, .events = POLLIN};
         if (guest->fd >= 0 && guest->deadline < nearest) {
@@ -400,18 +283,20 @@ static enum weft_status attend(struct reception *reception, int64_t deadline)
     if (reception->polls[1].revents != 0) {
         notice_departures(reception);
     }
-    for (size_t i = 0; i < GUEST_MAX; i++) {
-        struct guest *guest = &reception->guests[i];
+    for (size_t i = 0; i < TCP_GUEST_MAX; i++) {
+        struct tcp_guest *guest = &reception->guests[i];
 
         if (guest->fd >= 0 && reception->polls[i + 2].revents != 0) {
-            WEFT_TRY(hear(reception, guest));
+            if (weft_tcp_guest_hear(guest)) {
+                WEFT_TRY(decide(reception, guest));
+            }
         }
         if (guest->fd >= 0 && weft_star_left_ms(guest->deadline) == 0) {
-            dismiss(guest, "did not say who it is");
+            weft_tcp_guest_dismiss(guest, "did not say who it is");
         }
     }
     if (reception->polls[0].revents != 0) {
-        while (admit(reception)) {
+        while (weft_tcp_guest_admit(reception->guests, reception->invite, reception->bootstrap->rank_count)) {
         }
     }
     return WEFT_OK;
@@ -480,9 +365,9 @@ static enum weft_status receive_all(struct reception *reception)
 
 static void close_reception(struct reception *reception)
 {
-    for (size_t i = 0; i < GUEST_MAX; i++) {
+    for (size_t i = 0; i < TCP_GUEST_MAX; i++) {
         if (reception->guests[i].fd >= 0) {
-            dismiss(&reception->guests[i], NULL);
+            weft_tcp_guest_dismiss(&reception->guests[i], NULL);
         }
     }
     for (uint32_t rank = 0; reception->halves != NULL && rank < reception->bootstrap->rank_count; rank++) {
@@ -505,7 +390,7 @@ static struct reception *open_reception(struct weft_bootstrap *bootstrap, const 
     reception->watch_fd = invite->watch_fd > 0 ? invite->watch_fd : -1;
     reception->local_count =
         invite->local_count > 0 && bootstrap->rank_count % invite->local_count == 0 ? invite->local_count : 1;
-    for (size_t i = 0; i < GUEST_MAX; i++) {
+    for (size_t i = 0; i < TCP_GUEST_MAX; i++) {
         reception->guests[i].fd = -1;
     }
     reception->halves = calloc(bootstrap->rank_count, sizeof(reception->halves[0]));
