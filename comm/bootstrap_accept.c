@@ -363,6 +363,23 @@ static enum weft_status receive_all(struct reception *reception)
     return WEFT_OK;
 }
 
+/* A failure is told to those, too, who have not made all of their connections yet: on the first, before it closes. */
+static void tell_halves(struct reception *reception)
+{
+    struct weft_bootstrap *bootstrap = reception->bootstrap;
+    struct star_notice notice;
+
+    if (bootstrap->failed_rank < 0) {
+        return;
+    }
+    weft_star_notice(bootstrap, STAR_NOTICE_DEAD, (uint32_t)bootstrap->failed_rank, bootstrap->failed_reason, &notice);
+    for (uint32_t rank = 0; rank < bootstrap->rank_count; rank++) {
+        if (reception->halves[rank].fds[STAR_DATA] >= 0) {
+            (void)!send(reception->halves[rank].fds[STAR_DATA], &notice, sizeof(notice), MSG_DONTWAIT | MSG_NOSIGNAL);
+        }
+    }
+}
+
 static void close_reception(struct reception *reception)
 {
     for (size_t i = 0; i < TCP_GUEST_MAX; i++) {
@@ -418,6 +435,7 @@ enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, const str
     weft_star_make_room(STAR_CHANNEL_COUNT * (rlim_t)bootstrap->rank_count + 256);
     (void)fcntl(invite->listen_fd, F_SETFL, fcntl(invite->listen_fd, F_GETFL) | O_NONBLOCK);
     status = receive_all(reception);
+    tell_halves(reception);
     close_reception(reception);
     return status;
 }

@@ -9,14 +9,24 @@
 #include "weft/log.h"
 
 /* Between rounds of attempts; one connect; one hello; how much longer than its own deadline a worker waits for the
- * leader's word, who knows better what is missing. */
-enum { RETRY_MIN_MS = 20, RETRY_MAX_MS = 500, CONNECT_MS = 2000, HELLO_MS = 5000, GO_MORE_MS = 2000 };
+ * leader's word, who knows better what is missing; how long a leader that has refused the second connection may take to
+ * close the first, or to say there why it gives up. */
+enum {
+    RETRY_MIN_MS = 20,
+    RETRY_MAX_MS = 500,
+    CONNECT_MS = 2000,
+    HELLO_MS = 5000,
+    GO_MORE_MS = 2000,
+    EXPLAIN_MS = 200,
+};
 
 /* Why the last attempt failed, in words; and whether another may succeed. */
 struct attempt {
     int64_t deadline; /* of all attempts */
     char error[256];
     bool is_final;
+    bool is_over;            /* the leader had taken this rank in, and has given up or gone */
+    struct star_notice word; /* with is_over: what it said; kind 0: nothing */
 };
 
 static int64_t sooner(int64_t deadline, uint32_t timeout_ms)
@@ -177,6 +187,23 @@ static bool greet(int fd, const struct tcp_join *join, struct tcp_answer *answer
     return false;
 }
 
+/*
+ * A connection could not be made, but those before it stand, so the leader knows this rank. If it has given up it says
+ * so on the first; if it has died that one ends. Otherwise it goes on (it had too many guests, say), and so do we.
+ */
+static void hear_leader_end(int fd, struct attempt *attempt)
+{
+    struct star_notice *word = &attempt->word;
+
+    if (!wait_fd(fd, POLLIN, weft_star_deadline(EXPLAIN_MS))) {
+        return;
+    }
+    attempt->is_over = true;
+    if (!read_all(fd, word, sizeof(*word), weft_star_deadline(EXPLAIN_MS)) || !weft_star_notice_clean(word)) {
+        memset(word, 0, sizeof(*word));
+    }
+}
+
 /* All channels to one address; fds_out set on success only. */
 static bool try_address(const struct tcp_target *to, const struct tcp_join *join, struct tcp_answer *answer,
                         struct attempt *attempt, int *fds_out)
@@ -188,6 +215,9 @@ static bool try_address(const struct tcp_target *to, const struct tcp_join *join
         answer->channel = channel;
         fds[channel] = connect_to(to, attempt);
         if (fds[channel] < 0 || !greet(fds[channel], join, answer, attempt)) {
+            if (channel > 0) {
+                hear_leader_end(fds[0], attempt);
+            }
             for (uint32_t i = 0; i <= channel; i++) {
                 if (fds[i] >= 0) {
                     close(fds[i]);
@@ -213,12 +243,22 @@ static bool try_all(const struct tcp_join *join, struct tcp_answer *answer, stru
     if (count == 0) {
         (void)snprintf(attempt->error, sizeof(attempt->error), "%s", resolve_error);
     }
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count && !attempt->is_over; i++) {
         if (try_address(&targets[i], join, answer, attempt, fds_out)) {
             return true;
         }
     }
     return false;
+}
+
+/* As if the leader had ended while this rank waited for the others. */
+static void fail_with_leader(struct weft_bootstrap *bootstrap, const struct star_notice *word)
+{
+    if (word->kind == STAR_NOTICE_DEAD && word->rank < bootstrap->rank_count) {
+        weft_star_fail(bootstrap, word->rank, word->host, word->reason, 0);
+    } else {
+        weft_star_fail(bootstrap, 0, NULL, "connection closed", -1);
+    }
 }
 
 enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tcp_join *join)
@@ -238,6 +278,10 @@ enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tc
     while (!try_all(join, &answer, &attempt, fds)) {
         int left = weft_star_left_ms(attempt.deadline);
 
+        if (attempt.is_over) {
+            fail_with_leader(bootstrap, &attempt.word);
+            return WEFT_ERR_PEER;
+        }
         if (attempt.is_final) {
             weft_log(WEFT_LOG_ERROR, TCP_LOG, "leader %s: %s", join->leader, attempt.error);
             return WEFT_ERR_PEER;

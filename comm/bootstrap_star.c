@@ -59,10 +59,27 @@ static bool is_again(int error)
 
 /* ---- notices ---- */
 
+void weft_star_notice(const struct weft_bootstrap *bootstrap, enum star_notice_kind kind, uint32_t rank,
+                      const char *reason, struct star_notice *out)
+{
+    *out = (struct star_notice){.magic = STAR_MAGIC, .kind = kind, .rank = rank};
+    if (kind == STAR_NOTICE_DEAD) {
+        memcpy(out->host, bootstrap->failed_host, sizeof(out->host));
+    }
+    (void)snprintf(out->reason, sizeof(out->reason), "%s", reason);
+}
+
+bool weft_star_notice_clean(struct star_notice *notice)
+{
+    notice->reason[sizeof(notice->reason) - 1] = '\0';
+    notice->host[sizeof(notice->host) - 1] = '\0';
+    return notice->magic == STAR_MAGIC;
+}
+
 void weft_star_notify(struct weft_bootstrap *bootstrap, uint32_t peer, enum star_notice_kind kind, uint32_t rank,
                       const char *reason)
 {
-    struct star_notice notice = {.magic = STAR_MAGIC, .kind = kind, .rank = rank};
+    struct star_notice notice;
     int64_t deadline = weft_star_deadline(NOTIFY_MS);
     int fd = bootstrap->peers[peer].control_fd;
     size_t done = 0;
@@ -70,10 +87,7 @@ void weft_star_notify(struct weft_bootstrap *bootstrap, uint32_t peer, enum star
     if (fd < 0) {
         return;
     }
-    if (kind == STAR_NOTICE_DEAD) {
-        memcpy(notice.host, bootstrap->failed_host, sizeof(notice.host));
-    }
-    (void)snprintf(notice.reason, sizeof(notice.reason), "%s", reason);
+    weft_star_notice(bootstrap, kind, rank, reason, &notice);
     while (done < sizeof(notice)) {
         ssize_t sent = send(fd, (const char *)&notice + done, sizeof(notice) - done, MSG_DONTWAIT | MSG_NOSIGNAL);
 
@@ -181,13 +195,11 @@ static void fail_closed(struct weft_bootstrap *bootstrap, uint32_t rank, const c
 static void take_notice(struct weft_bootstrap *bootstrap, uint32_t peer)
 {
     struct star_notice *notice = &bootstrap->peers[peer].notice;
+    bool is_notice = weft_star_notice_clean(notice);
 
-    notice->reason[sizeof(notice->reason) - 1] = '\0';
-    notice->host[sizeof(notice->host) - 1] = '\0';
-    if (notice->magic == STAR_MAGIC && notice->kind == STAR_NOTICE_LEAVE) {
+    if (is_notice && notice->kind == STAR_NOTICE_LEAVE) {
         bootstrap->peers[peer].has_left = true;
-    } else if (notice->magic == STAR_MAGIC && notice->kind == STAR_NOTICE_DEAD &&
-               notice->rank < bootstrap->rank_count) {
+    } else if (is_notice && notice->kind == STAR_NOTICE_DEAD && notice->rank < bootstrap->rank_count) {
         weft_star_fail(bootstrap, notice->rank, notice->host, notice->reason, (int)peer);
     } else {
         weft_star_fail(bootstrap, peer, NULL, "sent a damaged notice", -1);

@@ -140,7 +140,12 @@ void weft_star_failure_text(uint32_t rank, const char *host, const char *reason,
  * heartbeats. `source` is the rank that brought the news (not told again), -1 when this process found out by itself.
  */
 void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char *host, const char *reason, int source);
-/* Best effort, at most about 100 ms. The host of NOTICE_DEAD is the failed one's. */
+/* A notice as it travels. The host of NOTICE_DEAD is the failed one's. */
+void weft_star_notice(const struct weft_bootstrap *bootstrap, enum star_notice_kind kind, uint32_t rank,
+                      const char *reason, struct star_notice *out);
+/* Ends the texts of a notice that has come; false when it is none. */
+bool weft_star_notice_clean(struct star_notice *notice);
+/* Best effort, at most about 100 ms. */
 void weft_star_notify(struct weft_bootstrap *bootstrap, uint32_t peer, enum star_notice_kind kind, uint32_t rank,
                       const char *reason);
 
