@@ -210,6 +210,22 @@ void weft_bootstrap_end(struct weft_bootstrap *bootstrap)
     }
 }
 
+bool weft_bootstrap_take_leave(struct weft_bootstrap *bootstrap)
+{
+    struct heart_verdict verdict;
+    bool is_due = bootstrap->hooks != NULL && bootstrap->hooks->take_leave != NULL;
+
+    assert(bootstrap->rank == 0);
+    if (bootstrap->rank_count > 1) { /* after a death, and without heartbeats, the others do not come */
+        is_due = is_due && bootstrap->heart != NULL && weft_heart_verdict(bootstrap->heart, &verdict) &&
+                 weft_star_is_end(verdict.reason);
+    }
+    if (is_due) {
+        bootstrap->hooks->take_leave(bootstrap);
+    }
+    return is_due;
+}
+
 bool weft_bootstrap_is_ended(const struct weft_bootstrap *bootstrap)
 {
     return bootstrap->failed_rank == 0 && weft_star_is_end(bootstrap->failed_reason);

@@ -7,12 +7,15 @@
 #include <mpi.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "bootstrap_tcp.h"
+#include "mpi_turn.h"
 #include "netif.h"
 #include "weft/log.h"
 
@@ -131,29 +134,90 @@ static void let_leader_end(struct weft_bootstrap *bootstrap)
     }
 }
 
+/* Of the group, in its bootstrap's `state`. */
+struct turn {
+    pthread_mutex_t mutex;
+    bool is_finalized; /* under the mutex: MPI may not be called any more */
+    bool is_complete;  /* every rank comes to MPI_Finalize */
+};
+
+static void turn_close(struct turn **turn)
+{
+    pthread_mutex_destroy(&(*turn)->mutex);
+    free(*turn);
+    *turn = NULL;
+}
+
+static enum weft_status turn_open(struct turn **out)
+{
+    struct turn *turn = calloc(1, sizeof(*turn));
+
+    if (turn == NULL) {
+        weft_log(WEFT_LOG_ERROR, MPI_LOG, "out of memory");
+        return WEFT_ERR_MEMORY;
+    }
+    pthread_mutex_init(&turn->mutex, NULL);
+    *out = turn;
+    return WEFT_OK;
+}
+
+bool weft_mpi_turn_begin(struct weft_bootstrap *bootstrap)
+{
+    struct turn *turn = bootstrap->state;
+
+    pthread_mutex_lock(&turn->mutex);
+    if (turn->is_finalized) {
+        pthread_mutex_unlock(&turn->mutex);
+        return false;
+    }
+    return true;
+}
+
+void weft_mpi_turn_end(struct weft_bootstrap *bootstrap)
+{
+    struct turn *turn = bootstrap->state;
+
+    pthread_mutex_unlock(&turn->mutex);
+}
+
+/* Once. */
+static void finalize(struct weft_bootstrap *bootstrap)
+{
+    if (weft_mpi_turn_begin(bootstrap)) {
+        (void)MPI_Finalize();
+        ((struct turn *)bootstrap->state)->is_finalized = true;
+        weft_mpi_turn_end(bootstrap);
+    }
+}
+
 /* MPI_Finalize waits for every rank: only when all have come here, and none has failed. */
 static void close_begin(struct weft_bootstrap *bootstrap)
 {
+    struct turn *turn = bootstrap->state;
     uint8_t *parts = malloc(bootstrap->rank_count);
     uint8_t here = 1;
     bool is_complete = parts != NULL && weft_bootstrap_all_gather(bootstrap, &here, 1, parts, CLOSE_MS) == WEFT_OK;
 
-    /* In a group that was ended nobody is missing: whoever is still at work comes, or leaves with its exit_ms. */
-    bootstrap->state = is_complete || weft_bootstrap_is_ended(bootstrap) ? bootstrap : NULL;
+    /* In a group that was ended nobody is missing: whoever is still at work takes leave all the same. */
+    turn->is_complete = is_complete || weft_bootstrap_is_ended(bootstrap);
     free(parts);
     let_leader_end(bootstrap);
 }
 
 static void close_end(struct weft_bootstrap *bootstrap)
 {
-    if (bootstrap->state != NULL) {
-        (void)MPI_Finalize();
+    struct turn *turn = bootstrap->state;
+
+    if (turn->is_complete) {
+        finalize(bootstrap);
     } else {
         weft_log(WEFT_LOG_DEBUG, MPI_LOG, "not all ranks are there: MPI_Finalize is left out");
     }
+    bootstrap->state = NULL;
+    turn_close(&turn);
 }
 
-static const struct star_hooks hooks = {.close_begin = close_begin, .close_end = close_end};
+static const struct star_hooks hooks = {.close_begin = close_begin, .take_leave = finalize, .close_end = close_end};
 
 static enum weft_status start_mpi(int *rank_out, int *rank_count_out)
 {
@@ -240,18 +304,26 @@ static enum weft_status meet(struct weft_bootstrap *bootstrap, const char *inter
 enum weft_status weft_bootstrap_open_mpi(const char *interface, uint32_t timeout_ms, struct weft_bootstrap **out)
 {
     struct weft_bootstrap *bootstrap;
+    struct turn *turn;
     enum weft_status status;
     int rank = 0;
     int rank_count = 1;
 
     WEFT_TRY(start_mpi(&rank, &rank_count));
-    WEFT_TRY(weft_star_open("mpi", (uint32_t)rank, (uint32_t)rank_count, &bootstrap));
+    WEFT_TRY(turn_open(&turn));
+    status = weft_star_open("mpi", (uint32_t)rank, (uint32_t)rank_count, &bootstrap);
+    if (status != WEFT_OK) {
+        turn_close(&turn);
+        return status;
+    }
     weft_log_set_rank(rank);
     status = rank_count > 1 ? meet(bootstrap, interface, timeout_ms) : WEFT_OK;
     if (status != WEFT_OK) {
+        turn_close(&turn);
         weft_star_free(bootstrap);
         return status;
     }
+    bootstrap->state = turn;
     bootstrap->hooks = &hooks;
     *out = bootstrap;
     return WEFT_OK;

@@ -85,6 +85,9 @@ struct star_hooks {
     void (*describe)(struct weft_bootstrap *bootstrap, uint32_t rank, char *reason_out, size_t reason_size);
     /* Before the sockets close. */
     void (*close_begin)(struct weft_bootstrap *bootstrap);
+    /* In a group that was ended: tells whoever started this process that it leaves in order, though the thread that
+     * works is in the middle of a step. Any thread, once; may wait for all ranks to come here. */
+    void (*take_leave)(struct weft_bootstrap *bootstrap);
     /* After they have been closed; releases `state`. */
     void (*close_end)(struct weft_bootstrap *bootstrap);
 };

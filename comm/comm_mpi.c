@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "backend.h"
+#include "mpi_turn.h"
 #include "weft/log.h"
 
 enum { MESSAGE_TAG = 1 };
@@ -49,21 +50,29 @@ static bool mpi_is_usable(const struct weft_channel_options *options, bool is_fo
 }
 
 /* Without waiting: after a failure nothing collective can be expected of the others. */
+static void let_go(struct mpi_channel *mpi)
+{
+    for (int i = 0; i < mpi->request_count; i++) {
+        if (mpi->requests[i] != MPI_REQUEST_NULL) {
+            if (mpi->ops[i].is_recv) {
+                (void)MPI_Cancel(&mpi->requests[i]);
+            }
+            (void)MPI_Request_free(&mpi->requests[i]);
+        }
+    }
+    if (mpi->comm != MPI_COMM_NULL && !mpi->has_failed) {
+        (void)MPI_Comm_free(&mpi->comm);
+    }
+}
+
 static void mpi_close(struct weft_channel **channel)
 {
     struct mpi_channel *mpi = (struct mpi_channel *)*channel;
 
     if (mpi != NULL) {
-        for (int i = 0; i < mpi->request_count; i++) {
-            if (mpi->requests[i] != MPI_REQUEST_NULL) {
-                if (mpi->ops[i].is_recv) {
-                    (void)MPI_Cancel(&mpi->requests[i]);
-                }
-                (void)MPI_Request_free(&mpi->requests[i]);
-            }
-        }
-        if (mpi->comm != MPI_COMM_NULL && !mpi->has_failed) {
-            (void)MPI_Comm_free(&mpi->comm);
+        if (weft_mpi_turn_begin(mpi->base.options.bootstrap)) {
+            let_go(mpi);
+            weft_mpi_turn_end(mpi->base.options.bootstrap);
         }
         free(mpi->requests);
         free(mpi->statuses);
@@ -119,15 +128,14 @@ static enum weft_status mpi_fault(struct mpi_channel *mpi, const char *what, int
 }
 
 /* Duplicates MPI_COMM_WORLD; the only collective call of MPI here, and it does not block either. */
-static enum weft_status mpi_connect(struct weft_channel *channel, const void *addresses)
+static enum weft_status duplicate(struct mpi_channel *mpi)
 {
-    struct mpi_channel *mpi = (struct mpi_channel *)channel;
+    struct weft_channel *channel = &mpi->base;
     struct weft_wait wait;
     MPI_Request request;
     int is_done = 0;
     int error = MPI_Comm_idup(MPI_COMM_WORLD, &mpi->comm, &request);
 
-    (void)addresses;
     if (error != MPI_SUCCESS) {
         mpi->comm = MPI_COMM_NULL;
         return mpi_fault(mpi, "MPI_Comm_idup", error);
@@ -146,6 +154,19 @@ static enum weft_status mpi_connect(struct weft_channel *channel, const void *ad
     mpi->has_failed = false;
     error = MPI_Comm_set_errhandler(mpi->comm, MPI_ERRORS_RETURN);
     return error == MPI_SUCCESS ? WEFT_OK : mpi_fault(mpi, "MPI_Comm_set_errhandler", error);
+}
+
+static enum weft_status mpi_connect(struct weft_channel *channel, const void *addresses)
+{
+    enum weft_status status;
+
+    (void)addresses;
+    if (!weft_mpi_turn_begin(channel->options.bootstrap)) {
+        return WEFT_ERR_PEER;
+    }
+    status = duplicate((struct mpi_channel *)channel);
+    weft_mpi_turn_end(channel->options.bootstrap);
+    return status;
 }
 
 static enum weft_status start(struct mpi_channel *mpi, uint32_t rank, bool is_recv, void *data, size_t size)
@@ -249,6 +270,31 @@ static enum weft_status look(struct mpi_channel *mpi, struct weft_wait *wait, in
     return WEFT_OK;
 }
 
+/* MPI in turns: between them another thread may end it, when the group was ended. */
+static enum weft_status start_in_turn(struct mpi_channel *mpi, const struct weft_transfer *transfers, size_t count)
+{
+    enum weft_status status;
+
+    if (!weft_mpi_turn_begin(mpi->base.options.bootstrap)) {
+        return WEFT_ERR_PEER;
+    }
+    status = start_all(mpi, transfers, count);
+    weft_mpi_turn_end(mpi->base.options.bootstrap);
+    return status;
+}
+
+static enum weft_status look_in_turn(struct mpi_channel *mpi, struct weft_wait *wait, int *done_out)
+{
+    enum weft_status status;
+
+    if (!weft_mpi_turn_begin(mpi->base.options.bootstrap)) {
+        return WEFT_ERR_PEER;
+    }
+    status = look(mpi, wait, done_out);
+    weft_mpi_turn_end(mpi->base.options.bootstrap);
+    return status;
+}
+
 static enum weft_status run(struct mpi_channel *mpi, const struct weft_transfer *transfers, size_t count,
                             uint32_t timeout_ms)
 {
@@ -257,12 +303,12 @@ static enum weft_status run(struct mpi_channel *mpi, const struct weft_transfer 
 
     weft_wait_begin(&wait, &mpi->base, timeout_ms);
     WEFT_TRY(weft_wait_check(&wait, mpi->base.options.rank));
-    WEFT_TRY(start_all(mpi, transfers, count));
+    WEFT_TRY(start_in_turn(mpi, transfers, count));
     left = mpi->request_count;
     while (left > 0) {
         int done = 0;
 
-        WEFT_TRY(look(mpi, &wait, &done));
+        WEFT_TRY(look_in_turn(mpi, &wait, &done));
         left -= done;
         if (done > 0) {
             weft_wait_progress(&wait);

@@ -15,12 +15,9 @@ enum {
     BEATS_PER_SILENCE = 9,
     INTERVAL_MIN_MS = 20,
     INTERVAL_MAX_MS = 1000,
-    FIRST_FACTOR = 10,   /* the first beat may be this much later: its process may still be starting */
-    HURRY_MS = 10,       /* between attempts to pass a verdict on */
-    SAY_MS = 50,         /* for the main thread to say it itself */
-    DESCRIBE_MS = 300,   /* where it may know more: how a process ended */
-    LINKS_PER_MS = 64,   /* with more links one look reads what came in as many milliseconds more */
-    LAST_LINE_MS = 1000, /* for the line of a process that leaves: it may get no core, or standard error hangs */
+    FIRST_FACTOR = 10, /* the first beat may be this much later: its process may still be starting */
+    HURRY_MS = 10,     /* between attempts to pass a verdict on */
+    LINKS_PER_MS = 64, /* with more links one look reads what came in as many milliseconds more */
 };
 
 void weft_heart_signal(int fd)
@@ -81,38 +78,6 @@ bool weft_heart_verdict(struct weft_heart *heart, struct heart_verdict *out)
     *out = heart->verdict;
     pthread_mutex_unlock(&heart->mutex);
     return true;
-}
-
-static bool claim_at_once(struct weft_heart *heart)
-{
-    int unsaid = HEART_UNSAID;
-
-    return atomic_compare_exchange_strong(&heart->saying, &unsaid, HEART_SPEAKING);
-}
-
-/* The process may end as soon as this is over: not before the line is out, unless standard error hangs. */
-static void wait_until_said(struct weft_heart *heart)
-{
-    const struct timespec moment = {.tv_nsec = 1000000};
-
-    for (int i = 0; i < LAST_LINE_MS && atomic_load(&heart->saying) == HEART_SPEAKING; i++) {
-        (void)nanosleep(&moment, NULL);
-    }
-}
-
-bool weft_heart_claim(struct weft_heart *heart)
-{
-    bool is_ours = claim_at_once(heart);
-
-    if (!is_ours) {
-        wait_until_said(heart);
-    }
-    return is_ours;
-}
-
-void weft_heart_said(struct weft_heart *heart)
-{
-    atomic_store(&heart->saying, HEART_SAID);
 }
 
 /* ---- time ---- */
@@ -367,75 +332,6 @@ static void farewell(struct weft_heart *heart)
     weft_heart_mesh_close(&mesh);
 }
 
-/* ---- leaving ---- */
-
-/* What a helper thread of a leaving process needs; never freed: the process ends. */
-static void *say_last(void *context)
-{
-    struct weft_heart *heart = context;
-    char text[STAR_HOST_SIZE + STAR_REASON_SIZE + 64];
-
-    weft_log_set_rank(heart->log_rank);
-    weft_star_failure_text(heart->verdict.rank, heart->verdict.host, heart->verdict.reason, text, sizeof(text));
-    weft_log(WEFT_LOG_ERROR, HEART_LOG, "%s", text);
-    weft_heart_said(heart);
-    return NULL;
-}
-
-/* On a thread of its own: standard error may be what hangs. The heart is never freed: with exit_ns the process ends. */
-static void say(struct weft_heart *heart)
-{
-    pthread_t thread;
-
-    if (claim_at_once(heart)) {
-        if (pthread_create(&thread, NULL, say_last, heart) == 0) {
-            pthread_detach(thread);
-        } else {
-            weft_heart_said(heart);
-        }
-    }
-}
-
-/* The main thread is stuck in something that no verdict reaches: MPI, a driver, a disk. */
-static void leave(struct weft_heart *heart)
-{
-    say(heart);
-    wait_until_said(heart);
-    _exit(weft_star_is_end(heart->verdict.reason) ? EXIT_SUCCESS : EXIT_FAILURE);
-}
-
-/* How long the main thread has to say it itself. mpirun knows of a death as soon as we do, and from then on passes
- * nothing on for a second. */
-static int64_t say_after_ns(const struct weft_heart *heart)
-{
-    const struct star_hooks *hooks = heart->bootstrap->hooks;
-
-    if (!heart->verdict.is_closed) {
-        return SAY_MS * INT64_C(1000000);
-    }
-    return hooks != NULL && hooks->describe != NULL ? DESCRIBE_MS * INT64_C(1000000) : 0;
-}
-
-/*
- * The main thread reads from a slow disk, say, and mpirun will end this process before it looks: the leader's log must
- * have it, and of a leader that is stopped somebody else's.
- */
-static void say_when_late(struct weft_heart *heart, int64_t now)
-{
-    bool is_ours = heart->rank == 0 || heart->verdict.rank == 0;
-
-    if (is_ours && heart->exit_ns != 0 && now - heart->verdict_ns >= say_after_ns(heart)) {
-        say(heart);
-    }
-}
-
-static void leave_when_due(struct weft_heart *heart, int64_t now)
-{
-    if (heart->exit_ns != 0 && atomic_load(&heart->is_over) && now - heart->verdict_ns >= heart->exit_ns) {
-        leave(heart);
-    }
-}
-
 /* ---- the thread ---- */
 
 /* Beats must not wait behind the work of other threads. Neither call needs to succeed. */
@@ -505,8 +401,9 @@ void *weft_heart_run(void *context)
         judge_cuts(heart, now);
         if (atomic_load(&heart->is_over)) {
             is_settled = spread(heart) && atomic_load(&heart->saying) != HEART_UNSAID;
-            say_when_late(heart, now);
-            leave_when_due(heart, now);
+            weft_heart_say_when_late(heart, now);
+            weft_heart_take_leave_when_due(heart, now);
+            weft_heart_leave_when_due(heart, now);
         }
         wake = next_beat < heart->judge_ns ? next_beat : heart->judge_ns;
         listen_until(heart, is_settled ? wake : now + (int64_t)HURRY_MS * 1000000, &last);
@@ -524,7 +421,7 @@ void *weft_heart_run(void *context)
 
             (void)nanosleep(&pause, NULL);
         }
-        leave_when_due(heart, weft_star_now());
+        weft_heart_leave_when_due(heart, weft_star_now());
     }
     return NULL;
 }

@@ -59,6 +59,14 @@ struct weft_heart {
 /* The thread: context is the heart. */
 void *weft_heart_run(void *context);
 
+/* heart_leave.c, once there is a verdict. Says it, should the main thread not have done so in time. */
+void weft_heart_say_when_late(struct weft_heart *heart, int64_t now);
+/* Ends the process when exit_ns have passed. */
+void weft_heart_leave_when_due(struct weft_heart *heart, int64_t now);
+/* In a worker of a group that was ended: takes leave of whoever started it and ends the process. While the bootstrap
+ * is there. */
+void weft_heart_take_leave_when_due(struct weft_heart *heart, int64_t now);
+
 /* Makes an eventfd readable. */
 void weft_heart_signal(int fd);
 

@@ -34,11 +34,18 @@ static int live(struct weft_setup *setup, struct weft_terminal *terminal, uint32
     return code;
 }
 
+static void leave(void *context)
+{
+    (void)context;
+    weft_signals_leave();
+}
+
 int weft_command_lead(struct weft_setup *setup, struct weft_terminal *terminal, uint32_t stop_limit_ms,
                       weft_lead_fn *lead, void *context)
 {
     setup->options.progress = weft_terminal_progress;
     setup->options.memory_table = weft_terminal_line;
+    setup->options.leave = leave;
     setup->options.callback_context = terminal;
     int code = live(setup, terminal, stop_limit_ms, lead, context);
     weft_setup_close(setup);

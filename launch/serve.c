@@ -15,9 +15,16 @@
 /*
  * One second is promised from signal to end, with a step that cannot be cut short in it: the clients are told within
  * some 400 ms, the other ranks 100 ms later, and then this process is given ENGINE_LIMIT_MS in all. Each limit begins
- * where its stage does, so that a leader that got no core for a while does not leave before the others know.
+ * where its stage does, so that a leader that got no core for a while does not leave before the others know. Under MPI
+ * it leaves as soon as all ranks have come to MPI_Finalize, 0.3 s after the clients; only should they not come by
+ * MPI_LIMIT_MS (a machine far too busy) it goes without, and mpirun complains.
  */
-enum { STOP_LIMIT_MS = 1500, ENGINE_LIMIT_MS = 500, DRAIN_LOOK_MS = 20 };
+enum { STOP_LIMIT_MS = 1500, ENGINE_LIMIT_MS = 500, MPI_LIMIT_MS = 2000, DRAIN_LOOK_MS = 20 };
+
+struct serving {
+    const struct weft_settings *settings;
+    uint32_t engine_limit_ms;
+};
 
 /* Sleeps until a signal or a failure; true for a signal. */
 static bool stop_wait(struct weft_server *server)
@@ -67,7 +74,8 @@ static void log_address(const char *what, const char *address, uint32_t port)
 
 static int serve(struct weft_engine *engine, void *context)
 {
-    const struct weft_settings *settings = context;
+    const struct serving *serving = context;
+    const struct weft_settings *settings = serving->settings;
     struct weft_server_options options = {.engine = engine, .address = settings->grpc, .http_address = settings->http};
     struct weft_server *server = NULL;
     struct weft_engine_info info;
@@ -101,7 +109,7 @@ static int serve(struct weft_engine *engine, void *context)
     }
     weft_server_close(&server);
     if (weft_signals_caught() != 0) {
-        weft_signals_stopping(ENGINE_LIMIT_MS, code);
+        weft_signals_stopping(serving->engine_limit_ms, code);
     }
     if (settings->pid_file != NULL) {
         unlink(settings->pid_file);
@@ -111,6 +119,7 @@ static int serve(struct weft_engine *engine, void *context)
 
 int weft_command_serve(struct weft_settings *settings)
 {
+    struct serving serving = {.settings = settings, .engine_limit_ms = ENGINE_LIMIT_MS};
     struct weft_terminal terminal;
     struct weft_setup setup;
     int code;
@@ -130,6 +139,9 @@ int weft_command_serve(struct weft_settings *settings)
             return status == WEFT_ERR_ARGUMENT ? WEFT_EXIT_USAGE : WEFT_EXIT_FAILURE;
         }
     }
+    if (setup.options.launch == WEFT_LAUNCH_MPI) {
+        serving.engine_limit_ms = MPI_LIMIT_MS;
+    }
     weft_command_doctor_start(&setup);
-    return weft_command_lead(&setup, &terminal, STOP_LIMIT_MS + settings->drain_ms, serve, settings);
+    return weft_command_lead(&setup, &terminal, STOP_LIMIT_MS + settings->drain_ms, serve, &serving);
 }

@@ -70,17 +70,26 @@ static void on_signal(int number)
     errno = saved;
 }
 
+/* In the middle of a step, which is not waited for. */
+static void leave_a_step(void)
+{
+    say("weft: stopped in the middle of a step\n");
+    if (atomic_load(&signal_state.exit_code) >= 0) {
+        _exit(atomic_load(&signal_state.exit_code));
+    }
+    _exit(128 + atomic_load(&signal_state.caught));
+}
+
 static void on_alarm(int number)
 {
     (void)number;
     bool has_said = atomic_load(&signal_state.is_leaving) && atomic_load(&signal_state.is_failing);
 
     if (!atomic_load(&signal_state.is_worker) && getpid() == signal_state.pid && !has_said) {
-        say(atomic_load(&signal_state.is_leaving) ? "weft: interrupted while loading\n"
-                                                  : "weft: stopped in the middle of a step\n");
-        if (atomic_load(&signal_state.exit_code) >= 0) {
-            _exit(atomic_load(&signal_state.exit_code));
+        if (!atomic_load(&signal_state.is_leaving)) {
+            leave_a_step();
         }
+        say("weft: interrupted while loading\n");
     }
     _exit(128 + atomic_load(&signal_state.caught));
 }
@@ -122,6 +131,13 @@ void weft_signals_stopping(uint32_t limit_ms, int exit_code)
 {
     atomic_store(&signal_state.exit_code, exit_code);
     leave_after(limit_ms);
+}
+
+void weft_signals_leave(void)
+{
+    if (weft_signals_caught() != 0) {
+        leave_a_step();
+    }
 }
 
 void weft_signals_failing(void)

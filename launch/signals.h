@@ -26,6 +26,9 @@ void weft_signals_running(bool is_leader);
  */
 void weft_signals_stopping(uint32_t limit_ms, int exit_code);
 
+/* All has been told and a step that takes long is all that is left: leaves now, if a signal has come. */
+void weft_signals_leave(void);
+
 /* An error has been reported: mpirun's SIGTERM, which follows, needs no line of its own. */
 void weft_signals_failing(void);
 

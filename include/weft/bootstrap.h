@@ -114,6 +114,12 @@ void weft_bootstrap_abort(struct weft_bootstrap *bootstrap, uint32_t rank, const
  * is logged, and a process that is stuck leaves (exit_ms) with 0. Without heartbeats nothing happens.
  */
 void weft_bootstrap_end(struct weft_bootstrap *bootstrap);
+/*
+ * For a leader that leaves its process after weft_bootstrap_end() without waiting for its own step: what has started
+ * the ranks hears that all leave in order: MPI_Finalize, to which a rank that is in a step itself is brought by its
+ * heartbeats (with exit_ms). Any thread but the one that works. False: nobody is to be told. Only close may follow.
+ */
+bool weft_bootstrap_take_leave(struct weft_bootstrap *bootstrap);
 /* Whether that is what a wait of this rank has failed with. */
 bool weft_bootstrap_is_ended(const struct weft_bootstrap *bootstrap);
 

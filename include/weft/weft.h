@@ -37,6 +37,10 @@ typedef void weft_progress_callback(void *context, const char *what, uint64_t do
 /* One line of the memory table, before anything is allocated. */
 typedef void weft_text_callback(void *context, const char *line);
 
+/* weft_engine_close() would wait for a step that takes long, from the thread that closes; every other rank and whoever
+ * started them know that this is the end. May end the process: nothing of it is needed any more. */
+typedef void weft_leave_callback(void *context);
+
 #define WEFT_RANK_ANY UINT32_MAX
 
 /* Zero means the default everywhere; fill with weft_engine_options_init(). */
@@ -85,6 +89,7 @@ struct weft_engine_options {
     bool is_traced;        /* time every collective */
     weft_progress_callback *progress;
     weft_text_callback *memory_table;
+    weft_leave_callback *leave; /* WEFT_LAUNCH_MPI; NULL: MPI_Finalize is left out when the process ends in a step */
     void *callback_context;
 };
 

@@ -18,13 +18,14 @@
 
 #include "base/clock.h"
 #include "engine/handshake.h"
+#include "engine/rendezvous.h"
 #include "engine/stats.h"
 #include "engine/step.h"
 #include "weft/log.h"
 
 /* How long the loop may take to notice what the heartbeats know. */
 enum { STUCK_NS = 200000000 };
-/* How long close waits for the step that runs: nobody gets what it makes. */
+/* How long close waits for the step that runs, and again when it has ended the group: nobody gets what it makes. */
 enum { CLOSE_STEP_MS = 100 };
 
 enum life { LIFE_RUNNING, LIFE_CLOSING, LIFE_FAILED };
@@ -69,16 +70,7 @@ struct weft_controller {
 
 static void tell(struct weft_controller *controller, struct weft_job *job)
 {
-    if (!job->is_ready) {
-        job->is_ready = true;
-        job->ready_next = NULL;
-        if (controller->ready_last == NULL) {
-            controller->ready_first = job;
-        } else {
-            controller->ready_last->ready_next = job;
-        }
-        controller->ready_last = job;
-    }
+    weft_job_queue_ready(&controller->ready_first, &controller->ready_last, job);
     pthread_cond_signal(&controller->news);
 }
 
@@ -353,20 +345,26 @@ static void free_told(struct weft_controller *controller)
     }
 }
 
-static void end_thread(struct weft_controller *controller)
+static bool ends_within(struct weft_controller *controller, uint32_t timeout_ms)
 {
-    const struct timespec deadline = weft_clock_after(CLOSE_STEP_MS);
-    bool has_ended;
+    const struct timespec deadline = weft_clock_after(timeout_ms);
 
     pthread_mutex_lock(&controller->mutex);
     while (!controller->has_ended && pthread_cond_timedwait(&controller->news, &controller->mutex, &deadline) == 0) {
     }
-    has_ended = controller->has_ended;
+    bool has_ended = controller->has_ended;
     pthread_mutex_unlock(&controller->mutex);
-    if (!has_ended) {
+    return has_ended;
+}
+
+static void end_steps(struct weft_controller *controller)
+{
+    if (!ends_within(controller, CLOSE_STEP_MS)) {
         weft_bootstrap_end(controller->group->bootstrap);
+        if (!ends_within(controller, CLOSE_STEP_MS)) {
+            weft_rendezvous_leave(controller->options.options, controller->group->bootstrap);
+        }
     }
-    pthread_join(controller->thread, NULL);
 }
 
 void weft_controller_close(struct weft_controller **controller_pointer)
@@ -381,7 +379,8 @@ void weft_controller_close(struct weft_controller **controller_pointer)
         controller->life = controller->life == LIFE_RUNNING ? LIFE_CLOSING : controller->life;
         pthread_mutex_unlock(&controller->mutex);
         wake(controller);
-        end_thread(controller);
+        end_steps(controller);
+        pthread_join(controller->thread, NULL);
     }
     free_told(controller);
     while (controller->jobs != NULL) {

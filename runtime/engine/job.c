@@ -421,6 +421,21 @@ static void fill_timings(const struct weft_job *job, struct weft_timings *timing
     }
 }
 
+void weft_job_queue_ready(struct weft_job **first, struct weft_job **last, struct weft_job *job)
+{
+    if (job->is_ready) {
+        return;
+    }
+    job->is_ready = true;
+    job->ready_next = NULL;
+    if (*last == NULL) {
+        *first = job;
+    } else {
+        (*last)->ready_next = job;
+    }
+    *last = job;
+}
+
 void weft_job_list_add(struct weft_job **first, struct weft_job *job)
 {
     job->previous = NULL;

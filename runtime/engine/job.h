@@ -101,6 +101,9 @@ WEFT_MUST_CHECK enum weft_status weft_job_take(struct weft_job *job, const struc
 /* Appends to a text. ERR_MEMORY. */
 WEFT_MUST_CHECK enum weft_status weft_text_append(struct weft_text *text, const char *data, size_t size);
 
+/* Appends to those who have news, linked by ready_next, unless it is there. */
+void weft_job_queue_ready(struct weft_job **first, struct weft_job **last, struct weft_job *job);
+
 /* A doubly linked list of jobs, linked by previous and next. */
 void weft_job_list_add(struct weft_job **first, struct weft_job *job);
 void weft_job_list_remove(struct weft_job **first, struct weft_job *job);

@@ -51,3 +51,10 @@ enum weft_status weft_rendezvous_open(const struct weft_engine_options *options,
     *out = bootstrap;
     return WEFT_OK;
 }
+
+void weft_rendezvous_leave(const struct weft_engine_options *options, struct weft_bootstrap *bootstrap)
+{
+    if (options->leave != NULL && weft_bootstrap_take_leave(bootstrap)) {
+        options->leave(options->callback_context);
+    }
+}

@@ -16,4 +16,7 @@ uint32_t weft_rendezvous_timeout_ms(const struct weft_engine_options *options);
 WEFT_MUST_CHECK enum weft_status weft_rendezvous_open(const struct weft_engine_options *options,
                                                       struct weft_bootstrap **out);
 
+/* The leader's last act when its own step takes too long, after weft_bootstrap_end(): may not come back. */
+void weft_rendezvous_leave(const struct weft_engine_options *options, struct weft_bootstrap *bootstrap);
+
 #endif

@@ -75,13 +75,13 @@ def test_names_the_hosts_that_stay_away(tmp_path):
 
 
 class Service:
-    """The script around `weft serve` on two ranks of this host."""
+    """The script around `weft serve` on ranks of this host."""
 
-    def __init__(self, folder, *options, serve=None):
+    def __init__(self, folder, *options, serve=None, ranks=2):
         serve = serve or ["--model", str(model_folder("llama3", folder)), "--threads", "1", "--drain", "60s"]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WEFT_")}
         self.process = subprocess.Popen(
-            [str(SCRIPT), "--ranks", "2", "--weft", str(WEFT), *options, "serve", "--grpc", "127.0.0.1:0", *serve],
+            [str(SCRIPT), "--ranks", str(ranks), "--weft", str(WEFT), *options, "serve", "--grpc", "127.0.0.1:0", *serve],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL, text=True, env=clean)
         self.lines = []
@@ -127,9 +127,27 @@ def test_a_drain_that_runs_out_in_a_long_step(tmp_path):
     everything = group_of(service.process.pid)
     service.process.send_signal(signal.SIGTERM)
     assert streams.were_shut_down()
-    service.end()
+    assert service.end() == 0
     assert until(lambda: not any(map(is_alive, everything)), 10)
     assert service.count("failed") == 0 and service.count("starting again") == 0, "".join(service.lines)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("comm", [[], ["--comm", "mpi"]])
+def test_a_drain_that_runs_out_in_a_long_layer(tmp_path, ranks, comm):
+    """No rank gets out of it in time, yet mpirun sees them all leave in order: not a word of its own, and 0."""
+    service = Service(tmp_path, serve=[*slow_steps.layer_options(tmp_path), "--drain", "0", *comm], ranks=ranks)
+    service.wait_for("gRPC on")
+    ports = (slow_steps.port_of(service.lines, kind) for kind in ("gRPC", "HTTP"))
+    streams = slow_steps.Streams(*ports, is_layer=True)
+    before = len(service.lines)
+    everything = group_of(service.process.pid)
+    service.process.send_signal(signal.SIGTERM)
+    assert streams.were_shut_down()
+    assert service.end() == 0, "".join(service.lines)
+    assert until(lambda: not any(map(is_alive, everything)))
+    for line in service.lines[before:]:
+        assert line.startswith(("launch/mpirun.sh: stop", "weft: stop", "weft[0]: serve: Terminated: stopping")), line
 
 
 def test_gives_up_after_the_allowed_restarts(tmp_path):
