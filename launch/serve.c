@@ -24,6 +24,7 @@ enum { STOP_LIMIT_MS = 1500, ENGINE_LIMIT_MS = 500, MPI_LIMIT_MS = 2000, DRAIN_L
 struct serving {
     const struct weft_settings *settings;
     uint32_t engine_limit_ms;
+    struct weft_server *server; /* owned; on the leader, from when it knows that it leads */
 };
 
 /* Sleeps until a signal or a failure; true for a signal. */
@@ -72,20 +73,27 @@ static void log_address(const char *what, const char *address, uint32_t port)
     weft_log(WEFT_LOG_INFO, "serve", "%s on %.*s:%u", what, (int)(strrchr(address, ':') - address), address, port);
 }
 
+/* A taken port is found before anything is loaded, and probes are answered meanwhile. */
+static enum weft_status listen_early(void *context)
+{
+    struct serving *serving = context;
+    const struct weft_server_options options = {.address = serving->settings->grpc,
+                                                .http_address = serving->settings->http};
+
+    return weft_server_open(&options, &serving->server);
+}
+
 static int serve(struct weft_engine *engine, void *context)
 {
-    const struct serving *serving = context;
+    struct serving *serving = context;
     const struct weft_settings *settings = serving->settings;
-    struct weft_server_options options = {.engine = engine, .address = settings->grpc, .http_address = settings->http};
-    struct weft_server *server = NULL;
+    struct weft_server *server = serving->server;
     struct weft_engine_info info;
     int code = WEFT_EXIT_OK;
 
-    if (weft_server_open(&options, &server) != WEFT_OK) {
-        return WEFT_EXIT_FAILURE;
-    }
-    if (settings->pid_file != NULL && !pid_file_write(settings->pid_file)) {
-        weft_server_close(&server);
+    if ((settings->pid_file != NULL && !pid_file_write(settings->pid_file)) ||
+        weft_server_start(server, engine) != WEFT_OK) {
+        weft_server_close(&serving->server);
         return WEFT_EXIT_FAILURE;
     }
     weft_engine_info(engine, &info);
@@ -107,7 +115,7 @@ static int serve(struct weft_engine *engine, void *context)
         weft_log(WEFT_LOG_ERROR, "serve", "stopping: %s", failure[0] != '\0' ? failure : "the group has failed");
         code = WEFT_EXIT_FAILURE;
     }
-    weft_server_close(&server);
+    weft_server_close(&serving->server);
     if (weft_signals_caught() != 0) {
         weft_signals_stopping(serving->engine_limit_ms, code);
     }
@@ -115,6 +123,12 @@ static int serve(struct weft_engine *engine, void *context)
         unlink(settings->pid_file);
     }
     return code;
+}
+
+static bool are_addresses(const struct weft_settings *settings)
+{
+    return weft_server_address_check(settings->grpc) == WEFT_OK &&
+           (settings->http == NULL || weft_server_address_check(settings->http) == WEFT_OK);
 }
 
 int weft_command_serve(struct weft_settings *settings)
@@ -128,20 +142,16 @@ int weft_command_serve(struct weft_settings *settings)
         return code;
     }
     weft_terminal_init(&terminal, settings->is_quiet || weft_setup_is_worker(&setup), settings->is_verbose);
-    /* On a group over several hosts only the leader's host may have these addresses, and who leads is not yet known. */
-    if (!weft_setup_is_distributed(&setup)) {
-        enum weft_status status = weft_server_address_check(settings->grpc);
-
-        if (status == WEFT_OK && settings->http != NULL) {
-            status = weft_server_address_check(settings->http);
-        }
-        if (status != WEFT_OK) {
-            return status == WEFT_ERR_ARGUMENT ? WEFT_EXIT_USAGE : WEFT_EXIT_FAILURE;
-        }
+    if (!weft_setup_is_distributed(&setup) && !are_addresses(settings)) { /* elsewhere the leader alone says it */
+        return WEFT_EXIT_USAGE;
     }
     if (setup.options.launch == WEFT_LAUNCH_MPI) {
         serving.engine_limit_ms = MPI_LIMIT_MS;
     }
     weft_command_doctor_start(&setup);
-    return weft_command_lead(&setup, &terminal, STOP_LIMIT_MS + settings->drain_ms, serve, &serving);
+    setup.options.leading = listen_early;
+    setup.options.leading_context = &serving;
+    code = weft_command_lead(&setup, &terminal, STOP_LIMIT_MS + settings->drain_ms, serve, &serving);
+    weft_server_close(&serving.server); /* of a group that did not come about */
+    return code;
 }

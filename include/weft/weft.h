@@ -37,6 +37,12 @@ typedef void weft_progress_callback(void *context, const char *what, uint64_t do
 /* One line of the memory table, before anything is allocated. */
 typedef void weft_text_callback(void *context, const char *line);
 
+/*
+ * Called by weft_engine_open() on the leader as soon as it is known to be the leader and nothing forks any more: with
+ * TCP before the others are waited for, else before the model is read. May start threads. An error (logged) ends the
+ * group and is what open returns.
+ */
+typedef enum weft_status weft_leading_callback(void *context);
 /* weft_engine_close() would wait for a step that takes long, from the thread that closes; every other rank and whoever
  * started them know that this is the end. May end the process: nothing of it is needed any more. */
 typedef void weft_leave_callback(void *context);
@@ -89,6 +95,8 @@ struct weft_engine_options {
     bool is_traced;        /* time every collective */
     weft_progress_callback *progress;
     weft_text_callback *memory_table;
+    weft_leading_callback *leading; /* with leading_context */
+    void *leading_context;
     weft_leave_callback *leave; /* WEFT_LAUNCH_MPI; NULL: MPI_Finalize is left out when the process ends in a step */
     void *callback_context;
 };

@@ -170,6 +170,11 @@ static void log_refusal(const char *kind)
     }
 }
 
+static enum weft_status say_leading(const struct weft_engine_options *options)
+{
+    return options->leading != NULL ? options->leading(options->leading_context) : WEFT_OK;
+}
+
 /* The group in this process, over an open bootstrap, which is taken over. Never returns in a forked child. */
 static enum weft_status form_group(struct weft_engine *engine, struct weft_bootstrap *bootstrap)
 {
@@ -184,6 +189,9 @@ static enum weft_status form_group(struct weft_engine *engine, struct weft_boots
     /* Only the leader reports what every rank would find (a damaged model); the others send it their reason. */
     weft_log_set_quiet(!is_leader);
     args.status = check_rank_count(&engine->options, bootstrap);
+    if (args.status == WEFT_OK && is_leader && engine->options.launch != WEFT_LAUNCH_TCP) {
+        args.status = say_leading(&engine->options);
+    }
     if (args.status == WEFT_OK && strcmp(kind, "threads") != 0 && strcmp(kind, "local") != 0) {
         args.lacks_model = !is_leader && weft_options_are_streamed(&engine->options);
         args.status = args.lacks_model ? weft_identity_read_options(&engine->options, &engine->identity)
@@ -230,6 +238,9 @@ static enum weft_status open_all(struct weft_engine *engine, const struct weft_e
     if (launch == WEFT_LAUNCH_THREADS) {
         WEFT_TRY(start_threads(engine, &bootstrap));
     } else {
+        if (launch == WEFT_LAUNCH_TCP && engine->options.rank == 0) {
+            WEFT_TRY(say_leading(&engine->options));
+        }
         WEFT_TRY(weft_rendezvous_open(&engine->options, &bootstrap));
     }
     engine->met_ns = weft_clock_ns();

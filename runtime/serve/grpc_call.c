@@ -102,7 +102,7 @@ void weft_rpc_send_locked(struct weft_rpc_call *call, const struct weft_rpc_repl
     if (reply->has_status) {
         ops[count].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
         if (has_hint) {
-            weft_rpc_retry_init(&retry, call->server->retry_ms, reply->status,
+            weft_rpc_retry_init(&retry, atomic_load(&call->server->retry_ms), reply->status,
                                 reply->details != NULL ? reply->details : "");
             ops[count].data.send_status_from_server.trailing_metadata = retry.metadata;
             ops[count].data.send_status_from_server.trailing_metadata_count = WEFT_RPC_RETRY_COUNT;
@@ -146,6 +146,13 @@ static void accepted(struct weft_rpc_call *call)
     pthread_mutex_unlock(&call->mutex);
     if (call->method == NULL) {
         weft_rpc_finish(call, NULL, GRPC_STATUS_UNIMPLEMENTED, "unknown service or method");
+        return;
+    }
+    if (call->method->is_for_engine && weft_service_engine(call->server->service) == NULL) {
+        char reason[WEFT_RPC_DETAILS_SIZE];
+
+        weft_service_reason(call->server->service, reason);
+        weft_rpc_finish(call, NULL, GRPC_STATUS_UNAVAILABLE, reason);
         return;
     }
     call->method->begin(call);

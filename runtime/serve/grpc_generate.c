@@ -347,6 +347,7 @@ static void fini(struct weft_rpc_call *call)
 
 const struct weft_rpc_method weft_rpc_generate = {
     .path = "/weft.v1.Inference/Generate",
+    .is_for_engine = true,
     .begin = begin,
     .on_sent = pump,
     .on_closed = on_closed,

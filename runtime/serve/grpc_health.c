@@ -1,9 +1,10 @@
 /*
  * grpc.health.v1.Health: Check and Watch. C-core has neither; kubelet uses Check, load balancers Watch.
  *
- *   service                                   serving   draining   failed
- *   "", weft.v1.Inference, readiness          SERVING   NOT        NOT
- *   startup, liveness                         SERVING   SERVING    NOT
+ *   service                                   loading   serving   draining   failed
+ *   "", weft.v1.Inference, readiness          NOT       SERVING   NOT        NOT
+ *   startup                                   NOT       SERVING   SERVING    NOT
+ *   liveness                                  SERVING   SERVING   SERVING    NOT
  */
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +19,7 @@ typedef Grpc__Health__V1__HealthCheckResponse__ServingStatus serving_status;
 #define NOT_SERVING     GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__NOT_SERVING
 #define SERVICE_UNKNOWN GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVICE_UNKNOWN
 
-enum probe { PROBE_READY, PROBE_ALIVE, PROBE_UNKNOWN };
+enum probe { PROBE_READY, PROBE_STARTED, PROBE_ALIVE, PROBE_UNKNOWN };
 
 struct weft_health_watch {
     struct weft_rpc_call *call;
@@ -37,8 +38,8 @@ static enum probe probe_find(const ProtobufCBinaryData *service)
         const char *name;
         enum probe probe;
     } probes[] = {
-        {"", PROBE_READY},        {"weft.v1.Inference", PROBE_READY}, {"readiness", PROBE_READY},
-        {"startup", PROBE_ALIVE}, {"liveness", PROBE_ALIVE},
+        {"", PROBE_READY},          {"weft.v1.Inference", PROBE_READY}, {"readiness", PROBE_READY},
+        {"startup", PROBE_STARTED}, {"liveness", PROBE_ALIVE},
     };
 
     for (size_t i = 0; i < sizeof(probes) / sizeof(probes[0]); i++) {
@@ -52,13 +53,15 @@ static enum probe probe_find(const ProtobufCBinaryData *service)
 
 static serving_status status_of(struct weft_server *server, enum probe probe)
 {
-    enum weft_service_state state = weft_service_state(server->service);
+    bool is_serving = false;
 
-    if (probe == PROBE_UNKNOWN) {
-        return SERVICE_UNKNOWN;
+    switch (weft_service_state(server->service)) {
+    case WEFT_SERVICE_LOADING: is_serving = probe == PROBE_ALIVE; break;
+    case WEFT_SERVICE_SERVING: is_serving = true; break;
+    case WEFT_SERVICE_DRAINING: is_serving = probe != PROBE_READY; break;
+    case WEFT_SERVICE_FAILED: break;
     }
-    return state == WEFT_SERVICE_SERVING || (state == WEFT_SERVICE_DRAINING && probe == PROBE_ALIVE) ? SERVING
-                                                                                                     : NOT_SERVING;
+    return probe == PROBE_UNKNOWN ? SERVICE_UNKNOWN : is_serving ? SERVING : NOT_SERVING;
 }
 
 static grpc_byte_buffer *encode(serving_status status)

@@ -12,6 +12,7 @@
 
 #include <grpc/grpc.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -30,6 +31,7 @@ struct weft_rpc_tag {
 /* One method: constant. Absent callbacks are NULL. */
 struct weft_rpc_method {
     const char *path;
+    bool is_for_engine;                            /* while there is none, every call gets UNAVAILABLE */
     void (*begin)(struct weft_rpc_call *call);     /* call->payload has come; must lead to a status */
     void (*on_sent)(struct weft_rpc_call *call);   /* a message without status has left; under the call's mutex */
     void (*on_closed)(struct weft_rpc_call *call); /* the client is gone or everything is said; no lock held */
@@ -128,8 +130,8 @@ struct weft_server {
     int failure_fd;
     uint32_t port;
     size_t reply_size_max;
-    uint32_t retry_ms;
-    struct weft_engine_info info;
+    _Atomic uint32_t retry_ms;
+    struct weft_engine_info info; /* once the service has its engine */
     /* Shutdown: under mutex. */
     pthread_mutex_t mutex;
     pthread_cond_t is_shut;

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "address.h"
 #include "grpc_internal.h"
 #include "http_routes.h"
 #include "weft/log.h"
@@ -179,20 +180,30 @@ static enum weft_status core_start(struct weft_server *server, const struct weft
     return queues_start(server);
 }
 
+/* C-core does not say why it cannot have a port. */
+static enum weft_status check_free(const char *address)
+{
+    uint32_t port;
+    int fd;
+
+    WEFT_TRY(weft_address_listen(address, &fd, &port));
+    close(fd);
+    return WEFT_OK;
+}
+
 enum weft_status weft_server_open(const struct weft_server_options *options, struct weft_server **out)
 {
     struct weft_server *server;
     enum weft_status status;
 
-    WEFT_TRY(weft_server_address_check(options->address));
+    WEFT_TRY(check_free(options->address));
     server = calloc(1, sizeof(*server));
     if (server == NULL) {
         weft_log(WEFT_LOG_ERROR, "serve", "out of memory");
         return WEFT_ERR_MEMORY;
     }
     server->reply_size_max = options->reply_size_max != 0 ? options->reply_size_max : (size_t)1 << 20;
-    weft_engine_info(options->engine, &server->info);
-    server->retry_ms = weft_rpc_retry_ms(server->info.load_ms);
+    atomic_store(&server->retry_ms, weft_rpc_retry_ms(0));
     pthread_mutex_init(&server->mutex, NULL);
     pthread_cond_init(&server->is_shut, NULL);
     pthread_mutex_init(&server->health.mutex, NULL);
@@ -203,7 +214,7 @@ enum weft_status weft_server_open(const struct weft_server_options *options, str
         weft_log(WEFT_LOG_ERROR, "serve", "eventfd: %s", strerror(errno));
         status = WEFT_ERR_IO;
     } else {
-        status = weft_service_open(options->engine, on_state, server, &server->service);
+        status = weft_service_open(on_state, server, &server->service);
     }
     if (status == WEFT_OK) {
         status = core_start(server, options);
@@ -217,6 +228,13 @@ enum weft_status weft_server_open(const struct weft_server_options *options, str
     }
     *out = server;
     return WEFT_OK;
+}
+
+enum weft_status weft_server_start(struct weft_server *server, struct weft_engine *engine)
+{
+    weft_engine_info(engine, &server->info);
+    atomic_store(&server->retry_ms, weft_rpc_retry_ms(server->info.load_ms));
+    return weft_service_start(server->service, engine);
 }
 
 /* Waits until C-core has shut down and every call is freed; false after timeout_ms. */

@@ -109,6 +109,9 @@ static void get_model(struct weft_rpc_call *call)
     weft_rpc_finish(call, weft_codec_encode(&model.base), GRPC_STATUS_OK, "");
 }
 
-const struct weft_rpc_method weft_rpc_tokenize = {.path = "/weft.v1.Inference/Tokenize", .begin = tokenize};
-const struct weft_rpc_method weft_rpc_detokenize = {.path = "/weft.v1.Inference/Detokenize", .begin = detokenize};
-const struct weft_rpc_method weft_rpc_get_model = {.path = "/weft.v1.Inference/GetModel", .begin = get_model};
+const struct weft_rpc_method weft_rpc_tokenize = {
+    .path = "/weft.v1.Inference/Tokenize", .is_for_engine = true, .begin = tokenize};
+const struct weft_rpc_method weft_rpc_detokenize = {
+    .path = "/weft.v1.Inference/Detokenize", .is_for_engine = true, .begin = detokenize};
+const struct weft_rpc_method weft_rpc_get_model = {
+    .path = "/weft.v1.Inference/GetModel", .is_for_engine = true, .begin = get_model};

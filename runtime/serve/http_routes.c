@@ -10,13 +10,17 @@
 static void metrics(void *context, struct weft_http_reply *reply)
 {
     struct weft_service *service = context;
+    const struct weft_engine *engine = weft_service_engine(service);
     struct weft_engine_info info;
     struct weft_engine_stats stats;
-    const struct weft_metrics values = {
-        .info = &info, .stats = &stats, .is_serving = weft_service_state(service) == WEFT_SERVICE_SERVING};
+    struct weft_metrics values = {.is_serving = weft_service_state(service) == WEFT_SERVICE_SERVING};
 
-    weft_engine_info(weft_service_engine(service), &info);
-    weft_engine_stats(weft_service_engine(service), &stats);
+    if (engine != NULL) {
+        weft_engine_info(engine, &info);
+        weft_engine_stats(engine, &stats);
+        values.info = &info;
+        values.stats = &stats;
+    }
     reply->content_type = WEFT_METRICS_CONTENT_TYPE;
     if (weft_metrics_render(&values, &reply->body, &reply->body_size) != WEFT_OK) {
         reply->body = NULL;

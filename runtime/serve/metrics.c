@@ -59,6 +59,9 @@ static void identity(FILE *file, const struct weft_engine_info *info)
     fputs("weft_build_info{", file);
     label(file, "", "version", weft_version());
     fputs("} 1\n", file);
+    if (info == NULL) {
+        return;
+    }
     head(file, "weft_model_info", "gauge", "1; the model and how it runs.");
     fputs("weft_model_info{", file);
     label(file, "", "model", info->model);
@@ -129,10 +132,12 @@ enum weft_status weft_metrics_render(const struct weft_metrics *metrics, char **
         return WEFT_ERR_MEMORY;
     }
     identity(file, metrics->info);
-    gauge(file, "weft_serving", "1 while new requests are taken, 0 while draining or after a failure.",
+    gauge(file, "weft_serving", "1 while new requests are taken, 0 while loading, draining or after a failure.",
           metrics->is_serving);
-    load(file, metrics->stats);
-    work(file, metrics->stats);
+    if (metrics->stats != NULL) {
+        load(file, metrics->stats);
+        work(file, metrics->stats);
+    }
     process(file);
     bool is_whole = ferror(file) == 0;
     if (fclose(file) != 0 || !is_whole) {

@@ -14,7 +14,7 @@
 #define WEFT_METRICS_CONTENT_TYPE "text/plain; version=0.0.4; charset=utf-8"
 
 struct weft_metrics {
-    const struct weft_engine_info *info;
+    const struct weft_engine_info *info; /* NULL, both: while the model loads */
     const struct weft_engine_stats *stats;
     bool is_serving;
 };

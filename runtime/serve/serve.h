@@ -1,7 +1,6 @@
 /*
- * The servers of `weft serve`, over an engine that the caller has opened (and so forked) before: gRPC (weft.proto,
- * health.proto) and, when asked for, HTTP (/metrics, /health). Not part of libweft; uses the engine through weft.h
- * only.
+ * The servers of `weft serve`: gRPC (weft.proto, health.proto) and, when asked for, HTTP (/metrics, /health). Not part
+ * of libweft; uses the engine through weft.h only.
  */
 #ifndef WEFT_SERVE_H
 #define WEFT_SERVE_H
@@ -15,7 +14,6 @@
 struct weft_server;
 
 struct weft_server_options {
-    struct weft_engine *engine;  /* leader's; borrowed until close. Only the server may poll it */
     const char *address;         /* of gRPC: "host:port" or "[v6]:port"; port 0 takes a free one */
     const char *http_address;    /* the same for HTTP; NULL: none */
     size_t reply_size_max;       /* bytes an answer may wait for a slow reader before it is cancelled; 0: 1 MiB */
@@ -25,10 +23,14 @@ struct weft_server_options {
 };
 
 /*
- * Listens and serves when it returns. Starts threads: call after weft_engine_open(), with signals handled. ERR_IO when
- * the address cannot be bound, ERR_ARGUMENT when it cannot be understood (logged).
+ * Listens when it returns, and tells everybody that the model is loading: health says NOT_SERVING (liveness SERVING),
+ * requests get UNAVAILABLE with a retry hint. Starts threads: call when nothing forks any more (weft_leading_callback),
+ * with signals handled. ERR_IO when the address cannot be bound, ERR_ARGUMENT when it cannot be understood (logged).
  */
 WEFT_MUST_CHECK enum weft_status weft_server_open(const struct weft_server_options *options, struct weft_server **out);
+
+/* Serves from now on. engine: the leader's, borrowed until close; only the server may poll it. Once. */
+WEFT_MUST_CHECK enum weft_status weft_server_start(struct weft_server *server, struct weft_engine *engine);
 
 /* The ports that were bound; 0: no HTTP. */
 uint32_t weft_server_port(const struct weft_server *server);
@@ -47,7 +49,7 @@ uint32_t weft_server_active_count(struct weft_server *server);
 /* Cancels what still runs, tells every client, and returns within about a second. Sets *server to NULL. */
 void weft_server_close(struct weft_server **server);
 
-/* Whether "host:port" can be bound now, without keeping it: finds a mistake before a model is loaded. Logged. */
+/* Whether this is "host:port" or "[v6]:port": finds a mistake before anything is started. ERR_ARGUMENT, logged. */
 WEFT_MUST_CHECK enum weft_status weft_server_address_check(const char *address);
 
 #endif

@@ -19,10 +19,11 @@ enum {
 };
 
 struct weft_service {
-    struct weft_engine *engine;
+    _Atomic(struct weft_engine *) engine; /* NULL before start */
     weft_service_state_callback *on_state;
     void *context;
     pthread_t thread;
+    bool has_thread;
     _Atomic bool is_stopping;
     pthread_mutex_t mutex;
     pthread_cond_t is_empty;
@@ -147,18 +148,15 @@ static void *poll_main(void *argument)
     return NULL;
 }
 
-enum weft_status weft_service_open(struct weft_engine *engine, weft_service_state_callback *on_state, void *context,
-                                   struct weft_service **out)
+enum weft_status weft_service_open(weft_service_state_callback *on_state, void *context, struct weft_service **out)
 {
     struct weft_service *service = calloc(1, sizeof(*service));
     pthread_condattr_t attributes;
-    int error;
 
     if (service == NULL) {
         weft_log(WEFT_LOG_ERROR, "serve", "out of memory");
         return WEFT_ERR_MEMORY;
     }
-    service->engine = engine;
     service->on_state = on_state;
     service->context = context;
     pthread_mutex_init(&service->mutex, NULL);
@@ -166,22 +164,29 @@ enum weft_status weft_service_open(struct weft_engine *engine, weft_service_stat
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_cond_init(&service->is_empty, &attributes);
     pthread_condattr_destroy(&attributes);
+    *out = service;
+    return WEFT_OK;
+}
+
+enum weft_status weft_service_start(struct weft_service *service, struct weft_engine *engine)
+{
+    int error;
+
+    atomic_store(&service->engine, engine);
     error = pthread_create(&service->thread, NULL, poll_main, service);
     if (error != 0) {
         weft_log(WEFT_LOG_ERROR, "serve", "cannot start a thread: %s", strerror(error));
-        pthread_cond_destroy(&service->is_empty);
-        pthread_mutex_destroy(&service->mutex);
-        free(service);
         return WEFT_ERR_IO;
     }
-    *out = service;
+    service->has_thread = true;
+    state_set(service, WEFT_SERVICE_SERVING);
     return WEFT_OK;
 }
 
 void weft_service_stop(struct weft_service *service)
 {
     weft_service_drain(service);
-    if (!atomic_exchange(&service->is_stopping, true)) {
+    if (!atomic_exchange(&service->is_stopping, true) && service->has_thread) {
         pthread_join(service->thread, NULL);
     }
     finish_all(service, WEFT_ERR_CANCELLED);
@@ -286,12 +291,18 @@ enum weft_service_state weft_service_state(struct weft_service *service)
 
 void weft_service_reason(struct weft_service *service, char text_out[WEFT_SERVICE_REASON_SIZE])
 {
-    weft_engine_failure(service->engine, text_out, WEFT_SERVICE_REASON_SIZE);
-    if (text_out[0] == '\0') {
-        bool has_failed = weft_service_state(service) == WEFT_SERVICE_FAILED;
+    struct weft_engine *engine = weft_service_engine(service);
+    enum weft_service_state state = weft_service_state(service);
 
+    text_out[0] = '\0';
+    if (engine != NULL) {
+        weft_engine_failure(engine, text_out, WEFT_SERVICE_REASON_SIZE);
+    }
+    if (text_out[0] == '\0') {
         (void)snprintf(text_out, WEFT_SERVICE_REASON_SIZE, "%s",
-                       has_failed ? "the group has failed" : "the server is shutting down");
+                       state == WEFT_SERVICE_FAILED    ? "the group has failed"
+                       : state == WEFT_SERVICE_LOADING ? "the model is loading"
+                                                       : "the server is shutting down");
     }
 }
 
@@ -307,5 +318,5 @@ uint32_t weft_service_job_count(struct weft_service *service)
 
 struct weft_engine *weft_service_engine(struct weft_service *service)
 {
-    return service->engine;
+    return atomic_load(&service->engine);
 }

@@ -3,7 +3,8 @@
  * rarely or slowly. Tokens are bytes; token k of an answer depends on the prompt's bytes and k alone.
  *
  * The model's name sets it up: "fake:token_us=1000,context=4096,close_ms=60000" (close takes as long as a long step);
- * with "hold=PATH" no request gets more than its first token while there is a file PATH. Words in a prompt make it
+ * with "hold=PATH" no request gets more than its first token while there is a file PATH; with "load=PATH" loading lasts
+ * as long as there is one, and ends in an error when "bad" is in it. Words in a prompt make it
  * misbehave: <fail>, the group fails (rank 1) after the fifth token of this request; <wide>, 1000 bytes of text per
  * token; <stuck>, neither a second token nor an end. Every event's text and ids are scribbled over by the next poll:
  * what the server keeps it must have copied.
@@ -82,6 +83,27 @@ static void setting_text(const char *model, const char *name, char *text_out, si
     text_out[strcspn(text_out, ",")] = '\0';
 }
 
+static enum weft_status load(const char *model)
+{
+    const struct timespec moment = {.tv_nsec = 5000000};
+    char path[256];
+    char word[4] = "";
+    FILE *file;
+
+    setting_text(model, "load=", path, sizeof(path));
+    while (path[0] != '\0' && (file = fopen(path, "re")) != NULL) {
+        bool is_bad = fread(word, 1, 3, file) == 3 && strncmp(word, "bad", 3) == 0;
+
+        (void)fclose(file);
+        if (is_bad) {
+            weft_log(WEFT_LOG_ERROR, "fake", "%s: damaged", model);
+            return WEFT_ERR_FORMAT;
+        }
+        (void)nanosleep(&moment, NULL);
+    }
+    return WEFT_OK;
+}
+
 enum weft_status weft_engine_open(const struct weft_engine_options *options, struct weft_engine **out)
 {
     struct weft_engine *engine;
@@ -90,12 +112,16 @@ enum weft_status weft_engine_open(const struct weft_engine_options *options, str
         weft_log(WEFT_LOG_ERROR, "fake", "%s: cannot open", options->model);
         return WEFT_ERR_IO;
     }
+    if (options->leading != NULL) {
+        WEFT_TRY(options->leading(options->leading_context));
+    }
     if (options->memory_table != NULL) {
         options->memory_table(options->callback_context, "rank  weights  KV cache");
     }
     for (uint64_t i = 0; options->progress != NULL && i <= 100; i++) {
         options->progress(options->callback_context, "loading weights", i << 20, 100 << 20);
     }
+    WEFT_TRY(load(options->model));
     engine = calloc(1, sizeof(*engine));
     pthread_mutex_init(&engine->mutex, NULL);
     pthread_cond_init(&engine->changed, NULL);

@@ -66,8 +66,12 @@ static void test_a_lost_group_is_503_and_says_why(void **state)
     weft_engine_options_init(&options);
     options.model = "fake:";
     assert_int_equal(weft_engine_open(&options, &engine), WEFT_OK);
-    assert_int_equal(weft_service_open(engine, on_state, NULL, &service), WEFT_OK);
+    assert_int_equal(weft_service_open(on_state, NULL, &service), WEFT_OK);
     assert_int_equal(weft_http_open("127.0.0.1:0", service, &http), WEFT_OK);
+    get_health(http, answer, sizeof(answer));
+    assert_non_null(strstr(answer, "HTTP/1.1 503 "));
+    assert_non_null(strstr(answer, "\r\n\r\nthe model is loading\n"));
+    assert_int_equal(weft_service_start(service, engine), WEFT_OK);
     get_health(http, answer, sizeof(answer));
     assert_non_null(strstr(answer, "HTTP/1.1 200 "));
     assert_non_null(strstr(answer, "\r\n\r\nserving\n"));

@@ -65,7 +65,9 @@ static struct fixture *fixture_open(const char *model)
     options.model = model;
     options.queue_count_max = 4000;
     assert_int_equal(weft_engine_open(&options, &fixture->engine), WEFT_OK);
-    assert_int_equal(weft_service_open(fixture->engine, on_state, fixture, &fixture->service), WEFT_OK);
+    assert_int_equal(weft_service_open(on_state, fixture, &fixture->service), WEFT_OK);
+    assert_int_equal(weft_service_start(fixture->service, fixture->engine), WEFT_OK);
+    atomic_store(&fixture->state_count, 0);
     return fixture;
 }
 

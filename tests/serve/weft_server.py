@@ -50,19 +50,26 @@ def retry_hint(error):
 
 
 class Server:
-    """A `weft serve` process on a free port. Its standard error is collected in .log."""
+    """A `weft serve` process on a free port. Its standard error is collected in .log.
 
-    def __init__(self, *arguments, binary=WEFT, environment=None, wrapper=()):
-        command = [*wrapper, str(binary), "serve", "--grpc", "127.0.0.1:0", *map(str, arguments)]
+    With a `port` the constructor does not wait until it serves: .wait_ready() does.
+    """
+
+    def __init__(self, *arguments, binary=WEFT, environment=None, wrapper=(), port=None):
+        command = [*wrapper, str(binary), "serve", "--grpc", f"127.0.0.1:{port or 0}", *map(str, arguments)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         env={**os.environ, **(environment or {})})
         self.log = []
-        self.port = None
+        self.port = port
         self.http_port = None
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._ready.wait(HANG_S) or self.port is None:
+        if port is None:
+            self.wait_ready()
+
+    def wait_ready(self):
+        if not self._ready.wait(HANG_S) or not any("gRPC on" in line for line in self.log):
             self.kill()
             raise AssertionError("weft serve did not start:\n" + "".join(self.log))
 
