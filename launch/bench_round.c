@@ -9,7 +9,8 @@
 #include "signals.h"
 #include "weft/status.h"
 
-enum { EVENT_COUNT = 64, POLL_MS = 200 };
+/* EVENT_COUNT: the events of a step are to come in one call, so that times lie between steps. */
+enum { EVENT_COUNT = 1024, POLL_MS = 200 };
 
 /* Knuth's multiplicative hash: spreads neighbouring numbers over the vocabulary. */
 static const uint32_t SPREAD = 2654435761u;
@@ -21,8 +22,10 @@ struct round {
     uint32_t ended_count;
     uint32_t made_count; /* tokens */
     int64_t begin_ns;
-    int64_t first_ns;    /* every request has its first token; 0: not yet */
-    uint32_t late_count; /* tokens still to be made then */
+    int64_t all_ns;     /* when every request had its first token; 0: not yet */
+    uint32_t all_count; /* tokens made by then */
+    int64_t end_ns;     /* when the first of them ended after that; 0: not yet */
+    uint32_t end_count; /* tokens made by then */
 };
 
 static bool submit_all(struct weft_engine *engine, const struct weft_bench_shape *shape)
@@ -72,10 +75,18 @@ static bool take_event(struct round *round, const struct weft_event *event)
     return true;
 }
 
+/* Until the first request ends, all are decoded together. Where some had ended before the last began (a chunk far
+ * smaller than the prompts, few tokens to make), all that is left is what there is to measure. */
+static bool is_at_end(const struct round *round, uint32_t ended_before)
+{
+    return ended_before > 0 ? round->ended_count == round->shape->batch : round->ended_count > 0;
+}
+
 static bool follow(struct weft_engine *engine, struct round *round)
 {
     const struct weft_bench_shape *shape = round->shape;
     struct weft_event events[EVENT_COUNT];
+    uint32_t ended_before = 0;
 
     while (round->ended_count < shape->batch) {
         uint32_t count;
@@ -92,9 +103,13 @@ static bool follow(struct weft_engine *engine, struct round *round)
                 return false;
             }
         }
-        if (round->begun_count == shape->batch && round->first_ns == 0) {
-            round->first_ns = weft_clock_ns();
-            round->late_count = shape->batch * shape->token_count - round->made_count;
+        if (round->begun_count == shape->batch && round->all_ns == 0) {
+            round->all_ns = weft_clock_ns();
+            round->all_count = round->made_count;
+            ended_before = round->ended_count;
+        } else if (round->all_ns != 0 && round->end_ns == 0 && is_at_end(round, ended_before)) {
+            round->end_ns = weft_clock_ns();
+            round->end_count = round->made_count;
         }
     }
     return true;
@@ -112,11 +127,12 @@ bool weft_bench_round(struct weft_engine *engine, const struct weft_bench_shape 
     }
     is_done = submit_all(engine, shape) && follow(engine, &round);
     if (is_done) {
-        int64_t end_ns = weft_clock_ns();
+        int64_t decode_ns = round.end_ns - round.all_ns;
 
         rates_out->prefill =
-            (double)shape->batch * shape->prompt_count / ((double)(round.first_ns - round.begin_ns) * 1e-9);
-        rates_out->decode = end_ns > round.first_ns ? round.late_count / ((double)(end_ns - round.first_ns) * 1e-9) : 0;
+            (double)shape->batch * shape->prompt_count / ((double)(round.all_ns - round.begin_ns) * 1e-9);
+        rates_out->decode =
+            round.end_ns > round.all_ns ? (round.end_count - round.all_count) / ((double)decode_ns * 1e-9) : 0;
     }
     free(round.has_begun);
     return is_done;

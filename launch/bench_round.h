@@ -19,7 +19,7 @@ struct weft_bench_shape {
 /* Tokens per second of all requests together. */
 struct weft_bench_rates {
     double prefill; /* prompt tokens, until every request has its first token */
-    double decode;  /* tokens made after that */
+    double decode;  /* tokens made from then until the first request ends */
 };
 
 /*
