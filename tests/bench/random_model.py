@@ -8,6 +8,7 @@ usage: random_model.py FOLDER [--shape 1b|8b] [--layers N] [--fp8]
 Needs numpy. Vocabulary ids have one token each ("t0", "t1", ...), so that any id the model picks has a text.
 """
 import argparse
+import concurrent.futures
 import json
 import os
 import struct
@@ -88,6 +89,15 @@ def typed_tensors(config):
             yield name, shape, "BF16", 2
 
 
+def write_at(file, place, values):
+    """Whole, or an OSError (no space left)."""
+    data = memoryview(values).cast("B")
+    while len(data) > 0:
+        count = os.pwrite(file, data, place)
+        data, place = data[count:], place + count
+    return True
+
+
 def write_weights(path, config):
     shapes = list(typed_tensors(config))
     header, offset = {}, 0
@@ -105,19 +115,30 @@ def write_weights(path, config):
     fp8 = (generator.integers(0x28, 0x48, 1 << 24) | generator.integers(0, 2, 1 << 24) << 7).astype(numpy.uint8)
     fp8 = numpy.concatenate([fp8, fp8])
     one, fp8_scale = numpy.uint16(0x3F80), numpy.uint16(0x3C23)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+
+    def parts():
+        """(place in the file, values), up to 32 MiB each."""
+        place = 8 + len(text)
         for name, shape, dtype, _ in shapes:
             count = int(numpy.prod(shape))
             values = fp8 if dtype == "F8_E4M3" else block
             if len(shape) == 1 or name.endswith("_scale_inv"):
-                numpy.full(count, one if len(shape) == 1 else fp8_scale).tofile(file)
+                yield place, numpy.full(count, one if len(shape) == 1 else fp8_scale)
+                place += 2 * count
                 continue
             while count > 0:
                 start = int(generator.integers(1 << 24))
                 part = min(count, 1 << 24)
-                values[start : start + part].tofile(file)
+                yield place, values[start : start + part]
+                place += part * values.itemsize
                 count -= part
+
+    # Threads, because most of it is the kernel finding pages.
+    with open(path, "wb") as file, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.flush()
+        for written in threads.map(lambda part: write_at(file.fileno(), *part), parts()):
+            assert written
 
 
 def write_tokenizer(path, vocab_size):
