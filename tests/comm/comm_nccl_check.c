@@ -32,7 +32,8 @@ struct settings {
     uint32_t gpu_count;
     uint32_t repeats; /* of each timed sum */
     size_t count_max;
-    struct place place; /* where the survivors of a death meet */
+    size_t gather_count; /* rank r brings r + 1 times as many; together at most count_max */
+    struct place place;  /* where the survivors of a death meet */
 };
 
 struct rank {
@@ -210,7 +211,7 @@ static bool check_body(struct weft_bootstrap *bootstrap, const void *context)
         }
     }
     CHECK(check_gather(bootstrap, &rank, 1));
-    CHECK(check_gather(bootstrap, &rank, 1000));
+    CHECK(check_gather(bootstrap, &rank, settings->gather_count));
     if (weft_bootstrap_rank(bootstrap) == 0) {
         printf("%u ranks on %u GPUs over %s (%s): the bits are right\n", settings->rank_count,
                settings->gpu_count < settings->rank_count ? 1 : settings->rank_count, weft_comm_backend(rank.comm),
@@ -302,8 +303,12 @@ static uint32_t count_gpus(const char *module)
 
 int main(int argument_count, char **arguments)
 {
-    struct settings settings = {
-        .backend = "nccl", .mode = RANKS_PROCESSES, .rank_count = 2, .repeats = 256, .count_max = COUNT_MAX};
+    struct settings settings = {.backend = "nccl",
+                                .mode = RANKS_PROCESSES,
+                                .rank_count = 2,
+                                .repeats = 256,
+                                .count_max = COUNT_MAX,
+                                .gather_count = 1000};
     int mark = -1;
 
     setvbuf(stdout, NULL, _IOLBF, 0); /* ranks leave by _exit() */
@@ -319,6 +324,7 @@ int main(int argument_count, char **arguments)
         } else if (strcmp(arguments[i], "--module") == 0) {
             settings.module = arguments[i + 1];
             settings.count_max = 5000; /* in software */
+            settings.gather_count = 100;
             settings.repeats = 8;
         } else {
             settings.rank_count = 0;
