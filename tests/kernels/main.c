@@ -51,6 +51,25 @@ static const struct part gpu_exact_parts[] = {{"matmul exact", check_device_matm
 /* What does not depend on the level. */
 static const struct part common_parts[] = {{"numeric", check_numeric}, {"pool", check_pool}};
 
+static bool is_among(const struct part *parts, size_t count, const char *name)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(parts[i].name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+#define IS_AMONG(parts, name) is_among(parts, sizeof(parts) / sizeof((parts)[0]), name)
+
+/* A misspelt part would be a check of nothing. */
+static bool is_part(const char *name)
+{
+    return IS_AMONG(kernel_parts, name) || IS_AMONG(device_parts, name) || IS_AMONG(gpu_parts, name) ||
+           IS_AMONG(gpu_exact_parts, name) || IS_AMONG(common_parts, name);
+}
+
 static uint32_t run_parts(struct check *check, const struct part *parts, size_t count, const char *only)
 {
     uint32_t failure_count = 0;
@@ -228,6 +247,10 @@ int main(int argument_count, char **arguments)
     if (options.is_bench) {
         bench(&options, best);
         return 0;
+    }
+    if (options.only != NULL && !is_part(options.only)) {
+        fprintf(stderr, "kernels_check: --only %s: no part has this name\n", options.only);
+        return 2;
     }
     printf("seed %llu\n", (unsigned long long)options.seed);
     for (int level = 0; level <= (int)best && is_wanted(&options, "cpu"); level++) {
