@@ -1,7 +1,9 @@
 /*
  * Times the device table's large operations on a GPU, in the shapes of Llama-3-8B: what kernels/cuda/README.md
- * predicts. Operations are issued one after another and waited for at the end, so a figure is what each adds to a step.
- * On the emulated GPU shapes are small and times mean nothing: it shows that this program works.
+ * predicts. Operations are issued one after another and waited for at the end, so a figure is what each adds to a step;
+ * the median of several such rows of calls. Weights and activations are random: of zeros a GPU multiplies more.
+ * tests/gpu/speed.py reads the table. On the emulated GPU shapes are small and times mean nothing: it shows that this
+ * program works.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,21 +11,25 @@
 #include <time.h>
 
 #include "check.h"
+#include "llama_8b.h"
+#include "weft/numeric.h"
 
 enum {
     COPIES_MAX = 16,
     EMULATED_DIVISOR = 32, /* of every size */
-    EMULATED_TOKENS_MAX = 32,
-    TOKENS_MAX = 2048,
+    EMULATED_TOKENS_MAX = 16,
     LEAVES = 8,
+    ROUNDS = 5,     /* whose median counts */
+    ROW_COUNT = 64, /* random rows, which a matrix repeats */
 };
 /* Matrices and caches are walked in turns over this much, so that they come from memory: an L2 has 50 MB. */
 static const double walked_bytes = 400e6;
-static const double least_seconds = 0.05;
+static const double least_seconds = 0.01; /* of a round */
 
 struct bench {
     struct weft_device *device;
     uint32_t divisor;
+    const char *suffix; /* of the operations' names */
 };
 
 static double now(void)
@@ -50,25 +56,63 @@ static void *allocate(const struct bench *bench, size_t size)
     return memory;
 }
 
-/* Seconds per call of run(context, i), i = 0, 1, ...: after one warm round, as many as take long enough. */
+static uint32_t spread(size_t index)
+{
+    uint32_t x = (uint32_t)index * 2654435761u;
+
+    x = (x ^ x >> 15) * 2246822519u;
+    return x ^ x >> 13;
+}
+
+/* Device memory with `count` floats of either sign, below 1. */
+static float *random_floats(const struct bench *bench, size_t count)
+{
+    float *host = malloc(count * sizeof(float));
+    float *memory = allocate(bench, count * sizeof(float));
+
+    expect_ok(host == NULL ? WEFT_ERR_MEMORY : WEFT_OK, "host memory");
+    for (size_t i = 0; i < count; i++) {
+        host[i] = (float)((int32_t)spread(i) >> 8) / (1 << 23);
+    }
+    expect_ok(weft_device_write(bench->device, memory, host, count * sizeof(float)), "copying");
+    free(host);
+    return memory;
+}
+
+static double seconds_of(const struct bench *bench, void (*run)(void *context, uint32_t index), void *context,
+                         uint32_t count)
+{
+    double begin = now();
+
+    for (uint32_t i = 0; i < count; i++) {
+        run(context, i);
+    }
+    expect_ok(weft_device_sync(bench->device), "waiting");
+    return now() - begin;
+}
+
+static int compare(const void *a, const void *b)
+{
+    double left = *(const double *)a, right = *(const double *)b;
+
+    return (left > right) - (left < right);
+}
+
+/* Seconds per call of run(context, i), i = 0, 1, ...: one warm round over all copies, then the median of ROUNDS. */
 static double time_of(const struct bench *bench, void (*run)(void *context, uint32_t index), void *context)
 {
-    uint32_t count = COPIES_MAX;
-    double seconds = 0;
+    double warm = seconds_of(bench, run, context, bench->divisor > 1 ? 1 : COPIES_MAX) / COPIES_MAX;
+    double times[ROUNDS];
+    uint32_t count = warm < least_seconds ? (uint32_t)(least_seconds / warm) + 1 : 1;
 
-    while (true) {
-        double begin = now();
-
-        for (uint32_t i = 0; i < count; i++) {
-            run(context, i);
-        }
-        expect_ok(weft_device_sync(bench->device), "waiting");
-        seconds = now() - begin;
-        if (bench->divisor > 1 || (count > COPIES_MAX && seconds >= least_seconds)) {
-            return seconds / count;
-        }
-        count = seconds < least_seconds ? (uint32_t)(count * least_seconds / seconds * 1.2) + 1 : count + 1;
+    if (bench->divisor > 1) {
+        return warm * COPIES_MAX;
     }
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        times[i] = seconds_of(bench, run, context, count) / count;
+    }
+    qsort(times, ROUNDS, sizeof(times[0]), compare);
+    return times[ROUNDS / 2];
 }
 
 /* ---- products ---- */
@@ -104,8 +148,12 @@ static void open_copies(struct product *product, enum weft_dtype dtype, uint32_t
     struct weft_range leaves[LEAVES];
     struct weft_matrix_desc desc = {.dtype = dtype, .source = WEFT_BF16, .row_count = rows, .col_count = columns};
     double size = weight_size(dtype) * rows * columns;
-    void *row = calloc(columns, 2);
+    uint16_t *random = malloc((size_t)ROW_COUNT * columns * sizeof(*random));
 
+    expect_ok(random == NULL ? WEFT_ERR_MEMORY : WEFT_OK, "host memory");
+    for (size_t i = 0; i < (size_t)ROW_COUNT * columns; i++) {
+        random[i] = weft_f32_to_bf16((float)((int32_t)spread(i) >> 8) / (1 << 28));
+    }
     for (uint32_t i = 0; i < LEAVES; i++) {
         leaves[i] = (struct weft_range){columns / LEAVES * i, columns / LEAVES * (i + 1)};
     }
@@ -119,40 +167,41 @@ static void open_copies(struct product *product, enum weft_dtype dtype, uint32_t
     product->copy_count = product->copy_count < COPIES_MAX ? product->copy_count : COPIES_MAX;
     for (uint32_t i = 0; i < product->copy_count; i++) {
         expect_ok(weft_matrix_open(product->bench->device, &desc, &product->copies[i]), "a matrix");
-        /* stride 0: every row is the same; what counts is that the memory is real */
-        expect_ok(weft_matrix_write_rows(product->bench->device, product->copies[i], 0, rows, row, 0), "rows");
+        for (uint32_t row = 0; row < rows; row += ROW_COUNT) {
+            uint32_t count = rows - row < ROW_COUNT ? rows - row : ROW_COUNT;
+
+            expect_ok(weft_matrix_write_rows(product->bench->device, product->copies[i], row, count, random,
+                                             columns * sizeof(*random)),
+                      "rows");
+        }
     }
-    free(row);
+    free(random);
 }
 
-/* A matrix of Llama-3-8B. */
-struct matrix_shape {
-    const char *name;
-    uint32_t rows;
-    uint32_t columns;
-    bool is_row_parallel;
-    uint32_t token_max;
-};
-
-static void bench_product(const struct bench *bench, const struct matrix_shape *shape, enum weft_dtype dtype)
+/* From token_min tokens on. */
+static void bench_product(const struct bench *bench, const struct llama_8b_matrix *shape, enum weft_dtype dtype,
+                          uint32_t token_min)
 {
-    static const uint32_t token_counts[] = {1, 4, 8, 16, 32, 64, 128, 512, TOKENS_MAX};
+    static const uint32_t token_counts[] = {1, 8, 16, 32, 64, 128, 512, LLAMA_8B_PROMPT};
     struct product product = {.bench = bench};
-    uint32_t token_max =
-        bench->divisor > 1 && shape->token_max > EMULATED_TOKENS_MAX ? EMULATED_TOKENS_MAX : shape->token_max;
+    uint32_t token_max = bench->divisor > 1 ? EMULATED_TOKENS_MAX : LLAMA_8B_PROMPT;
     uint32_t rows = shape->rows / bench->divisor;
     uint32_t columns = shape->columns / bench->divisor;
 
-    product.x = allocate(bench, sizeof(float) * token_max * columns);
+    product.x = random_floats(bench, (size_t)token_max * columns);
     product.out = allocate(bench, sizeof(float) * token_max * rows);
     open_copies(&product, dtype, rows, columns, shape->is_row_parallel);
-    for (uint32_t i = 0; i < sizeof(token_counts) / sizeof(token_counts[0]) && token_counts[i] <= token_max; i++) {
+    for (uint32_t i = 0; i < sizeof(token_counts) / sizeof(token_counts[0]); i++) {
         double seconds;
 
         product.token_count = token_counts[i];
+        if (product.token_count < token_min || product.token_count > token_max) {
+            continue;
+        }
         seconds = time_of(bench, run_product, &product);
-        printf("| %s %s [%u, %u], %u tokens | %.1f us | %.0f GB/s | %.1f T/s |\n", shape->name, weft_dtype_name(dtype),
-               rows, columns, product.token_count, seconds * 1e6, weight_size(dtype) * rows * columns / seconds * 1e-9,
+        printf("| %s %s%s [%u, %u], %u tokens | %.1f us | %.0f GB/s | %.1f T/s |\n", shape->name,
+               weft_dtype_name(dtype), bench->suffix, rows, columns, product.token_count, seconds * 1e6,
+               weight_size(dtype) * rows * columns / seconds * 1e-9,
                2.0 * rows * columns * product.token_count / seconds * 1e-12);
     }
     for (uint32_t i = 0; i < product.copy_count; i++) {
@@ -210,7 +259,7 @@ static void bench_attention(const struct bench *bench, uint32_t sequence_count, 
     attention.batch = (struct weft_batch){(uint32_t)tokens, sequence_count, sequences};
     attention.args =
         (struct weft_attention_args){.heads = {HEADS, KV_HEADS, HEAD_SIZE, 0, HEADS / KV_HEADS}, .scale = 0.1f};
-    attention.args.qkv = allocate(bench, tokens * (HEADS + 2 * KV_HEADS) * HEAD_SIZE * sizeof(float));
+    attention.args.qkv = random_floats(bench, tokens * (HEADS + 2 * KV_HEADS) * HEAD_SIZE);
     attention.args.out = allocate(bench, tokens * HEADS * HEAD_SIZE * sizeof(float));
     seconds = time_of(bench, run_attention, &attention);
     printf("| attention, %u x %u tokens after %u | %.1f us | %.0f GB/s | %.1f T fmaf/s |\n", sequence_count,
@@ -222,30 +271,50 @@ static void bench_attention(const struct bench *bench, uint32_t sequence_count, 
     free(pages);
 }
 
+static void open_device(struct bench *bench, const char *module, const char *numerics)
+{
+    struct weft_device_options options = {.kind = "cuda", .module = module, .thread_count = 1, .numerics = numerics};
+
+    expect_ok(weft_device_open(&options, &bench->device), "the GPU");
+    bench->divisor = strstr(weft_device_name(bench->device), "emulated") != NULL ? EMULATED_DIVISOR : 1;
+}
+
+/* Long prompts by cuBLASLt, unpacking included. */
+static void bench_fast(const char *module)
+{
+    struct bench bench = {.suffix = " fast"};
+
+    open_device(&bench, module, "fast");
+    if (strstr(weft_device_name(bench.device), "cuBLASLt") == NULL) {
+        printf("numerics fast is not timed: no cuBLASLt\n");
+    } else {
+        for (uint32_t i = 0; i < LLAMA_8B_MATRIX_COUNT; i++) {
+            bench_product(&bench, &llama_8b_matrices[i], WEFT_BF16,
+                          bench.divisor > 1 ? EMULATED_TOKENS_MAX : LLAMA_8B_PROMPT);
+        }
+    }
+    weft_device_close(&bench.device);
+}
+
 void bench_gpu_run(const char *module)
 {
-    static const struct matrix_shape shapes[] = {{"QKV", 6144, 4096, false, TOKENS_MAX},
-                                                 {"attention output", 4096, 4096, true, TOKENS_MAX},
-                                                 {"gate and up", 28672, 4096, false, TOKENS_MAX},
-                                                 {"down", 4096, 14336, true, TOKENS_MAX},
-                                                 {"head", 128256, 4096, false, 128}};
-    struct weft_device_options options = {.kind = "cuda", .module = module, .thread_count = 1};
-    struct bench bench = {.divisor = 1};
+    static const enum weft_dtype quantised[] = {WEFT_Q8_0, WEFT_Q4_0};
+    struct bench bench = {.suffix = ""};
 
-    expect_ok(weft_device_open(&options, &bench.device), "the GPU");
-    bench.divisor = strstr(weft_device_name(bench.device), "emulated") != NULL ? EMULATED_DIVISOR : 1;
+    open_device(&bench, module, NULL);
     printf("%s\n| operation | time | weights or cache | arithmetic |\n|---|---|---|---|\n",
            weft_device_name(bench.device));
-    for (uint32_t i = 0; i < 5; i++) {
-        bench_product(&bench, &shapes[i], WEFT_BF16);
+    for (uint32_t i = 0; i < LLAMA_8B_MATRIX_COUNT; i++) {
+        bench_product(&bench, &llama_8b_matrices[i], WEFT_BF16, 1);
     }
-    for (uint32_t i = 2; i < 4; i++) { /* the two that most of a step goes into */
-        bench_product(&bench, &shapes[i], WEFT_Q8_0);
-        bench_product(&bench, &shapes[i], WEFT_Q4_0);
+    for (uint32_t i = 0; i < sizeof(quantised) / sizeof(quantised[0]); i++) {
+        bench_product(&bench, &llama_8b_matrices[2], quantised[i], 1); /* the two that most of a step goes into */
+        bench_product(&bench, &llama_8b_matrices[3], quantised[i], 1);
     }
     bench_attention(&bench, 1, 1, 1024 / bench.divisor - 1);
     bench_attention(&bench, 32 / bench.divisor, 1, 1024 / bench.divisor - 1);
     bench_attention(&bench, 1, 1, 32768 / bench.divisor - 1);
     bench_attention(&bench, 1, 2048 / bench.divisor, 2048 / bench.divisor);
     weft_device_close(&bench.device);
+    bench_fast(module);
 }
