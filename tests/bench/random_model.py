@@ -2,7 +2,7 @@
 """Writes a model folder with random bf16 weights, of Llama-3.2-1B's shape (2.5 GB) or Llama-3-8B's (16 GB): for timing
 only, never committed.
 
-usage: random_model.py FOLDER [--shape 1b|8b] [--layers N] [--fp8]
+usage: random_model.py FOLDER [--shape 1b|8b|tiny] [--layers N] [--fp8]
 
 --fp8: the layers' matrices as E4M3 with a scale for each 128 x 128, as DeepSeek-V3 and Qwen3-FP8 have them.
 Needs numpy. Vocabulary ids have one token each ("t0", "t1", ...), so that any id the model picks has a text.
@@ -52,7 +52,23 @@ SHAPES = {
         "rope_scaling": None,
         "tie_word_embeddings": False,
     },
+    # Seconds on an emulated GPU: the kinds of tensors are those of 8b.
+    "tiny": {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 256,
+        "vocab_size": 512,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+    },
 }
+
+
+def config_of(shape):
+    return {k: v for k, v in {**CONFIG, **SHAPES[shape]}.items() if v is not None}
 
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
@@ -178,8 +194,7 @@ def main():
     parser.add_argument("--layers", type=int)
     parser.add_argument("--fp8", action="store_true")
     arguments = parser.parse_args()
-    config = {**CONFIG, **SHAPES[arguments.shape]}
-    config = {k: v for k, v in config.items() if v is not None}
+    config = config_of(arguments.shape)
     config["num_hidden_layers"] = arguments.layers or config["num_hidden_layers"]
     if arguments.fp8:
         config["quantization_config"] = FP8

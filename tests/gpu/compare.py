@@ -2,17 +2,20 @@
 """Whole models on a GPU, through `weft run`: against the CPU, between rank counts, between chunk sizes.
 
 usage: compare.py [--device cuda:0] [--cuda-module FILE] [--ranks 1,2,4] [--families NAME,...] [--quantised NAME,...]
+                  [--tokens 24] [--jobs 1]
 
 --numerics reference must give the CPU's logits bit by bit. --numerics exact must give the same bits at every rank count
 and chunk size, with steps issued instead of replayed as graphs, and those of the CPU for weights in f32. Ranks beyond
 the first share the GPU. --quantize must give the CPU's bits in numerics exact too, for the families of --quantised and
-the demo model. One line per family; the
-exit code is 1 when one of them differs. Needs the standard library only.
+the demo model. --jobs: how many run at a time; most of a run is starting CUDA. One line per family; the exit code is 1 when
+one of them differs. Needs the standard library only.
 """
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 
@@ -22,25 +25,46 @@ from weft_cli import PROMPT, WEFT, families, model_folder, weft  # noqa: E402
 DEMO = pathlib.Path(__file__).resolve().parents[2] / "launch" / "demo-model"
 
 
-def run(model, *options):
-    """(token ids, digest of the logits), or the reason why there is none."""
-    done = weft("run", "--output", "json", "--model", model, "--prompt", PROMPT, "--max-tokens", 24, "--ignore-eos",
-                "--quiet", *options, timeout=90)
-    if done.returncode != 0:
-        return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    answer = json.loads(done.stdout)
-    return answer["token_ids"], answer["logits_sha256"]
+class Runner:
+    def __init__(self, on_gpu, tokens, jobs):
+        self.on_gpu = on_gpu
+        self.tokens = tokens
+        self.pool = concurrent.futures.ThreadPoolExecutor(jobs)
+
+    def cpu(self, model, *options):
+        return self.pool.submit(self.run, model, "--device", "cpu", *options)
+
+    def gpu(self, model, *options):
+        return self.pool.submit(self.run, model, *self.on_gpu, *options)
+
+    def run(self, model, *options):
+        """(token ids, digest of the logits), or the reason why there is none."""
+        try:
+            done = weft("run", "--output", "json", "--model", model, "--prompt", PROMPT, "--max-tokens", self.tokens,
+                        "--ignore-eos", "--quiet", *options, timeout=90)
+        except subprocess.TimeoutExpired:
+            return "not done after 90 s"
+        if done.returncode != 0:
+            return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        answer = json.loads(done.stdout)
+        return answer["token_ids"], answer["logits_sha256"]
 
 
-def check_family(name, model, on_gpu, rank_counts):
+def begin_family(runner, model, rank_counts):
+    """What check_family() judges, under way."""
+    runs = {"cpu": runner.cpu(model), "reference": runner.gpu(model, "--numerics", "reference")}
+    for ranks in rank_counts:
+        runs[f"{ranks} ranks"] = runner.gpu(model, "--numerics", "exact", "--ranks", ranks)
+    runs["steps issued"] = runner.gpu(model, "--numerics", "exact", "--eager")
+    runs["chunks of 5"] = runner.gpu(model, "--numerics", "exact", "--prefill-chunk", 5)
+    return runs
+
+
+def check_family(name, runs):
     """Prints what was found; true when all is as it should be."""
-    cpu = run(model, "--device", "cpu")
-    reference = run(model, *on_gpu, "--numerics", "reference")
-    exact = {ranks: run(model, *on_gpu, "--numerics", "exact", "--ranks", ranks) for ranks in rank_counts}
-    first = exact[rank_counts[0]]
-    others = {f"{ranks} ranks": result for ranks, result in exact.items()}
-    others["steps issued"] = run(model, *on_gpu, "--numerics", "exact", "--eager")
-    others["chunks of 5"] = run(model, *on_gpu, "--numerics", "exact", "--prefill-chunk", 5)
+    others = {what: under_way.result() for what, under_way in runs.items()}
+    cpu, reference = others.pop("cpu"), others.pop("reference")
+    first = next(iter(others.values()))
     problems = [f"{what}: {result}" for what, result in [("cpu", cpu), ("reference", reference), *others.items()]
                 if isinstance(result, str)]
     if not problems:
@@ -56,12 +80,17 @@ def check_family(name, model, on_gpu, rank_counts):
     return True
 
 
-def check_quantised(name, model, on_gpu, ranks):
+def begin_quantised(runner, model, ranks):
     """The same for weights of 8 and 4 bits, whose products are the CPU's on tensor cores too."""
+    return {(quantize, ranks): (runner.cpu(model, "--quantize", quantize),
+                                runner.gpu(model, "--quantize", quantize, "--ranks", ranks))
+            for quantize in ("q8_0", "q4_0")}
+
+
+def check_quantised(name, runs):
     is_well = True
-    for quantize in ("q8_0", "q4_0"):
-        cpu = run(model, "--device", "cpu", "--quantize", quantize)
-        gpu = run(model, *on_gpu, "--quantize", quantize, "--ranks", ranks)
+    for (quantize, ranks), under_way in runs.items():
+        cpu, gpu = (one.result() for one in under_way)
         problem = next((f"{result}" for result in (cpu, gpu) if isinstance(result, str)),
                        None if gpu == cpu else "other bits than the CPU's")
         print(f"{name:14} {'ok     ' if problem is None else 'FAILED '} {quantize}, {ranks} ranks: "
@@ -77,23 +106,27 @@ def main():
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--families", default=",".join(families()))
     parser.add_argument("--quantised", default="qwen3")
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
     on_gpu = ["--device", arguments.device]
     if arguments.cuda_module:
         on_gpu += ["--cuda-module", arguments.cuda_module]
     rank_counts = [int(count) for count in arguments.ranks.split(",")]
     print(f"{WEFT}, {' '.join(on_gpu)}")
-    is_well = True
+    runner = Runner(on_gpu, arguments.tokens, arguments.jobs)
     with tempfile.TemporaryDirectory() as folder:
+        checks = []
         for family in filter(None, arguments.families.split(",")):
             path = pathlib.Path(folder) / family
             path.mkdir()
-            is_well = check_family(family, model_folder(family, path), on_gpu, rank_counts) and is_well
+            checks.append((check_family, family, begin_family(runner, model_folder(family, path), rank_counts)))
             if family in arguments.quantised.split(","):
-                is_well = check_quantised(family, path, on_gpu, rank_counts[-1]) and is_well
-        is_well = check_family("demo-model", DEMO, on_gpu, rank_counts) and is_well
-        is_well = check_quantised("demo-model", DEMO, on_gpu, rank_counts[-1]) and is_well
-    sys.exit(0 if is_well else 1)
+                checks.append((check_quantised, family, begin_quantised(runner, path, rank_counts[-1])))
+        checks.append((check_family, "demo-model", begin_family(runner, DEMO, rank_counts)))
+        checks.append((check_quantised, "demo-model", begin_quantised(runner, DEMO, rank_counts[-1])))
+        results = [check(name, runs) for check, name, runs in checks]
+    sys.exit(0 if all(results) else 1)
 
 
 if __name__ == "__main__":

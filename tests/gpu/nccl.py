@@ -30,8 +30,8 @@ def device_options(arguments):
 def start(rank, port, arguments, command, *options):
     environment = {**os.environ, "NCCL_HOSTID": f"weft{rank}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1",
                    "NCCL_MAX_CTAS": "2"}
-    command = [WEFT, command, "--quiet", "--output", "json", "--leader", f"127.0.0.1:{port}", "--ranks", "2", "--rank",
-               str(rank), *device_options(arguments), "--comm", arguments.comm, *options]
+    command = [WEFT, command, "--leader", f"127.0.0.1:{port}", "--ranks", "2", "--rank", str(rank),
+               *device_options(arguments), "--comm", arguments.comm, *options]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -44,7 +44,7 @@ def pair(arguments, command, *options):
 
 def check_answer(arguments):
     wanted = answer(*device_options(arguments), *PROMPT)
-    leader, worker = pair(arguments, "run", *PROMPT)
+    leader, worker = pair(arguments, "run", "--quiet", "--output", "json", *PROMPT)
     output, error = leader.communicate(timeout=60)
     worker.communicate(timeout=60)
     if leader.returncode != 0:
@@ -57,10 +57,12 @@ def check_answer(arguments):
 
 
 def check_death(arguments):
-    leader, worker = pair(arguments, "bench", "--max-tokens", "800", "--rounds", "1000")
-    time.sleep(8)
-    if leader.poll() is not None:
+    leader, worker = pair(arguments, "bench", "--max-tokens", "200", "--rounds", "1000")
+    # The head of its table is printed when all is loaded.
+    head = [leader.stdout.readline() for _ in range(4)]
+    if not head[3].startswith(" batch"):
         sys.exit(f"FAILED: the leader ended by itself: {leader.communicate()[1].strip()}")
+    time.sleep(0.5)
     worker.send_signal(signal.SIGKILL)
     begin = time.monotonic()
     try:

@@ -1,41 +1,59 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in under ten minutes, as one table.
-#   tests/gpu/run.sh [STAGE...]      (see --help)
-# Each stage stands alone, has a time limit, and goes on from whatever the one before it left. Logs: $OUT or
-# build/gpu-logs. Programs: WEFT_GPU_BIN, else build-gpu/pack/bin (pack.sh), else build.
+#   tests/gpu/run.sh [STAGE|check...]     (see --help; check: all stages but speed)
+#   tests/gpu/run.sh --emulate [...]      the same commands on the emulated GPU, small: that they work, no figures
+# Each stage stands alone and has a share of the budget that no other can take; what is left over goes to the last one.
+# Logs: $OUT or build/gpu-logs. Programs: WEFT_GPU_BIN, else build-gpu/pack/bin (pack.sh), else build.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 
-budget=${WEFT_GPU_BUDGET:-570} # seconds for all
 logs=${OUT:-build/gpu-logs}
-models=${WEFT_GPU_MODELS:-/dev/shm}
 stages=(machine kernels models ranks peer nccl sanitizer speed)
+emulate=${WEFT_GPU_EMULATE:-} # set for the stages' own shells
+[ "${1:-}" != --emulate ] || { emulate=yes; shift; }
+budget=${WEFT_GPU_BUDGET:-${emulate:+3000}}
+budget=${budget:-570} # seconds for all; on the emulated GPU against hanging alone
 bin=${WEFT_GPU_BIN:-}
 for folder in build-gpu/pack/bin build; do
     [ -n "$bin" ] || { [ -x "$folder/weft" ] && bin=$PWD/$folder; }
 done
-libraries=${bin%/bin}/lib
-if [ -d "$libraries" ]; then
-    export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-fi
-export WEFT_BUILD=$bin
+export WEFT_BUILD=$bin WEFT_GPU_EMULATE=$emulate
 module=${WEFT_CUDA_MODULE:-$bin/weft_cuda.so}
-python=$(command -v python3 || echo python3)
-torch_python=""
-for candidate in "${WEFT_GPU_TORCH:-}" "$python" /opt/venv/bin/python /opt/conda/bin/python /usr/local/bin/python3; do
-    if [ -z "$torch_python" ] && [ -x "$candidate" ] && timeout 60 "$candidate" -c 'import torch' 2> /dev/null; then
-        torch_python=$candidate
+probe=$bin/gpu_probe
+
+add_libraries() # FOLDER: behind those that are there
+{
+    export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$1
+}
+
+if [ -n "$emulate" ]; then
+    module=$bin/weft_cuda_emulated.so
+    probe=$bin/gpu_probe_emulated
+    export WEFT_CUDA_MODULE=$module WEFT_EMULATED_GPU=devices=1
+    [ ! -d "$bin/cublaslt_stub" ] || add_libraries "$bin/cublaslt_stub"
+fi
+
+python="" # with numpy, for random models; with torch when there is one
+torch=""  # folder of torch
+for candidate in "${WEFT_GPU_PYTHON:-}" python3 .venv/bin/python /opt/venv/bin/python /opt/conda/bin/python; do
+    candidate=$(command -v "$candidate") || continue
+    find='import importlib.util as u, os; u.find_spec("numpy").origin; t = u.find_spec("torch"); print(t and os.path.dirname(t.origin) or "")'
+    found=$("$candidate" -c "$find" 2> /dev/null) || continue
+    if [ -z "$python" ] || { [ -z "$torch" ] && [ -n "$found" ]; }; then
+        python=$candidate torch=$found
     fi
 done
+python=${python:-python3}
 
 # For --numerics fast: torch brings cuBLASLt where there is no toolkit. Last, so that nothing else is found there.
-torch_nvidia=${torch_python:+$(dirname "$("$torch_python" -c 'import torch; print(torch.__file__)')")/../nvidia}
-for folder in /usr/local/cuda/lib64 "$torch_nvidia/cu13/lib" "$torch_nvidia/cublas/lib"; do
-    if [ -e "$folder/libcublasLt.so.13" ] || [ -e "$folder/libcublasLt.so.12" ]; then
-        export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder
-        break
-    fi
-done
+if [ -z "$emulate" ]; then
+    for folder in /usr/local/cuda/lib64 "$torch/../nvidia/cu13/lib" "$torch/../nvidia/cublas/lib"; do
+        if [ -e "$folder/libcublasLt.so.13" ] || [ -e "$folder/libcublasLt.so.12" ]; then
+            add_libraries "$folder"
+            break
+        fi
+    done
+fi
 
 describe()
 {
@@ -51,89 +69,162 @@ describe()
     esac
 }
 
-limit()
+# Seconds of 570; 10 are for what is outside the stages.
+share()
 {
-    case $1 in machine) echo 40 ;; kernels) echo 90 ;; models) echo 90 ;; ranks) echo 60 ;; peer) echo 45 ;; nccl) echo 60 ;;
-        sanitizer) echo 90 ;; speed) echo 420 ;; esac
+    case $1 in machine) echo 15 ;; kernels) echo 40 ;; models) echo 35 ;; ranks) echo 30 ;; peer) echo 15 ;; nccl) echo 25 ;;
+        sanitizer) echo 40 ;; speed) echo 360 ;; esac
 }
 
 has()
 {
-    [ -x "$bin/$1" ] || { echo "SKIPPED: $1 is not among the programs in $bin"; return 1; }
+    [ -x "$1" ] || { echo "SKIPPED: ${1##*/} is not among the programs in $bin"; return 1; }
+}
+
+# What a dry run cannot show, said so that the table has it.
+not_here()
+{
+    echo "NOT HERE: $1"
 }
 
 stage_machine()
 {
-    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv || true
+    if [ -z "$emulate" ]; then
+        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv || true
+    else
+        not_here nvidia-smi
+    fi
     "$bin/weft" info && "$bin/weft" run --device cuda:0 --prompt '12+30=' --verbose
 }
 
 stage_kernels()
 {
-    has kernels_check || return 77
-    "$bin/kernels_check" --device cuda --module "$module" || return 1
-    [ ! -x "$bin/fast_check" ] || "$bin/fast_check" --module "$module"
+    local only=() tokens=()
+    has "$bin/kernels_check" || return 77
+    # The emulated GPU has all of it in CTest.
+    [ -z "$emulate" ] || { only=(--only rows) tokens=(--tokens 16,48); }
+    "$bin/kernels_check" --device cuda --module "$module" "${only[@]}" || return 1
+    has "$bin/fast_check" || return 1
+    "$bin/fast_check" --module "$module" "${tokens[@]}"
+}
+
+compare()
+{
+    "$python" tests/gpu/compare.py --cuda-module "$module" "$@"
 }
 
 stage_models()
 {
-    "$python" tests/gpu/compare.py --ranks 1
+    if [ -n "$emulate" ]; then
+        compare --ranks 1 --families llama2 --quantised '' --tokens 3 --jobs 2
+    else
+        compare --ranks 1 --jobs 6
+    fi
 }
 
 stage_ranks()
 {
-    "$python" tests/gpu/compare.py --ranks 1,2,4,8 --families llama2,qwen2
+    if [ -n "$emulate" ]; then
+        compare --ranks 1,2 --families '' --tokens 3 --jobs 2
+    else
+        compare --ranks 1,2,4,8 --families llama2,qwen2 --jobs 4
+    fi
 }
 
+# comm_nccl_check takes a module as a sign that it runs in software.
 stage_peer()
 {
-    has comm_nccl_check || return 77
-    "$bin/comm_nccl_check" --backend peer --as threads && "$bin/comm_nccl_check" --backend peer --as threads --ranks 4 &&
-        "$bin/comm_nccl_check" --backend peer
+    local options
+    has "$bin/comm_nccl_check" || return 77
+    for options in "--as threads" "--as threads --ranks 4" "--as processes"; do
+        # shellcheck disable=SC2086 # words
+        "$bin/comm_nccl_check" --backend peer $options ${emulate:+--module "$module"} || return 1
+    done
 }
 
 stage_nccl()
 {
-    local library
-    for library in /usr/local/cuda/lib64 /usr/lib/x86_64-linux-gnu \
-        ${torch_python:+"$(dirname "$("$torch_python" -c 'import torch; print(torch.__file__)')")/../nvidia/nccl/lib"}; do
-        [ ! -e "$library/libnccl.so.2" ] || break
+    local folder options folders=(/usr/local/cuda/lib64 /usr/lib/x86_64-linux-gnu "$torch/../nvidia/nccl/lib")
+    [ -z "$emulate" ] || folders=("$bin/tests/comm/nccl_stub")
+    for folder in "${folders[@]}"; do
+        [ ! -e "$folder/libnccl.so.2" ] || break
     done
-    [ -e "$library/libnccl.so.2" ] || { echo "SKIPPED: no libnccl.so.2 on this machine"; return 77; }
-    export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$library
-    [ ! -x "$bin/comm_nccl_check" ] || { "$bin/comm_nccl_check" && "$bin/comm_nccl_check" --ranks 3; } || return 1
-    "$python" tests/gpu/nccl.py
+    [ -e "$folder/libnccl.so.2" ] || { echo "SKIPPED: no libnccl.so.2 on this machine"; return 77; }
+    add_libraries "$folder"
+    [ -z "$emulate" ] || export WEFT_EMULATED_GPU="devices=1 nccl=1"
+    has "$bin/comm_nccl_check" || return 1
+    for options in "--ranks 2" "--ranks 3"; do
+        # shellcheck disable=SC2086 # words
+        "$bin/comm_nccl_check" $options ${emulate:+--module "$module"} || return 1
+    done
+    "$python" tests/gpu/nccl.py --cuda-module "$module"
 }
 
+# Under one tool, which says what it found by exit code 9.
+sanitize() # TOOL COMMAND...
+{
+    local tool=$1
+    shift
+    echo "$tool: ${*##*/}"
+    if [ -n "$emulate" ]; then
+        "$@"
+    else
+        "$sanitizer" --tool "$tool" --error-exitcode 9 "$@"
+    fi
+}
+
+# In an order that shows most before the time is up.
 stage_sanitizer()
 {
-    local sanitizer tool
-    sanitizer=$(command -v compute-sanitizer || command -v /usr/local/cuda/bin/compute-sanitizer) ||
-        { echo "SKIPPED: no compute-sanitizer on this machine"; return 77; }
+    local tool
+    sanitizer=$(command -v compute-sanitizer || command -v /usr/local/cuda/bin/compute-sanitizer)
+    [ -z "$emulate" ] || not_here "compute-sanitizer (its commands ran without it)"
+    [ -n "$sanitizer$emulate" ] || { echo "SKIPPED: no compute-sanitizer on this machine"; return 77; }
     for tool in memcheck racecheck; do
-        echo "$tool: the demo model"
-        "$sanitizer" --tool "$tool" --error-exitcode 9 "$bin/weft" run --quiet --device cuda:0 --max-tokens 3 \
-            --prompt '12+30=' || return 1
-        echo "$tool: rows, rotation"
-        "$sanitizer" --tool "$tool" --error-exitcode 9 "$bin/kernels_check" --device cuda --module "$module" \
-            --only rows || return 1
-        "$sanitizer" --tool "$tool" --error-exitcode 9 "$bin/kernels_check" --device cuda --module "$module" \
-            --only "device rope" || return 1
+        sanitize "$tool" "$bin/weft" run --quiet --device cuda:0 --max-tokens 3 --prompt '12+30=' || return 1
     done
+    for tool in memcheck racecheck; do
+        sanitize "$tool" "$bin/kernels_check" --device cuda --module "$module" --only rows || return 1
+        [ -n "$emulate" ] ||
+            sanitize "$tool" "$bin/kernels_check" --device cuda --module "$module" --only candidates || return 1
+    done
+}
+
+# The first folder with room for the random models; one in memory makes loading a matter of the link.
+models_folder()
+{
+    local folder
+    for folder in ${WEFT_GPU_MODELS:+"$WEFT_GPU_MODELS"} /dev/shm /tmp build; do
+        if [ -d "$folder/weft-random-8b" ] || [ "$(df --output=avail -B 1000000000 "$folder" | tail -n 1)" -ge 30 ]; then
+            echo "$folder"
+            return
+        fi
+    done
+    echo "SKIPPED: no folder with 30 GB of room for random models; name one by WEFT_GPU_MODELS" >&2
+    return 77
 }
 
 stage_speed()
 {
-    has gpu_probe || return 77
-    timeout 60 "$bin/kernels_check" --device cuda --module "$module" --bench || return 1
-    "$python" tests/gpu/speed.py "$bin" "$models" --budget "$(($1 - 60))" ${torch_python:+--torch "$torch_python"}
+    local models options=()
+    has "$probe" && has "$bin/kernels_check" || return 77
+    if [ -n "$emulate" ]; then
+        models=$(mktemp -d) options=(--tiny)
+        # shellcheck disable=SC2064 # now: it is local
+        trap "rm -rf '$models'" EXIT
+        [ -n "$torch" ] || not_here "torch and transformers"
+    else
+        models=$(models_folder) || return 77
+    fi
+    [ -z "$torch" ] || options+=(--torch)
+    "$python" tests/gpu/speed.py "$bin" "$models" --probe "$probe" --module "$module" --budget "$1" "${options[@]}"
 }
 
 usage()
 {
-    echo "usage: tests/gpu/run.sh [STAGE...]"
+    echo "usage: tests/gpu/run.sh [--emulate] [STAGE|check...]"
     for stage in "${stages[@]}"; do
-        printf '  %-10s %s\n' "$stage" "$(describe "$stage")"
+        printf '  %-10s %3d s of 570: %s\n' "$stage" "$(share "$stage")" "$(describe "$stage")"
     done
 }
 
@@ -144,8 +235,8 @@ if [ "${1:-}" = --stage ]; then
 fi
 chosen=()
 for argument in "$@"; do
-    case " ${stages[*]} " in
-        *" $argument "*) chosen+=("$argument") ;;
+    case " ${stages[*]} check " in
+        *" $argument "*) [ "$argument" = check ] && chosen+=("${stages[@]::7}") || chosen+=("$argument") ;;
         *) usage; [ "$argument" = --help ]; exit ;;
     esac
 done
@@ -159,29 +250,28 @@ if ! "$bin/weft" info 2> /dev/null | grep -qE '^GPU +name '; then
     echo "SKIPPED, all of it: $("$bin/weft" info 2>&1 | grep -E '^GPUs ' || echo "weft info does not run")"
     exit 0
 fi
+shares=10
+for stage in "${chosen[@]}"; do
+    shares=$((shares + $(share "$stage")))
+done
 mkdir -p "$logs"
 failed=0
 rows=()
 for stage in "${chosen[@]}"; do
-    left=$((budget - SECONDS))
-    seconds=$(limit "$stage")
-    [ "$seconds" -le "$left" ] || seconds=$left
-    printf '== %-9s %s\n' "$stage" "$(describe "$stage")"
-    if [ "$seconds" -lt 10 ]; then
-        rows+=("$(printf '%-10s not run: the time is used up' "$stage")")
-        failed=1
-        continue
-    fi
+    seconds=$(($(share "$stage") * budget / shares))
+    [ "$stage" != "${chosen[-1]}" ] || seconds=$((budget - SECONDS)) # what the others left, its own share at least
+    printf '== %-9s %s, %d s at most\n' "$stage" "$(describe "$stage")" "$seconds"
     begin=$SECONDS
-    timeout --kill-after=5 "$seconds" bash "$0" --stage "$stage" $((seconds - 5)) > "$logs/$stage.log" 2>&1
+    timeout --kill-after=5 $((seconds - 5)) bash "$0" --stage "$stage" $((seconds - 10)) > "$logs/$stage.log" 2>&1
     code=$?
     case $code in
         0) result=passed ;;
         77) result="skipped$(grep -h '^SKIPPED' "$logs/$stage.log" | tail -n 1 | sed s/SKIPPED//)" ;;
-        124|137) result="FAILED: not done after $seconds s" failed=1 ;;
+        124|137) result="FAILED: not done after $((seconds - 5)) s" failed=1 ;;
         *) result="FAILED, exit code $code" failed=1 ;;
     esac
-    tail -n 40 "$logs/$stage.log"
+    result+=$(sed -n 's/^NOT HERE: /; not here: /p' "$logs/$stage.log" | tr -d '\n')
+    tail -n 150 "$logs/$stage.log"
     rows+=("$(printf '%-10s %4d s  %s' "$stage" $((SECONDS - begin)) "$result")")
     printf -- '-- %s\n' "${rows[-1]}" # at once: whoever ends this script early still has it
 done

@@ -1,164 +1,371 @@
 #!/usr/bin/env python3
-"""Speed of whole models on a GPU next to what bounds it, as a table.
+"""Speed of whole models and of their products on a GPU next to what bounds it, as tables for ../bench/README.md.
 
-usage: speed.py BIN-FOLDER MODELS-FOLDER [--device cuda:0] [--budget SECONDS] [--torch PYTHON]
+usage: speed.py BIN-FOLDER MODELS-FOLDER --probe FILE [--module FILE] [--device cuda:0] [--budget SECONDS] [--torch] [--tiny]
 
-BIN-FOLDER has weft and gpu_probe. MODELS-FOLDER gets the random models (16 GB and 2.5 GB) when it has none yet; a
-folder in memory (/dev/shm) makes loading a matter of the link. Every row prints its prediction before it is measured. A
-row that fails or finds no time left says so and the next one goes on.
+BIN-FOLDER has weft and kernels_check. MODELS-FOLDER gets the random models (16, 9 and 2.5 GB) when it has none yet; a folder
+in memory (/dev/shm) makes loading a matter of the link. Every row prints its prediction before it is measured; predictions are
+those of kernels/cuda/README.md, for an H200. A row that fails or is not done within its share of the budget says so, and the
+next one goes on; what earlier rows left over goes to torch (--torch: this Python has it), then to rows that are not among the
+aims. --tiny: everything small, on the emulated GPU, to see that every row can be had.
 """
 import argparse
+import datetime
 import json
+import os
 import pathlib
+import re
+import signal
+import statistics
 import subprocess
 import sys
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 BENCH = HERE.parent / "bench"
+sys.path.insert(0, str(BENCH))
+from random_model import config_of  # noqa: E402
+
 GB = 1e9
-# Llama-3-8B: every matrix but the embedding, bf16; K and V of one position, 32 layers, f32 as the cache is by default.
-WEIGHTS = {"8b": 15.01 * GB, "1b": 2.47 * GB}
-PARAMETERS = {"8b": 7.50e9, "1b": 1.24e9}
-KV_POSITION = {"8b": 2 * 32 * 8 * 128 * 2, "1b": 2 * 16 * 8 * 64 * 2}
+TENSOR_RATE = 790e12  # bf16 operations per second of an H200, as cuBLASLt was seen to reach them in 8192 x 8192 x 8192
+# T/s of the exact kernel with 4096 tokens, see kernels/cuda/README.md.
+EXACT_PREFILL = {"QKV": 335, "attention output": 240, "gate and up": 340, "down": 300, "head": 340}
+LAYER = ["QKV", "attention output", "gate and up", "down"]
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
-class Table:
+class Sizes:
+    """How large everything is: prompts in tokens, times in rounds."""
+
+    def __init__(self, is_tiny):
+        self.big, self.small = ("tiny", "tiny") if is_tiny else ("8b", "1b")
+        self.rounds = 1 if is_tiny else 3
+        self.made = 4 if is_tiny else 48
+        self.context = 24 if is_tiny else 1024
+        self.prompt = 32 if is_tiny else 4096
+        self.far = 64 if is_tiny else 32768
+        self.batches = [2, 4] if is_tiny else [32, 128]
+
+
+class Shape:
+    """Bytes and operations of a model, from its configuration."""
+
+    def __init__(self, name):
+        config = config_of(name)
+        width, ffn, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        self.layers = config["num_hidden_layers"] * ((2 * heads + 2 * kv_heads) * size * width + 3 * ffn * width)
+        self.head = config["vocab_size"] * width
+        self.kv_position = 2 * config["num_hidden_layers"] * kv_heads * size * 2  # bytes of one position, bf16
+
+    def size(self, dtype):
+        """Bytes that a token reads of the matrices; heads of quantised models are in q8_0, of FP8 ones in bf16."""
+        layer = {"bf16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32, "f8_e4m3": 1 + 2 / 128**2}[dtype]
+        return self.layers * layer + self.head * (34 / 32 if dtype in ("q8_0", "q4_0") else 2)
+
+    def step_floor(self, dtype, batch, context, copy):
+        """Seconds of a decode step: memory or arithmetic, whichever is slower."""
+        memory = (self.size(dtype) + batch * context * self.kv_position) / copy
+        return max(memory, 2 * (self.layers + self.head) * batch / TENSOR_RATE)
+
+
+class Failure(Exception):
+    """What goes into a row instead of its figure."""
+
+
+class Skipped(Failure):
+    pass
+
+
+class Clock:
+    """Hands the budget out. A row may take its share and no more, so no other comes short."""
+
+    def __init__(self, budget, shares):
+        self.end = time.monotonic() + budget
+        self.scale = budget / sum(shares)
+
+    def left(self):
+        return self.end - time.monotonic()
+
+    def of(self, share):
+        return min(share * self.scale, self.left())
+
+
+class Session:
     def __init__(self, arguments):
         self.arguments = arguments
-        self.end = time.monotonic() + arguments.budget
-        self.probe = json.loads(self.run([arguments.bin / "gpu_probe", arguments.device.partition(":")[2] or "0"], 60))
-        self.copy = self.probe["copy_gb_s"] * GB
-        print(f"GPU: {self.probe['gpu']}, {self.probe['sms']} SMs, driver for CUDA {self.probe['driver']}; copy "
-              f"{self.probe['copy_gb_s']} GB/s, read {self.probe['read_gb_s']} GB/s, from pinned host memory "
-              f"{self.probe['to_gpu_gb_s']} GB/s, to it {self.probe['from_gpu_gb_s']} GB/s", flush=True)
+        self.sizes = Sizes(arguments.tiny)
+        self.shapes = {name: Shape(name) for name in {self.sizes.big, self.sizes.small}}
+        self.loads = []  # (bytes per second of the weights, seconds until ready)
+        self.probe = {}
+        self.copy = 0.0
+        self.deadline = 0.0  # of the row being measured
 
-    def run(self, command, seconds):
-        left = self.end - time.monotonic()
-        if left < 5:
-            raise RuntimeError("no time left")
-        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=min(seconds, left))
-        if done.returncode != 0:
-            raise RuntimeError((done.stderr.strip().splitlines() or ["no reason given"])[-1])
-        return done.stdout
+    def run(self, command):
+        """(stdout, stderr) of a program, which is ended with all it started at the row's end."""
+        seconds = self.deadline - time.monotonic()
+        if seconds < 2:
+            raise Failure("no time left")
+        with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              start_new_session=True) as process:
+            try:
+                output, error = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                output, error = process.communicate()
+                raise Failure(f"not done after {seconds:.0f} s", output) from None
+        if process.returncode != 0:
+            raise Failure((error.strip().splitlines() or [f"exit code {process.returncode}"])[-1], output)
+        return output, error
 
-    def model(self, shape):
-        folder = self.arguments.models / f"weft-random-{shape}"
-        if not (folder / "model.safetensors").exists():
-            self.run([self.arguments.torch or sys.executable, BENCH / "random_model.py", folder, "--shape", shape], 120)
+    def model(self, shape, *options):
+        folder = self.arguments.models / "-".join(["weft-random", shape, *(word.strip("-") for word in options)])
+        if not (folder / "complete").exists():
+            self.run([sys.executable, BENCH / "random_model.py", folder, "--shape", shape, *options])
+            (folder / "complete").touch()
         return folder
 
-    def bench(self, shape, *options, seconds=60):
+    def bench(self, model, batch, prompt, made, *options, rounds=None):
         """What `weft bench` finds for one batch size."""
-        command = [self.arguments.bin / "weft", "bench", "--output", "json", "--quiet", "--model", self.model(shape),
-                   "--device", self.arguments.device, "--kv-dtype", "bf16", *options]
-        found = json.loads(self.run(command, seconds))
-        return {**found["results"][0], "load_s": found["load_s"]}
+        output, error = self.run(
+            [self.arguments.bin / "weft", "bench", "--output", "json", "--model", model, "--device", self.arguments.device,
+             *(["--cuda-module", self.arguments.module] if self.arguments.module else []), "--kv-dtype", "bf16",
+             "--prefill-chunk", self.sizes.prompt, "--batch", batch, "--prompt-tokens", prompt, "--max-tokens", made,
+             "--rounds", rounds or self.sizes.rounds, *options])
+        found = json.loads(output)
+        weights = re.search(r"weights: 100 % of .*, ([\d.]+) (\w+)/s", error)
+        if model.name == f"weft-random-{self.sizes.big}" and weights:
+            self.loads.append((float(weights[1]) * UNITS[weights[2]], found["load_s"]))
+        return {**found["results"][0], "weight_dtype": found["weight_dtype"]}
 
-    def row(self, name, predicted, measure):
-        """predicted and the result of measure: text."""
-        print(f"| {name} | {predicted} | ", end="", flush=True)
+    def row(self, work, aim, predicted, measure):
+        print(f"| {work} | {aim} | {predicted} | ", end="", flush=True)
         try:
             print(f"{measure()} |", flush=True)
-        except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
-            print(f"FAILED: {error} |", flush=True)
+        except Skipped as reason:
+            print(f"skipped: {reason} |", flush=True)
+        except (Failure, OSError, ValueError, KeyError) as error:
+            print(f"FAILED: {error.args[0] if error.args else error} |", flush=True)
 
 
-def decode_floor(table, shape, batch, context):
-    """Seconds per step: memory or arithmetic, whichever is slower; 790 TFLOP/s is an H200's measured bf16 rate."""
-    memory = (WEIGHTS[shape] + batch * context * KV_POSITION[shape]) / table.copy
-    return max(memory, 2 * PARAMETERS[shape] * batch / 790e12)
+# ---- rows ----
 
-
-def decode_row(table, shape, batch, context, share, *options):
-    floor = decode_floor(table, shape, batch, context)
-    predicted = batch / floor * share
-
-    def measure():
-        rate = table.bench(shape, "--batch", batch, "--prompt-tokens", context, "--max-tokens", 48, "--rounds", 3,
-                           "--prefill-chunk", 4096, *options, seconds=90)["decode_tokens_per_s"]
-        return f"{rate:.0f} tok/s, {rate * floor / batch:.0%} of the floor"
-
-    table.row(f"decode, {shape} bf16, batch {batch}, context {context}{' '.join(['', *options])}",
-              f"{predicted:.0f} tok/s ({share:.0%} of {batch / floor:.0f})", measure)
-
-
-def quantised_row(table, quantize, predicted):
-    """Layers in quantize, the head in q8_0; see kernels/cuda/README.md for where the predictions come from."""
-    head = 0.525e9
-    size = (PARAMETERS["8b"] - head) * (34 if quantize == "q8_0" else 18) / 32 + head * 34 / 32
-    floor = size / table.copy
+def decode_row(session, shape, dtype, batch, context, aim, predicted, *options, model=()):
+    """predicted: tokens per second on an H200."""
+    sizes, of_shape = session.sizes, session.shapes[shape]
+    # While chunks of other prompts are read, those that are done make tokens: these come on top.
+    made = sizes.made + -(-batch * context // sizes.prompt) if batch > 1 else sizes.made
+    floor = batch / of_shape.step_floor(dtype, batch, context + made / 2, session.copy)
 
     def measure():
-        rate = table.bench("8b", "--quantize", quantize, "--max-tokens", 48, "--rounds", 3)["decode_tokens_per_s"]
-        return f"{rate:.0f} tok/s, {rate * floor:.0%} of the floor"
+        found = session.bench(session.model(shape, *model), batch, context, made, *options)
+        held = found["weight_dtype"]
+        rate, note = found["decode_tokens_per_s"], "" if held == dtype else f" (in memory: {held})"
+        return f"{rate:.4g} tok/s, {rate / floor:.0%} of the floor{note}"
 
-    table.row(f"decode, 8b {quantize}, batch 1, context 16", f"{predicted} tok/s ({predicted * floor:.0%} of "
-              f"{1 / floor:.0f})", measure)
+    eager = ", eager" if "--eager" in options else ""
+    session.row(f"decode, {shape} {dtype}, batch {batch}, context {context}{eager}", aim,
+                f"{predicted} tok/s ({predicted / floor:.0%} of {floor:.4g})", measure)
 
 
-def prefill_row(table, predicted, *options):
+def decode_8b(session):
+    decode_row(session, session.sizes.big, "bf16", 1, 16, "240 tok/s, stretch 265", 255)
+
+
+def decode_8b_q8(session):
+    decode_row(session, session.sizes.big, "q8_0", 1, 16, "430 tok/s", 417, "--quantize", "q8_0")
+
+
+def decode_8b_q4(session):
+    decode_row(session, session.sizes.big, "q4_0", 1, 16, "700 tok/s", 629, "--quantize", "q4_0")
+
+
+def decode_8b_fp8(session):
+    decode_row(session, session.sizes.big, "f8_e4m3", 1, 16, "none set; 8 bits: 430 tok/s", 420, model=("--fp8",))
+
+
+def decode_1b(session):
+    decode_row(session, session.sizes.small, "bf16", 1, 16, "80 % of copy bandwidth", 1270)
+
+
+def decode_1b_eager(session):
+    decode_row(session, session.sizes.small, "bf16", 1, 16, "", 1200, "--eager")
+
+
+def decode_many(session):
+    decode_row(session, session.sizes.big, "bf16", session.sizes.batches[0], session.sizes.context, "90 % of the floor", 4800)
+
+
+def decode_very_many(session):
+    decode_row(session, session.sizes.big, "bf16", session.sizes.batches[1], session.sizes.context, "90 % of the floor", 9800)
+
+
+def prefill_row(session, kind, aim, predicted, *options):
     def measure():
-        rate = table.bench("8b", "--prompt-tokens", 4096, "--max-tokens", 2, "--rounds", 3, "--prefill-chunk", 4096,
-                           *options)["prefill_tokens_per_s"]
-        return f"{rate:.0f} tok/s, {rate * 2 * PARAMETERS['8b'] * 1e-12:.0f} T/s"
+        found = session.bench(session.model(session.sizes.big), 1, session.sizes.prompt, 2, *options)
+        rate = found["prefill_tokens_per_s"]
+        return f"{rate:.4g} tok/s, products and attention at {rate * 2 * session.shapes[session.sizes.big].layers * 1e-12:.4g} T/s"
 
-    table.row(f"prefill of 4096 tokens, 8b {options[-1] if options else 'bf16'}", predicted, measure)
+    session.row(f"prefill of {session.sizes.prompt} tokens, {session.sizes.big} {kind}", aim, predicted, measure)
 
 
-def long_context_row(table):
-    positions = 32768
-    floor = positions * KV_POSITION["8b"] / table.copy
+def prefill_exact(session):
+    prefill_row(session, "bf16", "see products", "12300 tok/s")
+
+
+def prefill_fast(session):
+    prefill_row(session, "bf16, fast", "see products", "17000 tok/s", "--numerics", "fast")
+
+
+def prefill_q8(session):
+    prefill_row(session, "q8_0", "", "12000 tok/s", "--quantize", "q8_0")
+
+
+def load(session):
+    def measure():
+        if not session.loads:
+            raise Failure("no model was loaded")
+        rate, ready = (statistics.median(column) for column in zip(*session.loads))
+        return f"weights at {rate / GB:.4g} GB/s, ready after {ready:.1f} s (median of {len(session.loads)})"
+
+    session.row("load 16 GB from the page cache", "10 GB/s or the link's",
+                f"90 % of the link's {session.probe['to_gpu_gb_s']:.4g} GB/s", measure)
+
+
+def far_context(session):
+    sizes = session.sizes
+    floor = sizes.far * session.shapes[sizes.big].kv_position / session.copy
 
     def measure():
-        options = ["--max-tokens", 33, "--rounds", 1, "--prefill-chunk", 4096]
-        near = table.bench("8b", "--prompt-tokens", 16, *options)["decode_tokens_per_s"]
-        far = table.bench("8b", "--prompt-tokens", positions, *options, seconds=120)["decode_tokens_per_s"]
-        extra = 1 / far - 1 / near
-        return f"{extra * 1e3:.2f} ms more per token, {floor / extra:.0%} of copy bandwidth"
+        model = session.model(sizes.big)
+        near = session.bench(model, 1, 16, sizes.made, rounds=1)["decode_tokens_per_s"]
+        far = session.bench(model, 1, sizes.far, sizes.made, rounds=1)["decode_tokens_per_s"]
+        return f"{(1 / far - 1 / near) * 1e3:.3g} ms more per token, {floor / (1 / far - 1 / near):.0%} of copy bandwidth"
 
-    table.row("attention, decode at 32k context, 8b", f"{floor / 0.85 * 1e3:.2f} ms more per token (85 %)", measure)
+    session.row(f"decode at context {sizes.far}, {sizes.big}: attention in the whole", "",
+                f"{floor / 0.75 * 1e3:.3g} ms more per token", measure)
 
 
-def load_row(table):
+def torch_rows(session):
     def measure():
-        seconds = table.bench("8b", "--max-tokens", 2, "--rounds", 1)["load_s"]
-        return f"{seconds:.1f} s, {16.06 / seconds:.1f} GB/s"
+        if not session.arguments.torch:
+            raise Skipped("no torch")
+        tiny = ["--tiny", "--device", "cpu"] if session.arguments.tiny else []
+        try:
+            output, _ = session.run([sys.executable, HERE / "torch_reference.py", *tiny])
+        except Failure as failure:
+            if len(failure.args) < 2 or '"products"' not in failure.args[1]:
+                raise
+            output = failure.args[1]
+        found = {}
+        for line in output.strip().splitlines():
+            found.update(json.loads(line))
+        products = ", ".join(f"{name} {rate:.4g}" for name, rate in found["products"].items())
+        versions = f"torch {found['torch']}, transformers {found.get('transformers', '?')}"
+        decode = f"{found['decode_tok_s']:.4g} tok/s" if "decode_tok_s" in found else "decode: not done in time"
+        return f"{decode} ({versions}); its products, bf16 out, T/s: {products}"
 
-    table.row("load 16 GB from the page cache", f"10 GB/s, or {table.probe['to_gpu_gb_s']} GB/s of the link", measure)
+    session.row("transformers, 8b bf16, batch 1, static cache, torch.compile", "Weft ahead of it", "200 tok/s", measure)
 
 
-def torch_row(table):
-    def measure():
-        if table.arguments.torch is None:
-            raise RuntimeError("skipped: no Python with torch given (--torch)")
-        return table.run([table.arguments.torch, HERE / "torch_reference.py"], 200).strip().splitlines()[-1]
+# ---- products ----
 
-    table.row("transformers, 8b bf16, batch 1, static cache, torch.compile; cuBLASLt", "slower than Weft", measure)
+def products(session):
+    """The device's operations, timed one by one, and cuBLASLt beside them: tables of their own."""
+    print("\nT/s with a long prompt, bf16, f32 out; exact is predicted at "
+          f"{', '.join(f'{name} {rate}' for name, rate in EXACT_PREFILL.items())}; fast at 85 to 92 % of cuBLASLt:\n")
+    module = ["--module", session.arguments.module] if session.arguments.module else []
+    output, _ = session.run([session.arguments.bin / "kernels_check", "--device", "cuda", "--bench", *module])
+    found = {}
+    for line in re.findall(r"^\| (.+) \[(\d+), (\d+)\], (\d+) tokens \| ([\d.]+) us ", output, re.M):
+        found[line[0], int(line[3])] = float(line[4]) * 1e-6, 2 * int(line[1]) * int(line[2]) * int(line[3])
+    tokens = max(key[1] for key in found)
+    print("| matrix | cuBLASLt | exact | of cuBLASLt (aim 70 %) | fast, unpacking included | of cuBLASLt (aim 90 %) |\n"
+          "|---|---|---|---|---|---|")
+    own = {name: rate * 1e12 for name, rate in session.probe.get("products", {}).items()}
+    sums = {"cuBLASLt": 0.0, "exact": 0.0, "fast": 0.0, "work": 0.0}
+    for name in [*LAYER, "head"]:
+        seconds, work = found[f"{name} bf16", tokens]
+        fast = found.get((f"{name} bf16 fast", tokens), (float("nan"),))[0]
+        of_own = work / own[name] if own.get(name) else float("nan")
+        print_product(name, work, of_own, seconds, fast)
+        for key, value in {"cuBLASLt": of_own, "exact": seconds, "fast": fast, "work": work}.items():
+            sums[key] += value if name in LAYER else 0
+    print_product("a layer's four", sums["work"], sums["cuBLASLt"], sums["exact"], sums["fast"])
+    if session.probe["problem"]:
+        print(f"\ncuBLASLt: {session.probe['problem']}")
+    print(f"\nAll operations; aim for attention after {session.sizes.far - 1}: 85 % of copy bandwidth, predicted 75 %:\n\n{output}")
+    for position, rate in re.findall(r"^\| attention, 1 x 1 tokens after (\d+) \|[^|]*\| (\d+) GB/s", output, re.M):
+        print(f"attention, decode after {position}: {float(rate) * GB / session.copy:.0%} of copy bandwidth")
+
+
+def print_product(name, work, own, exact, fast):
+    print(f"| {name} | {work / own * 1e-12:.4g} | {work / exact * 1e-12:.4g} | {own / exact:.0%} | {work / fast * 1e-12:.4g} | "
+          f"{own / fast:.0%} |", flush=True)
+
+
+# ---- the order, most wanted first, and each row's share in seconds of 350 ----
+
+def look(session):
+    """What is measured beside all figures, and the head of the tables."""
+    device = session.arguments.device.partition(":")[2] or "0"
+    session.probe = probe = json.loads(session.run([session.arguments.probe, device])[0])
+    session.copy = probe["copy_gb_s"] * GB
+    driver = "of the emulator"
+    if not session.arguments.tiny:
+        driver = session.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", device])[0].strip()
+    print(f"### {probe['gpu']}, {datetime.date.today()}, driver {driver} (CUDA {probe['driver'] // 1000})\n\n"
+          f"    {'tests/gpu/run.sh --emulate speed' if session.arguments.tiny else 'tests/gpu/run.sh speed'}\n\n"
+          f"{probe['sms']} multiprocessors. Beside the figures: copy {probe['copy_gb_s']:.4g} GB/s, read {probe['read_gb_s']:.4g} "
+          f"GB/s, from pinned host memory {probe['to_gpu_gb_s']:.4g} GB/s, to it {probe['from_gpu_gb_s']:.4g} GB/s; "
+          f"{probe['cublaslt'] or 'no cuBLASLt'}. Medians.\n", flush=True)
+
+
+def make_models(session):
+    begin = time.monotonic()
+    for shape in {session.sizes.big, session.sizes.small}:
+        session.model(shape)
+    print(f"random models made in {time.monotonic() - begin:.1f} s", flush=True)
+
+
+def head(_session):
+    print("\n| work | aim | predicted | measured |\n|---|---|---|---|", flush=True)
+
+
+PLAN = [(20, look), (40, products), (35, make_models), (0, head), (15, decode_8b), (10, decode_1b), (15, decode_8b_q8), (15, decode_8b_q4),
+        (25, decode_many), (15, prefill_exact), (20, prefill_fast), (35, decode_very_many), (0, load), (25, decode_8b_fp8),
+        (80, torch_rows)]
+WHEN_TIME_IS_LEFT = [(10, decode_1b_eager), (15, prefill_q8), (45, far_context)]
+
+
+def measure_all(session, budget):
+    clock = Clock(budget, [share for share, _ in PLAN])
+    for share, measure in PLAN:
+        session.deadline = time.monotonic() + (clock.left() if measure is torch_rows else clock.of(share))
+        try:
+            measure(session)
+        except (Failure, OSError, ValueError, KeyError) as error:
+            print(f"FAILED: {measure.__name__}: {error.args[0] if error.args else error}", flush=True)
+            if measure is look:
+                sys.exit(1)
+    for share, measure in WHEN_TIME_IS_LEFT:
+        if clock.left() > share:
+            session.deadline = time.monotonic() + share
+            measure(session)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bin", type=pathlib.Path)
     parser.add_argument("models", type=pathlib.Path)
+    parser.add_argument("--probe", type=pathlib.Path, required=True)
+    parser.add_argument("--module")
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--budget", type=float, default=300)
-    parser.add_argument("--torch")
-    table = Table(parser.parse_args())
-    print("| work | predicted | measured |\n|---|---|---|")
-    decode_row(table, "8b", 1, 16, 0.84)
-    load_row(table)
-    decode_row(table, "1b", 1, 16, 0.80)
-    decode_row(table, "1b", 1, 16, 0.70, "--eager")
-    quantised_row(table, "q8_0", 417)
-    quantised_row(table, "q4_0", 629)
-    decode_row(table, "8b", 32, 1024, 0.90)
-    prefill_row(table, "14000 tok/s")
-    prefill_row(table, "17000 tok/s: products at 600 T/s, attention as ever", "--numerics", "fast")
-    prefill_row(table, "12000 tok/s", "--quantize", "q8_0")
-    decode_row(table, "8b", 128, 1024, 0.90)
-    long_context_row(table)
-    torch_row(table)
+    parser.add_argument("--budget", type=float, default=350)
+    parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    measure_all(Session(arguments), arguments.budget)
 
 
 if __name__ == "__main__":
