@@ -13,14 +13,16 @@
 #include "bootstrap_guest.h"
 #include "weft/log.h"
 
-/* MISSING_MS: between two lines about who is missing; MISSING_TEXT: of the ranks in such a line. */
-enum { MISSING_MS = 5000, MISSING_TEXT = 160 };
+/* MISSING_MS: between two lines about who is missing; MISSING_TEXT: of the ranks in such a line. LAST_CALL_MS:
+ * after a rank has said that it cannot take part, for those that are still looking for the leader. */
+enum { MISSING_MS = 5000, MISSING_TEXT = 160, LAST_CALL_MS = 2000 };
 
 /* A rank on its way in: some channels are there, others not yet. */
 struct half {
     int fds[STAR_CHANNEL_COUNT]; /* owned until attached; -1 */
     uint8_t session[16];
-    bool is_in; /* all channels attached to the star */
+    bool is_in;   /* all channels attached to the star */
+    bool is_told; /* why the group ends */
     char host[TCP_TEXT_SIZE];
     char address[TCP_ADDRESS_TEXT];
 };
@@ -67,7 +69,11 @@ static void notice_departures(struct reception *reception)
             is_gone = is_gone || (half->fds[i] >= 0 && is_hung_up(half->fds[i]));
         }
         if (is_gone) {
-            weft_log(WEFT_LOG_WARN, TCP_LOG, "rank %u left before all had come; waiting for it again", rank);
+            if (reception->bootstrap->failed_rank >= 0) {
+                half->is_told = half->is_told || half->is_in;
+            } else {
+                weft_log(WEFT_LOG_WARN, TCP_LOG, "rank %u left before all had come; waiting for it again", rank);
+            }
             weft_star_detach(reception->bootstrap, rank);
             drop_half(half);
             half->is_in = false;
@@ -95,7 +101,24 @@ static enum weft_status take_in(struct reception *reception, struct tcp_guest *g
     memset(half->fds, -1, sizeof(half->fds));
     half->is_in = true;
     weft_log(WEFT_LOG_DEBUG, TCP_LOG, "rank %u came from %s (%s)", rank, half->host, guest->address);
-    return weft_star_attach(reception->bootstrap, rank, fds);
+    WEFT_TRY(weft_star_attach(reception->bootstrap, rank, fds));
+    if (reception->bootstrap->failed_rank >= 0) {
+        weft_star_notify(reception->bootstrap, rank, STAR_NOTICE_DEAD, (uint32_t)reception->bootstrap->failed_rank,
+                         reception->bootstrap->failed_reason);
+        half->is_told = true;
+    }
+    return WEFT_OK;
+}
+
+/* It comes only to say that it cannot take part, on one connection, which ends when all have been told. */
+static enum weft_status take_excuse(struct reception *reception, struct tcp_guest *guest, uint32_t rank)
+{
+    char reason[STAR_REASON_SIZE];
+
+    weft_tcp_trouble_text(guest->answer.trouble, reason);
+    weft_star_fail(reception->bootstrap, rank, guest->answer.host, reason, -1);
+    reception->halves[rank].is_told = true;
+    return take_in(reception, guest, rank);
 }
 
 static bool is_duplicate(struct reception *reception, const struct tcp_answer *answer, uint32_t rank)
@@ -203,13 +226,15 @@ static enum weft_status decide(struct reception *reception, struct tcp_guest *gu
     judge(reception, guest, &verdict);
     memcpy(host, answer->host, sizeof(host));
     weft_tcp_text_clean(host, sizeof(host));
+    weft_tcp_text_clean(answer->trouble, sizeof(answer->trouble));
     weft_tcp_verdict(&reception->invite->secret, &guest->challenge, answer, &verdict);
     if (send(guest->fd, &verdict, sizeof(verdict), MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof(verdict)) {
         weft_tcp_guest_dismiss(guest, "went away");
         return WEFT_OK;
     }
     if (verdict.code == TCP_ACCEPTED) {
-        return take_in(reception, guest, verdict.rank);
+        return answer->trouble[0] != '\0' ? take_excuse(reception, guest, verdict.rank)
+                                          : take_in(reception, guest, verdict.rank);
     }
     if (answer->rank != WEFT_BOOTSTRAP_RANK_ANY) {
         (void)snprintf(rank, sizeof(rank), "rank %u", answer->rank);
@@ -315,7 +340,7 @@ static uint32_t missing_ranks(const struct reception *reception, char *text, siz
         const char *host = host_of(reception, rank);
         char one[TCP_TEXT_SIZE + 24];
 
-        if (reception->halves[rank].is_in) {
+        if (reception->halves[rank].is_in || reception->halves[rank].is_told) {
             continue;
         }
         first = first == 0 ? rank : first;
@@ -332,6 +357,19 @@ static uint32_t missing_ranks(const struct reception *reception, char *text, siz
     }
     *count_out = count;
     return first;
+}
+
+/* A rank, perhaps this one, cannot take part. Who has come knows; who is on its way learns it, too. */
+static void call_last(struct reception *reception)
+{
+    uint32_t timeout_ms = reception->invite->timeout_ms;
+    int64_t deadline = weft_star_deadline(timeout_ms < LAST_CALL_MS ? timeout_ms : LAST_CALL_MS);
+    char missing[MISSING_TEXT];
+    uint32_t count;
+
+    while (weft_star_left_ms(deadline) > 0 && missing_ranks(reception, missing, sizeof(missing), &count) != 0 &&
+           attend(reception, deadline) == WEFT_OK) {
+    }
 }
 
 static enum weft_status receive_all(struct reception *reception)
@@ -359,6 +397,10 @@ static enum weft_status receive_all(struct reception *reception)
             tell = weft_star_deadline(MISSING_MS);
         }
         WEFT_TRY(attend(reception, tell < deadline ? tell : deadline));
+        if (reception->bootstrap->failed_rank >= 0) {
+            call_last(reception);
+            return WEFT_ERR_PEER;
+        }
     }
     return WEFT_OK;
 }
@@ -378,6 +420,19 @@ static void tell_halves(struct reception *reception)
             (void)!send(reception->halves[rank].fds[STAR_DATA], &notice, sizeof(notice), MSG_DONTWAIT | MSG_NOSIGNAL);
         }
     }
+}
+
+/* This rank, the leader, cannot take part. */
+static enum weft_status excuse(struct reception *reception)
+{
+    char reason[STAR_REASON_SIZE];
+    bool was_quiet = weft_log_set_quiet(true);
+
+    weft_tcp_trouble_text(reception->invite->trouble, reason);
+    weft_star_fail(reception->bootstrap, 0, reception->places[0], reason, -1);
+    (void)weft_log_set_quiet(was_quiet);
+    call_last(reception);
+    return WEFT_ERR_STATE;
 }
 
 static void close_reception(struct reception *reception)
@@ -434,7 +489,7 @@ enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, const str
     }
     weft_star_make_room(STAR_CHANNEL_COUNT * (rlim_t)bootstrap->rank_count + 256);
     (void)fcntl(invite->listen_fd, F_SETFL, fcntl(invite->listen_fd, F_GETFL) | O_NONBLOCK);
-    status = receive_all(reception);
+    status = invite->trouble != NULL ? excuse(reception) : receive_all(reception);
     tell_halves(reception);
     close_reception(reception);
     return status;

@@ -10,7 +10,7 @@
 
 /* Between rounds of attempts; one connect; one hello; how much longer than its own deadline a worker waits for the
  * leader's word, who knows better what is missing; how long a leader that has refused the second connection may take to
- * close the first, or to say there why it gives up. */
+ * close the first, or to say there why it gives up; to end once it has been told that this rank cannot take part. */
 enum {
     RETRY_MIN_MS = 20,
     RETRY_MAX_MS = 500,
@@ -18,6 +18,7 @@ enum {
     HELLO_MS = 5000,
     GO_MORE_MS = 2000,
     EXPLAIN_MS = 200,
+    LEADER_MS = 3000,
 };
 
 /* Why the last attempt failed, in words; and whether another may succeed. */
@@ -204,14 +205,15 @@ static void hear_leader_end(int fd, struct attempt *attempt)
     }
 }
 
-/* All channels to one address; fds_out set on success only. */
+/* All channels to one address, or the first to say why not; fds_out set on success only. */
 static bool try_address(const struct tcp_target *to, const struct tcp_join *join, struct tcp_answer *answer,
                         struct attempt *attempt, int *fds_out)
 {
     int fds[STAR_CHANNEL_COUNT] = {-1, -1, -1};
+    uint32_t channel_count = join->trouble != NULL ? 1 : STAR_CHANNEL_COUNT;
     uint32_t asked = answer->rank;
 
-    for (uint32_t channel = 0; channel < STAR_CHANNEL_COUNT; channel++) {
+    for (uint32_t channel = 0; channel < channel_count; channel++) {
         answer->channel = channel;
         fds[channel] = connect_to(to, attempt);
         if (fds[channel] < 0 || !greet(fds[channel], join, answer, attempt)) {
@@ -261,6 +263,16 @@ static void fail_with_leader(struct weft_bootstrap *bootstrap, const struct star
     }
 }
 
+/* The leader is to end first: its log has the reason, and some launchers kill it when this process has ended. */
+static enum weft_status wait_for_leader_end(int fd)
+{
+    struct pollfd leader = {.fd = fd, .events = POLLRDHUP};
+
+    (void)poll(&leader, 1, LEADER_MS);
+    close(fd);
+    return WEFT_ERR_STATE;
+}
+
 enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tcp_join *join)
 {
     struct attempt attempt = {.deadline = weft_star_deadline(join->timeout_ms)};
@@ -275,6 +287,7 @@ enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tc
 
     WEFT_TRY(weft_tcp_random(answer.session, sizeof(answer.session)));
     (void)gethostname(answer.host, sizeof(answer.host) - 1);
+    (void)snprintf(answer.trouble, sizeof(answer.trouble), "%s", join->trouble != NULL ? join->trouble : "");
     while (!try_all(join, &answer, &attempt, fds)) {
         int left = weft_star_left_ms(attempt.deadline);
 
@@ -297,6 +310,9 @@ enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tc
     }
     bootstrap->rank = answer.rank;
     weft_log_set_rank((int)answer.rank);
+    if (join->trouble != NULL) {
+        return wait_for_leader_end(fds[STAR_DATA]);
+    }
     WEFT_TRY(weft_star_attach(bootstrap, 0, fds));
     go_deadline = attempt.deadline == STAR_FOREVER ? STAR_FOREVER : attempt.deadline + (int64_t)GO_MORE_MS * 1000000;
     status = weft_star_go(bootstrap, go_deadline);

@@ -33,6 +33,11 @@ const char *weft_tcp_code_text(uint32_t code)
     return code < TCP_CODE_COUNT ? texts[code] : "unknown reason";
 }
 
+void weft_tcp_trouble_text(const char *trouble, char reason_out[STAR_REASON_SIZE])
+{
+    (void)snprintf(reason_out, STAR_REASON_SIZE, "cannot take part: %s", trouble);
+}
+
 enum weft_status weft_tcp_random(void *out, size_t size)
 {
     if (getrandom(out, size, 0) != (ssize_t)size) { /* up to 256 bytes come in one piece */

@@ -140,7 +140,7 @@ static void record(struct weft_bootstrap *bootstrap, uint32_t rank, const char *
     weft_star_failure_text(rank, bootstrap->failed_host, bootstrap->failed_reason, text, sizeof(text));
     if ((bootstrap->heart != NULL && !weft_heart_claim(bootstrap->heart)) || weft_star_is_end(reason)) {
         weft_log_keep_error("%s: %s", STAR_LOG, text); /* the heartbeats have said it, or nobody is to hear of it */
-    } else if (source >= 0) {
+    } else if (source >= 0 && source != (int)rank) {
         weft_log(WEFT_LOG_ERROR, STAR_LOG, "%s (reported by rank %d)", text, source);
     } else {
         weft_log(WEFT_LOG_ERROR, STAR_LOG, "%s", text);

@@ -126,12 +126,14 @@ static enum weft_status meet(struct weft_bootstrap *bootstrap, const struct weft
                             .program = options->program,
                             .local_rank = options->local_rank,
                             .local_count = options->local_count,
-                            .timeout_ms = options->timeout_ms};
+                            .timeout_ms = options->timeout_ms,
+                            .trouble = options->trouble};
     struct tcp_invite invite = {.secret = join.secret,
                                 .timeout_ms = options->timeout_ms,
                                 .local_count = options->local_count,
                                 .program = options->program,
                                 .hosts = options->hosts,
+                                .trouble = options->trouble,
                                 .watch_fd = options->watch_fd};
     enum weft_status status;
 
@@ -159,7 +161,9 @@ enum weft_status weft_bootstrap_open_tcp(const struct weft_bootstrap_tcp_options
     WEFT_TRY(parse_endpoint(options->leader, &endpoint));
     WEFT_TRY(weft_star_open("tcp", options->rank, options->rank_count, &bootstrap));
     weft_log_set_rank(options->rank == WEFT_BOOTSTRAP_RANK_ANY ? -1 : (int)options->rank);
-    status = options->rank_count > 1 ? meet(bootstrap, options, &endpoint) : WEFT_OK;
+    status = options->rank_count > 1    ? meet(bootstrap, options, &endpoint)
+             : options->trouble != NULL ? WEFT_ERR_STATE
+                                        : WEFT_OK;
     if (status != WEFT_OK) {
         weft_star_free(bootstrap);
         return status;

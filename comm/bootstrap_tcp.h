@@ -26,9 +26,9 @@ struct tcp_secret {
 };
 
 /* Changes with every incompatible change of anything that ranks say to each other. */
-#define TCP_HELLO_VERSION 4u
+#define TCP_HELLO_VERSION 5u
 
-enum { TCP_TEXT_SIZE = 64, TCP_WHY_SIZE = 112 };
+enum { TCP_TEXT_SIZE = 64, TCP_WHY_SIZE = 112, TCP_TROUBLE_SIZE = 216 };
 
 /* How every message begins, in every version for ever: enough to say what the other side is. */
 struct tcp_preamble {
@@ -50,8 +50,9 @@ struct tcp_answer {
     uint32_t rank_count;
     uint32_t local_rank;
     uint32_t local_count;
-    uint32_t channel;    /* enum star_channel */
-    uint8_t session[16]; /* of this process: its channels belong together */
+    uint32_t channel;               /* enum star_channel */
+    char trouble[TCP_TROUBLE_SIZE]; /* why this rank cannot take part, on the first channel and only there; else "" */
+    uint8_t session[16];            /* of this process: its channels belong together */
     uint8_t nonce[32];
     uint8_t mac[32];
 };
@@ -114,13 +115,18 @@ struct tcp_invite {
     uint32_t local_count;     /* 0: 1 */
     const char *program;      /* NULL: "" */
     const char *const *hosts; /* [rank_count] or NULL */
+    const char *trouble;      /* NULL, or why this rank cannot take part */
     int watch_fd;             /* see bootstrap.h; <= 0: none */
 };
+
+/* "cannot take part: TROUBLE" */
+void weft_tcp_trouble_text(const char *trouble, char reason_out[STAR_REASON_SIZE]);
 
 /*
  * Leader: takes in every other rank until the deadline, and says now and then who is missing. Strangers are refused and
  * logged; none can hold the rendezvous up. ERR_TIMEOUT: logged with the missing ranks, and those who came have been
- * told.
+ * told. A rank that cannot take part is logged at once, the others are told, for a moment also those that come later:
+ * ERR_PEER, or ERR_STATE (not logged) when it is the leader itself.
  */
 WEFT_MUST_CHECK enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, const struct tcp_invite *invite);
 
@@ -146,11 +152,13 @@ struct tcp_join {
     uint32_t local_rank;
     uint32_t local_count; /* 0: 1 */
     uint32_t timeout_ms;
+    const char *trouble; /* NULL, or why this rank cannot take part */
 };
 
 /*
  * Worker: connects all channels, tries again until the deadline, and waits until everybody has come. Sets
- * bootstrap->rank where it was WEFT_BOOTSTRAP_RANK_ANY.
+ * bootstrap->rank where it was WEFT_BOOTSTRAP_RANK_ANY. With trouble: one channel, on which it waits for the leader's
+ * end: ERR_STATE.
  */
 WEFT_MUST_CHECK enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tcp_join *join);
 

@@ -46,9 +46,15 @@ struct weft_bootstrap_tcp_options {
     const char *secret; /* the same on all ranks, proved, never sent; "" or NULL: none. Strangers are refused, logged */
     const char *program;      /* name and version, the same on all ranks: others are refused; NULL: "" */
     const char *const *hosts; /* [rank_count] names for messages, an entry or all NULL: not known */
+    const char *trouble;      /* NULL, or why this rank cannot take part: see below */
     int watch_fd; /* > 0: leader; whoever starts the ranks writes "RANK REASON\n" when it cannot: ends the wait */
 };
 
+/*
+ * With `trouble` this rank comes only to say so, and gets ERR_STATE, without a line of its own. A worker's ends the
+ * group at once, whoever is still missing: every rank that has come fails with "rank 2 on node2 failed: cannot take
+ * part: TROUBLE". A leader tells those who come within a moment.
+ */
 WEFT_MUST_CHECK enum weft_status weft_bootstrap_open_tcp(const struct weft_bootstrap_tcp_options *options,
                                                          struct weft_bootstrap **out);
 

@@ -46,9 +46,10 @@ struct weft_engine {
     struct weft_worker *worker;         /* owned; a worker in a process of its own */
     struct rank_thread *threads;        /* [thread_count], owned */
     uint32_t thread_count;
-    double load_ms;
-    int64_t met_ns;      /* when all ranks had come */
-    int64_t examined_ns; /* when configuration, tokenizer and fingerprint were read */
+    bool lacks_model; /* no folder here: the leader streams it */
+    double load_ms;   /* all of opening; of it: */
+    double meet_ms;   /* until all ranks had come */
+    double examine_ms;
 };
 
 /* ---- launching ---- */
@@ -90,6 +91,24 @@ static enum weft_status open_tokenizer(struct weft_engine *engine)
         return WEFT_OK;
     }
     return weft_tokenizer_open(engine->options.model, &engine->tokenizer);
+}
+
+/* Configuration and fingerprints, as far as this rank has them; the leader's tokenizer. */
+static enum weft_status examine(struct weft_engine *engine, bool is_leader)
+{
+    int64_t begin = weft_clock_ns();
+
+    engine->lacks_model = !is_leader && weft_options_are_streamed(&engine->options);
+    if (engine->lacks_model) {
+        WEFT_TRY(weft_identity_read_options(&engine->options, &engine->identity));
+    } else {
+        WEFT_TRY(weft_identity_read(&engine->options, &engine->identity));
+    }
+    if (is_leader) {
+        WEFT_TRY(open_tokenizer(engine));
+    }
+    engine->examine_ms = (double)(weft_clock_ns() - begin) / NS_PER_MS;
+    return WEFT_OK;
 }
 
 /* ---- ranks ---- */
@@ -192,15 +211,10 @@ static enum weft_status form_group(struct weft_engine *engine, struct weft_boots
     if (args.status == WEFT_OK && is_leader && engine->options.launch != WEFT_LAUNCH_TCP) {
         args.status = say_leading(&engine->options);
     }
-    if (args.status == WEFT_OK && strcmp(kind, "threads") != 0 && strcmp(kind, "local") != 0) {
-        args.lacks_model = !is_leader && weft_options_are_streamed(&engine->options);
-        args.status = args.lacks_model ? weft_identity_read_options(&engine->options, &engine->identity)
-                                       : weft_identity_read(&engine->options, &engine->identity);
+    if (args.status == WEFT_OK && engine->options.launch == WEFT_LAUNCH_MPI) {
+        args.status = examine(engine, is_leader);
     }
-    if (args.status == WEFT_OK && is_leader) {
-        args.status = open_tokenizer(engine);
-    }
-    engine->examined_ns = weft_clock_ns();
+    args.lacks_model = engine->lacks_model;
     enum weft_status status = weft_group_open(&args, bootstrap, &engine->group);
     weft_log_set_quiet(false);
     if (status != WEFT_OK && !is_leader) {
@@ -224,40 +238,62 @@ static enum weft_status start_rank(struct weft_engine *engine)
     return status;
 }
 
+/*
+ * All that this rank can find out alone, before it meets the others: a bad folder starts nothing. Under MPI who leads
+ * is known only then, and all come at the same time anyhow.
+ */
+static enum weft_status prepare(struct weft_engine *engine, const struct weft_engine_options *options)
+{
+    bool is_leader = options->launch != WEFT_LAUNCH_TCP || options->rank == 0;
+
+    if (options->launch == WEFT_LAUNCH_TCP && options->rank != WEFT_RANK_ANY) {
+        weft_log_set_rank((int)options->rank);
+    }
+    WEFT_TRY(weft_options_resolve(options, &engine->arena, &engine->options));
+    WEFT_TRY(check_leaves(&engine->options));
+    if (options->launch == WEFT_LAUNCH_TCP && is_leader) {
+        WEFT_TRY(say_leading(&engine->options));
+    }
+    return options->launch == WEFT_LAUNCH_MPI ? WEFT_OK : examine(engine, is_leader);
+}
+
+/* The others are not to wait for a rank that knows by itself that it cannot take part. */
+static void excuse(const struct weft_engine_options *options)
+{
+    char trouble[512];
+
+    snprintf(trouble, sizeof(trouble), "%s", weft_log_last_error());
+    weft_rendezvous_excuse(options, trouble);
+    weft_log_keep_error("%s", trouble);
+}
+
 static enum weft_status open_all(struct weft_engine *engine, const struct weft_engine_options *options)
 {
     struct weft_bootstrap *bootstrap = NULL;
+    enum weft_status status = prepare(engine, options);
 
-    WEFT_TRY(weft_options_resolve(options, &engine->arena, &engine->options));
-    WEFT_TRY(check_leaves(&engine->options));
-    enum weft_launch launch = engine->options.launch;
-    if (launch == WEFT_LAUNCH_LOCAL || launch == WEFT_LAUNCH_THREADS) {
-        /* Read once, before there are ranks: a bad folder starts nothing. */
-        WEFT_TRY(weft_identity_read(&engine->options, &engine->identity));
+    if (status != WEFT_OK) {
+        excuse(options);
+        return status;
     }
-    if (launch == WEFT_LAUNCH_THREADS) {
+    int64_t begin = weft_clock_ns();
+    if (options->launch == WEFT_LAUNCH_THREADS) {
         WEFT_TRY(start_threads(engine, &bootstrap));
     } else {
-        if (launch == WEFT_LAUNCH_TCP && engine->options.rank == 0) {
-            WEFT_TRY(say_leading(&engine->options));
-        }
         WEFT_TRY(weft_rendezvous_open(&engine->options, &bootstrap));
     }
-    engine->met_ns = weft_clock_ns();
+    engine->meet_ms = (double)(weft_clock_ns() - begin) / NS_PER_MS;
     WEFT_TRY(form_group(engine, bootstrap));
     return start_rank(engine);
 }
 
 /* What the time until here was made of; the first step is the caller's to time. */
-static void log_start(const struct weft_engine *engine, int64_t begin_ns)
+static void log_start(const struct weft_engine *engine)
 {
     if (engine->group.rank == 0) {
-        double met_ms = (double)(engine->met_ns - begin_ns) / NS_PER_MS;
-        double examined_ms = (double)(engine->examined_ns - engine->met_ns) / NS_PER_MS;
-
         weft_log(WEFT_LOG_DEBUG, "engine",
-                 "start: ranks met after %.0f ms, model examined in %.0f ms, weights and the rest in %.0f ms", met_ms,
-                 examined_ms, engine->load_ms - met_ms - examined_ms);
+                 "start: ranks met after %.0f ms, model examined in %.0f ms, weights and the rest in %.0f ms",
+                 engine->meet_ms, engine->examine_ms, engine->load_ms - engine->meet_ms - engine->examine_ms);
     }
 }
 
@@ -278,7 +314,7 @@ enum weft_status weft_engine_open(const struct weft_engine_options *options, str
         return status;
     }
     engine->load_ms = (double)(weft_clock_ns() - begin) / NS_PER_MS;
-    log_start(engine, begin);
+    log_start(engine);
     (void)weft_weights_text(&engine->identity.config, engine->weight_text);
     *out = engine;
     return WEFT_OK;

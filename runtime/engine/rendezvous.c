@@ -3,6 +3,8 @@
 
 #include <stdio.h>
 
+#include "weft/log.h"
+
 /* Pods and cluster jobs start their processes at different times; a minute is what people forgive. */
 enum { RENDEZVOUS_TIMEOUT_MS = 60000 };
 
@@ -11,7 +13,8 @@ uint32_t weft_rendezvous_timeout_ms(const struct weft_engine_options *options)
     return options->rendezvous_timeout_ms > 0 ? options->rendezvous_timeout_ms : RENDEZVOUS_TIMEOUT_MS;
 }
 
-static enum weft_status meet(const struct weft_engine_options *options, struct weft_bootstrap **out)
+static enum weft_status meet(const struct weft_engine_options *options, const char *trouble,
+                             struct weft_bootstrap **out)
 {
     char program[64];
     const struct weft_bootstrap_tcp_options tcp = {.leader = options->leader,
@@ -23,6 +26,7 @@ static enum weft_status meet(const struct weft_engine_options *options, struct w
                                                    .hosts = options->rank_hosts,
                                                    .local_rank = options->local_rank,
                                                    .local_count = options->local_rank_count,
+                                                   .trouble = trouble,
                                                    .watch_fd = options->launcher_fd};
 
     (void)snprintf(program, sizeof(program), "weft %s", weft_version());
@@ -42,7 +46,7 @@ enum weft_status weft_rendezvous_open(const struct weft_engine_options *options,
     struct weft_bootstrap *bootstrap;
     enum weft_status status;
 
-    WEFT_TRY(meet(options, &bootstrap));
+    WEFT_TRY(meet(options, NULL, &bootstrap));
     status = weft_bootstrap_heartbeat(bootstrap, &heartbeat);
     if (status != WEFT_OK) {
         weft_bootstrap_close(&bootstrap);
@@ -57,4 +61,19 @@ void weft_rendezvous_leave(const struct weft_engine_options *options, struct wef
     if (options->leave != NULL && weft_bootstrap_take_leave(bootstrap)) {
         options->leave(options->callback_context);
     }
+}
+
+void weft_rendezvous_excuse(const struct weft_engine_options *options, const char *trouble)
+{
+    struct weft_bootstrap *bootstrap;
+    bool was_quiet;
+
+    if (options->launch != WEFT_LAUNCH_TCP || options->leader == NULL) {
+        return; /* the others do not wait, or cannot be found */
+    }
+    was_quiet = weft_log_set_quiet(true); /* should the leader not be found either, one reason is enough */
+    if (meet(options, trouble, &bootstrap) == WEFT_OK) {
+        weft_bootstrap_close(&bootstrap);
+    }
+    (void)weft_log_set_quiet(was_quiet);
 }

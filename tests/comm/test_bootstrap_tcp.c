@@ -8,8 +8,7 @@
 #include <poll.h>
 #include <sys/wait.h>
 
-#include "bodies.h"
-#include "place.h"
+#include "opener.h"
 
 static struct place free_place(void)
 {
@@ -129,61 +128,6 @@ static void test_death(void **state)
 
 /* ---- while they look for each other ---- */
 
-struct opener {
-    struct weft_bootstrap_tcp_options options;
-    struct weft_bootstrap *bootstrap;
-    enum weft_status status;
-    char error[1024];
-    pthread_t thread;
-};
-
-static void *open_one(void *argument)
-{
-    struct opener *opener = argument;
-
-    opener->status = weft_bootstrap_open_tcp(&opener->options, &opener->bootstrap);
-    (void)snprintf(opener->error, sizeof(opener->error), "%s", weft_log_last_error());
-    return NULL;
-}
-
-static void start(struct opener *opener, const struct place *place, uint32_t rank, uint32_t rank_count)
-{
-    struct weft_bootstrap_tcp_options options = opener->options;
-
-    memset(opener, 0, sizeof(*opener));
-    options.leader = place->text;
-    options.rank = rank;
-    options.rank_count = rank_count;
-    options.timeout_ms = options.timeout_ms == 0 ? LONG_MS : options.timeout_ms;
-    opener->options = options;
-    assert_int_equal(pthread_create(&opener->thread, NULL, open_one, opener), 0);
-}
-
-/* What the log says, all of it. */
-struct listener {
-    pthread_mutex_t mutex;
-    size_t used;
-    char text[16384];
-};
-
-static void on_log(void *context, enum weft_log_level level, const char *line)
-{
-    struct listener *listener = context;
-
-    (void)level;
-    pthread_mutex_lock(&listener->mutex);
-    if (listener->used + strlen(line) + 2 < sizeof(listener->text)) {
-        listener->used += (size_t)sprintf(listener->text + listener->used, "%s\n", line);
-    }
-    pthread_mutex_unlock(&listener->mutex);
-}
-
-static void listen_to_the_log(struct listener *listener)
-{
-    pthread_mutex_init(&listener->mutex, NULL);
-    weft_log_configure(WEFT_LOG_INFO, on_log, listener);
-}
-
 /* Connects when the leader listens. */
 static int knock(const struct place *place)
 {
@@ -211,17 +155,6 @@ static struct opener *start_twins(struct opener twins[2], const struct place *pl
             return &twins[1 - i];
         }
         pause_ms(1);
-    }
-}
-
-static void finish(struct opener *openers, size_t count, enum weft_status expected)
-{
-    for (size_t i = 0; i < count; i++) {
-        pthread_join(openers[i].thread, NULL);
-        assert_int_equal(openers[i].status, expected);
-    }
-    for (size_t i = count; i-- > 0;) {
-        weft_bootstrap_close(&openers[i].bootstrap);
     }
 }
 
@@ -264,13 +197,13 @@ static void test_refusals(void **state)
     struct place place = free_place();
     static const char *const reasons[] = {"the secret differs", "the secret differs",
                                           "the rank count differs: the leader has 3, this rank was told 4",
-                                          "is another version: weft 1 (protocol 4), this is weft 2 (protocol 4)",
+                                          "is another version: weft 1 (protocol 5), this is weft 2 (protocol 5)",
                                           "no place left among 3 ranks, 1 on each host; this host starts 3"};
     static const char *const said[] = {"rank 2 on ",
                                        "rank 2 on ",
                                        "the leader has 3",
                                        "rank 1 is there already",
-                                       "is another version: weft 2 (protocol 4), the leader is weft 1 (protocol 4)",
+                                       "is another version: weft 2 (protocol 5), the leader is weft 1 (protocol 5)",
                                        "a rank on "};
     struct listener listener = {.text = ""};
 

@@ -2,7 +2,9 @@
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -132,6 +134,45 @@ def test_another_model_is_refused_on_both_sides(model):
         out, errors = process.communicate(timeout=90)
         assert process.returncode == 1 and out == ""
         assert re.search(r"rank 1 on \S+ has other model files: fingerprint \w+, the leader's is \w+", errors), errors
+
+
+@pytest.mark.parametrize("trouble, arguments", [
+    ("engine/identity: /nowhere: no such model folder", ["--model", "/nowhere"]),
+    ("engine: 3 ranks, but the model is cut into 2 leaves", ["--leaves", "2"]),
+    ("base/json: DAMAGED/config.json: not valid JSON", ["--model", "DAMAGED"]),
+])
+def test_a_rank_that_cannot_take_part_says_so_while_another_is_missing(model, tmp_path, trouble, arguments):
+    """Rank 1 never comes, and nobody waits for it: the leader has one line with rank, host and the rank's own reason."""
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "config.json").unlink()
+    (tmp_path / "model" / "config.json").write_text("{")
+    arguments = [a.replace("DAMAGED", str(tmp_path / "model")) for a in arguments]
+    trouble = trouble.replace("DAMAGED", str(tmp_path / "model"))
+    port = free_port()
+    secret = {"WEFT_SECRET": "warp"}
+    processes = {}
+    for rank, more in [(0, ["--quiet"]), (2, arguments)]:
+        command = [str(WEFT), "run", "--prompt", PROMPT, "--threads", "1", "--leader", f"127.0.0.1:{port}", "--rank", str(rank),
+                   "--ranks", "3", "--rendezvous-timeout", "10m", *(more if "--model" in more else ["--model", str(model), *more])]
+        processes[rank] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                           env={**os.environ, **secret})
+    lines = {}
+    for rank, process in processes.items():
+        out, errors = process.communicate(timeout=90)
+        assert (process.returncode, out, len(errors.splitlines())) == (1, "", 1), errors
+        lines[rank] = errors
+    name = re.escape(socket.gethostname())
+    assert re.match(rf"weft\[0\]: comm/bootstrap: rank 2 on {name} failed: cannot take part: " + re.escape(trouble), lines[0])
+    assert lines[2].startswith(f"weft[2]: {trouble}")
+
+
+def test_a_leader_that_cannot_take_part_tells_the_others():
+    port = free_port()
+    processes = [start("/nowhere", port, rank) for rank in range(3)]
+    for rank, process in enumerate(processes):
+        out, errors = process.communicate(timeout=90)
+        assert (process.returncode, out) == (1, "")
+        assert errors == f"weft[{rank}]: engine/identity: /nowhere: no such model folder\n"
 
 
 def test_kserve_workers_get_their_number_from_the_leader(model):

@@ -48,6 +48,17 @@ def test_a_mistake_is_said_once(model):
         assert len(lines) == 1 and "/nowhere: no such model folder" in lines[0], lines
 
 
+def test_one_rank_lacks_the_model(model):
+    common = [str(WEFT), "run", "--quiet", *COMMON, "--model"]
+    done = subprocess.run([*MPIRUN, "-n", "2", *common, str(model), ":", "-n", "1", *common, "/nowhere"],
+                          capture_output=True, text=True, timeout=HANG_S)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("weft")]
+    assert len(lines) == 1, lines
+    assert re.fullmatch(r"weft\[0\]: engine/group: rank 2 on \S+ cannot take part: engine/identity: /nowhere: no such model folder",
+                        lines[0])
+
+
 def test_ranks_must_be_what_mpirun_started(model):
     assert answer("--model", model, *COMMON, "--ranks", "2", wrapper=[*MPIRUN, "-n", "2"])
     done = weft("run", "--quiet", "--model", model, *COMMON, "--ranks", "4", wrapper=[*MPIRUN, "-n", "2"])

@@ -58,6 +58,21 @@ def test_three_tasks_give_the_bits_of_one_rank(tmp_path, environment):
     assert got["logits_sha256"] == answer(*common)["logits_sha256"]
 
 
+def test_one_task_lacks_the_model(tmp_path, environment):
+    weft_ = tmp_path / "weft"
+    weft_.write_text(f"""#!/bin/bash
+[ "$SLURM_PROCID" = 2 ] && exec {WEFT} "$@" --model /nowhere
+exec {WEFT} "$@"
+""")
+    weft_.chmod(0o755)
+    done = subprocess.run(["bash", str(SCRIPT), "run", "--quiet", "--prompt", PROMPT, "--threads", "1"], capture_output=True,
+                          text=True, timeout=90, env={**environment, "WEFT_BINARY": str(weft_)}, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("weft[0]")]
+    assert len(said) == 1, done.stderr
+    assert re.search(r"rank 2 on \S+ failed: cannot take part: engine/identity: /nowhere: no such model folder$", said[0])
+
+
 def test_the_batch_script_itself_is_no_rank():
     """sbatch gives its shell a SLURM_PROCID too; a plain weft there runs alone and says so."""
     done = weft("info", environment={"SLURM_PROCID": "0", "SLURM_NTASKS": "4"})

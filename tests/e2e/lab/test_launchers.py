@@ -230,6 +230,17 @@ def test_refusals(lab, other_version, tmp_path):
         assert len([x for x in errors.splitlines() if x.startswith("weft[0]")]) == 1, errors
 
 
+def test_a_host_without_the_model(lab):
+    """Each host has a /dev/shm of its own; the model lies in that of node0 alone."""
+    finish(lab.start(0, "cp", "-rL", MODEL, "/dev/shm/model"))
+    code, out, errors = finish(hosts(lab, command=[*RUN[:1], "--model", "/dev/shm/model", *RUN[3:]], list_="node0,node1"))
+    finish(lab.start(0, "rm", "-r", "/dev/shm/model"))
+    assert (code, out) == (1, "")
+    said = [line for line in errors.splitlines() if line.startswith("weft[0]")]
+    assert said == ["weft[0]: comm/bootstrap: rank 1 on node1 failed: cannot take part: engine/identity: "
+                    "/dev/shm/model: no such model folder"], errors
+
+
 def test_another_version_is_refused_on_both_sides(lab, other_version):
     arguments = [*RUN, "--leader", "node0:5009", "--ranks", 2, "--rendezvous-timeout", "4s", "--rank"]
     leader = lab.start(0, WEFT, *arguments, 0)
