@@ -45,7 +45,7 @@ static void links_print(const struct weft_gpu *gpus, uint32_t count, uint32_t in
 
 static void library_print(const struct weft_settings *settings)
 {
-    char name[64];
+    char name[512];
     char reason[512];
 
     if (weft_gpu_library(settings->cuda_module, name, sizeof(name), reason, sizeof(reason))) {
@@ -57,7 +57,7 @@ static void library_print(const struct weft_settings *settings)
 
 static json_t *library_json(const struct weft_settings *settings)
 {
-    char name[64];
+    char name[512];
     char reason[512];
 
     if (weft_gpu_library(settings->cuda_module, name, sizeof(name), reason, sizeof(reason))) {

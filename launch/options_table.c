@@ -128,7 +128,7 @@ const struct weft_option weft_options[] = {
     {"device", 'd', WEFT_OPTION_TEXT, ALL, rank_group, "auto|cpu|cuda[:N]",
      "what ranks run on: a GPU each when every rank has one, else CPUs; cuda: a GPU each; cuda:N: all on GPU N", "auto",
      "WEFT_DEVICE", AT(device)},
-    {"numerics", 0, WEFT_OPTION_CHOICE, ENGINE, rank_group, "exact|reference|fast",
+    {"numerics", 0, WEFT_OPTION_CHOICE, ENGINE | DOCTOR, rank_group, "exact|reference|fast",
      "on GPUs: exact gives the same bits for any ranks, batch and chunk; reference the bits of CPUs, slowly; fast has "
      "prompts multiplied by cuBLASLt, where it is there. On CPUs always exact", "exact", "WEFT_NUMERICS", AT(numerics),
      .choices = numerics},

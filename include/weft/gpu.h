@@ -35,7 +35,8 @@ struct weft_gpu {
 uint32_t weft_gpu_list(const char *module, struct weft_gpu *gpus_out, char *reason_out, size_t reason_size);
 
 /*
- * The library behind --numerics fast, where the module finds it: "cuBLASLt 13.1.0". False with one phrase why not.
+ * The library behind --numerics fast and its file, where the module finds it: "cuBLASLt 13.1.0, /usr/lib/...". False
+ * with one phrase why not.
  * Loads some hundred MB for as long as the process lives.
  */
 bool weft_gpu_library(const char *module, char *name_out, size_t name_size, char *reason_out, size_t reason_size);

@@ -94,8 +94,15 @@ static bool find(struct api *api, char *name_out, size_t name_size, char *reason
 bool weft_blas_find(char *name_out, size_t name_size, char *reason_out, size_t reason_size)
 {
     struct api api;
+    char name[48];
+    Dl_info where;
 
-    return find(&api, name_out, name_size, reason_out, reason_size);
+    if (!find(&api, name, sizeof(name), reason_out, reason_size)) {
+        return false;
+    }
+    bool has_file = dladdr(reinterpret_cast<void *>(api.cublasLtGetVersion), &where) != 0 && where.dli_fname != NULL;
+    snprintf(name_out, name_size, "%s%s%s", name, has_file ? ", " : "", has_file ? where.dli_fname : "");
+    return true;
 }
 
 /* Row-major [n, k] is the library's column-major [k, n]: weights are transposed, x is not, out is [n, t] to it. */

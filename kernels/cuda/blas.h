@@ -27,7 +27,7 @@ bool weft_blas_open(struct weft_blas **out, char *reason_out, size_t reason_size
 void weft_blas_close(struct weft_blas **blas);
 /* "cuBLASLt 13.1.0". */
 const char *weft_blas_name(const struct weft_blas *blas);
-/* The name without a handle and without a GPU, for `weft info`. */
+/* The name, and the file, without a handle and without a GPU, for `weft info`: "cuBLASLt 13.1.0, /usr/lib/...". */
 bool weft_blas_find(char *name_out, size_t name_size, char *reason_out, size_t reason_size);
 
 /* Addresses of weights, x and out are multiples of this, and so are both strides in bytes. */

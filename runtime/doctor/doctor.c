@@ -62,6 +62,11 @@ static enum weft_status gather_facts(struct weft_bootstrap *bootstrap, const str
     if (own.gpu_status != WEFT_OK) {
         snprintf(own.gpu_error, sizeof(own.gpu_error), "%s", weft_log_last_error());
     }
+    own.is_fast = options->engine->numerics != NULL && strcmp(options->engine->numerics, "fast") == 0;
+    if (own.member.gpu_count > 0) {
+        (void)weft_gpu_library(options->engine->cuda_module, own.fast_library, sizeof(own.fast_library),
+                               own.fast_reason, sizeof(own.fast_reason));
+    }
     return weft_bootstrap_all_gather(bootstrap, &own, sizeof(own), report->facts,
                                      weft_rendezvous_timeout_ms(options->engine));
 }

@@ -33,10 +33,13 @@ struct weft_doctor_facts {
     struct weft_member member;        /* device_kind and GPUs only */
     int32_t gpu_status;               /* enum weft_status of looking for them */
     char gpu_error[WEFT_DOCTOR_TEXT_SIZE];
-    char huge_mode[16];            /* of transparent huge pages: "always", "madvise", "never", "?" */
-    char cpu_level[16];            /* "avx512" */
-    char cpu_model[64];            /* as the kernel names it; "?" */
-    int32_t slow_start_after_idle; /* the sysctl; -1: not known */
+    uint8_t is_fast;                          /* --numerics fast */
+    char fast_library[WEFT_DOCTOR_TEXT_SIZE]; /* what that multiplies by; "" without GPUs or the library */
+    char fast_reason[WEFT_DOCTOR_TEXT_SIZE];  /* why there is none */
+    char huge_mode[16];                       /* of transparent huge pages: "always", "madvise", "never", "?" */
+    char cpu_level[16];                       /* "avx512" */
+    char cpu_model[64];                       /* as the kernel names it; "?" */
+    int32_t slow_start_after_idle;            /* the sysctl; -1: not known */
     char version[32];
     uint32_t local_rank;   /* among the ranks of its host, as the launcher says */
     char rank_origin[96];  /* where the rank's number came from: "SLURM_PROCID" */

@@ -346,6 +346,9 @@ void weft_doctor_judge(const struct weft_doctor_group *group, struct weft_doctor
         judge_memory(group, r, findings);
         judge_limits(group, r, findings);
         judge_shm(group, r, findings);
+        if (group->gpus != NULL && group->gpus[r] != WEFT_NO_GPU) {
+            weft_doctor_judge_fast(group, r, findings);
+        }
     }
     weft_doctor_judge_links(group, findings);
     judge_prediction(group, findings);

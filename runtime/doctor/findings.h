@@ -49,6 +49,10 @@ void weft_doctor_gpus_deal(const struct weft_doctor_group *group, int32_t *gpus_
 void weft_doctor_judge_gpu_memory(const struct weft_doctor_group *group, uint32_t rank,
                                   struct weft_doctor_findings *findings);
 
+/* gpus.c: whether `rank`, which has a GPU, can multiply as --numerics fast asks it to. */
+void weft_doctor_judge_fast(const struct weft_doctor_group *group, uint32_t rank,
+                            struct weft_doctor_findings *findings);
+
 /* What is to say about the links; findings_links.c. */
 void weft_doctor_judge_links(const struct weft_doctor_group *group, struct weft_doctor_findings *findings);
 

@@ -72,3 +72,35 @@ void weft_doctor_judge_gpu_memory(const struct weft_doctor_group *group, uint32_
                                  own->name, (double)needs / MIB, (double)own->memory_free / MIB);
     }
 }
+
+/* "cuBLASLt 13.1.0" of "cuBLASLt 13.1.0, /usr/lib/...": ranks may have it in different places. */
+static size_t name_length(const char *library)
+{
+    return strcspn(library, ",");
+}
+
+void weft_doctor_judge_fast(const struct weft_doctor_group *group, uint32_t rank, struct weft_doctor_findings *findings)
+{
+    const struct weft_doctor_facts *own = &group->facts[rank];
+    const struct weft_doctor_facts *first = &group->facts[0];
+    struct weft_doctor_finding finding = {.severity = WEFT_DOCTOR_WARNING,
+                                          .why = "--numerics fast is as exact there: long prompts take longer",
+                                          .change = "CUDA's library cublasLt where the loader finds it "
+                                                    "(LD_LIBRARY_PATH, ldconfig), on every host"};
+
+    if (!own->is_fast) {
+        return;
+    }
+    where_rank(group, rank, &finding);
+    if (own->fast_library[0] == '\0') {
+        weft_doctor_findings_add(findings, &finding, "no cuBLASLt: %s", own->fast_reason);
+    } else if (first->fast_library[0] != '\0' &&
+               (name_length(own->fast_library) != name_length(first->fast_library) ||
+                memcmp(own->fast_library, first->fast_library, name_length(own->fast_library)) != 0)) {
+        finding.why = "the answer may change with the ranks that share a model";
+        finding.change = "the same version of CUDA on every host";
+        weft_doctor_findings_add(findings, &finding, "%.*s for --numerics fast, the leader has %.*s",
+                                 (int)name_length(own->fast_library), own->fast_library,
+                                 (int)name_length(first->fast_library), first->fast_library);
+    }
+}

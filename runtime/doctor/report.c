@@ -83,6 +83,11 @@ static void print_gpus(const struct weft_doctor_report *report, FILE *file)
         fprintf(file, "%4u  %3d  %-32.32s %.1f/%.1f\n", r, report->gpus[r], gpu->name,
                 (double)gpu->memory_free / 1073741824.0, (double)gpu->memory_total / 1073741824.0);
     }
+    const struct weft_doctor_facts *facts = &report->facts[0];
+    bool has_library = facts->fast_library[0] != '\0';
+    fprintf(file, "fast numerics on rank 0: %s%s\n",
+            has_library ? facts->fast_library : "no cuBLASLt, --numerics fast is as exact: ",
+            has_library ? "" : facts->fast_reason);
 }
 
 /* What is the same for all ranks of a host, once per host. */

@@ -27,8 +27,13 @@ static json_t *gpu_json(const struct weft_doctor_report *report, uint32_t rank)
         return json_null();
     }
     const struct weft_member_gpu *gpu = &report->facts[rank].member.gpus[report->gpus[rank]];
-    return json_pack("{s:i, s:s, s:I, s:I}", "index", (int)report->gpus[rank], "name", gpu->name, "memory_free_bytes",
-                     (json_int_t)gpu->memory_free, "memory_total_bytes", (json_int_t)gpu->memory_total);
+    const struct weft_doctor_facts *facts = &report->facts[rank];
+    bool has_library = facts->fast_library[0] != '\0';
+    return json_pack("{s:i, s:s, s:I, s:I, s:o, s:o}", "index", (int)report->gpus[rank], "name", gpu->name,
+                     "memory_free_bytes", (json_int_t)gpu->memory_free, "memory_total_bytes",
+                     (json_int_t)gpu->memory_total, "fast_library",
+                     has_library ? json_string(facts->fast_library) : json_null(), "no_fast_library_because",
+                     has_library ? json_null() : json_string(facts->fast_reason));
 }
 
 /* Adds where the rank's numbers came from. */

@@ -245,6 +245,28 @@ static void test_gpus(void **state)
     assert_int_equal(gpus[3], 0);
     f.needs[2] = 1000 << 20;
     expect(&f, WEFT_DOCTOR_ERROR, "rank 2 on host1", "need 1000 MiB for weights");
+    /* The library of --numerics fast, asked for only then: the leader and rank 1 have it, the others in another
+     * version or not. */
+    f.needs[2] = 0;
+    memset(&f.findings, 0, sizeof(f.findings));
+    for (uint32_t r = 0; r < RANKS; r++) {
+        snprintf(f.facts[r].fast_library, sizeof(f.facts[r].fast_library), "cuBLASLt 13.%c.0, /host%u/lib",
+                 r == 2 ? '0' : '1', r);
+    }
+    f.facts[3].fast_library[0] = '\0';
+    snprintf(f.facts[3].fast_reason, sizeof(f.facts[3].fast_reason), "cannot load libcublasLt.so.13");
+    weft_doctor_judge(&f.group, &f.findings);
+    assert_int_equal(f.findings.count, 0);
+    for (uint32_t r = 0; r < RANKS; r++) {
+        f.facts[r].is_fast = true;
+    }
+    weft_doctor_judge(&f.group, &f.findings);
+    assert_int_equal(f.findings.count, 2);
+    assert_string_equal(f.findings.items[0].where, "rank 2 on host1");
+    assert_string_equal(f.findings.items[0].what,
+                        "cuBLASLt 13.0.0 for --numerics fast, the leader has cuBLASLt 13.1.0");
+    assert_string_equal(f.findings.items[1].where, "rank 3 on host1");
+    assert_string_equal(f.findings.items[1].what, "no cuBLASLt: cannot load libcublasLt.so.13");
     /* One rank without. */
     memset(&f.findings, 0, sizeof(f.findings));
     f.facts[1].member.gpu_count = 0;

@@ -143,3 +143,24 @@ def test_info_and_doctor_name_the_gpus():
     assert re.search(r"^fast numerics no cuBLASLt, --numerics fast is as exact: \S", text, re.M)
     report = json.loads(weft("doctor", "--ranks", "2", "--output", "json", **on_gpus(gpus="devices=2")).stdout)
     assert [rank["gpu"]["index"] for rank in report["ranks"]] == [0, 1]
+
+
+STUB = BUILD / "cublaslt_stub"
+
+
+@emulated
+def test_info_and_doctor_say_what_fast_numerics_has():
+    without = weft("doctor", **on_gpus()).stdout
+    assert re.search(r"^fast numerics on rank 0: no cuBLASLt, --numerics fast is as exact: \S", without, re.M), without
+    assert "no cuBLASLt: " not in without
+    done = weft("doctor", "--quiet", "--numerics", "fast", **on_gpus())
+    assert re.search(r"^warning: rank 0 on .*: no cuBLASLt: .*; --numerics fast is as exact there: ", done.stdout, re.M)
+    assert done.returncode == 1
+    if not STUB.is_dir():
+        pytest.skip("this build has no stub of cuBLASLt (no header of it)")
+    environment = {**on_gpus()["environment"], "LD_LIBRARY_PATH": str(STUB)}
+    found = f"cuBLASLt 13.1.0, {STUB}/libcublasLt.so.13"
+    assert f"fast numerics {found}\n" in weft("info", environment=environment).stdout
+    assert f"fast numerics on rank 0: {found}\n" in weft("doctor", environment=environment).stdout
+    fast = weft("doctor", "--numerics", "fast", "--output", "json", environment=environment)
+    assert json.loads(fast.stdout)["ranks"][0]["gpu"]["fast_library"] == found
