@@ -93,8 +93,12 @@ static enum weft_status run_tree_sum(struct weft_comm *comm, const float *nodes,
 static enum weft_status run_tree_gather(struct weft_comm *comm, const float *nodes, size_t count, float *out,
                                         struct weft_tree_add_args *left_out)
 {
-    if (comm->exchange.channel != NULL && !weft_peer_takes(comm, count) &&
-        weft_comm_exchange_is_one_shot(comm, count)) {
+    if (weft_peer_takes(comm, count)) {
+        if (!comm_is_mute(comm)) {
+            weft_peer_tree_gather(comm, nodes, count, out, left_out);
+            return WEFT_OK;
+        }
+    } else if (comm->exchange.channel != NULL && weft_comm_exchange_is_one_shot(comm, count)) {
         return weft_comm_exchange_tree_gather(comm, nodes, count, out, left_out);
     }
     WEFT_TRY(run_tree_sum(comm, nodes, count, out));

@@ -47,6 +47,7 @@ struct comm_peer {
     float *inboxes[COMM_RANK_MAX];              /* device memory; the own one owned, the others' open or NULL */
     uint32_t pids[COMM_RANK_MAX];               /* ranks of one host see each other's; 0: nobody has opened anything */
     _Atomic uint32_t *farewells[COMM_RANK_MAX]; /* not 0: the rank has closed the others' inboxes */
+    struct weft_peer_sum_args left;             /* of the last tree_gather() */
     uint32_t *state;             /* owned device memory: [WEFT_PEER_STATE_COUNT], the greeting's result */
     struct comm_peer_host *host; /* owned pinned host memory */
 };

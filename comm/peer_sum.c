@@ -327,9 +327,12 @@ bool weft_peer_takes(const struct weft_comm *comm, size_t count)
     return comm->peer.is_open && count <= comm->peer.room_count;
 }
 
-void weft_peer_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
+/* Counted as issued: it will be. */
+static struct weft_peer_sum_args begin_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
 {
-    const struct weft_peer_sum_args args = {
+    comm->peer.is_waiting = true;
+    comm->received_size += (comm->nodes.count - comm->node_counts[comm->rank]) * count * sizeof(float);
+    return (struct weft_peer_sum_args){
         .nodes = nodes,
         .out = out,
         .count = count,
@@ -342,10 +345,22 @@ void weft_peer_tree_sum(struct weft_comm *comm, const float *nodes, size_t count
         .state = comm->peer.state,
         .stop = &comm->peer.host->stop,
     };
+}
 
-    comm->peer.is_waiting = true;
-    comm->received_size += (comm->nodes.count - comm->node_counts[comm->rank]) * count * sizeof(float);
+void weft_peer_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out)
+{
+    const struct weft_peer_sum_args args = begin_sum(comm, nodes, count, out);
+
     comm->device.peer_sum(comm->device.context, &args);
+}
+
+void weft_peer_tree_gather(struct weft_comm *comm, const float *nodes, size_t count, float *out,
+                           struct weft_tree_add_args *left_out)
+{
+    comm->peer.left = begin_sum(comm, nodes, count, out);
+    comm->left_inputs[0] = out;
+    *left_out = (struct weft_tree_add_args){
+        .inputs = comm->left_inputs, .input_count = 1, .count = count, .out = out, .before = &comm->peer.left};
 }
 
 /* ---- waiting ---- */

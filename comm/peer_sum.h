@@ -22,6 +22,9 @@ void weft_peer_close(struct weft_comm *comm);
 bool weft_peer_takes(const struct weft_comm *comm, size_t count);
 /* Puts one operation into the device's stream. */
 void weft_peer_tree_sum(struct weft_comm *comm, const float *nodes, size_t count, float *out);
+/* Leaves it to the caller. */
+void weft_peer_tree_gather(struct weft_comm *comm, const float *nodes, size_t count, float *out,
+                           struct weft_tree_add_args *left_out);
 
 /* Waits for a mark of the device while sums may wait for peers: with an eye on them, with the communicator's deadline,
  * which is put off while the group works. Errors name who is missing. */

@@ -351,16 +351,30 @@ void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint
     device->ops->silu_mul(device, gate_up, token_count, width, out);
 }
 
+/* What is made before is the one input. */
+static void assert_before(const struct weft_device *device, const struct weft_tree_add_args *args)
+{
+    assert(args->before == NULL || (device->ops->peer_sum != NULL && args->input_count == 1 &&
+                                    args->inputs[0] == args->before->out && args->count == args->before->count));
+}
+
 void weft_device_add_norm(struct weft_device *device, const struct weft_add_norm_args *args)
 {
     assert(args->y->input_count >= 1 && args->y->input_count <= WEFT_LEAF_COUNT_MAX);
     assert(args->y->count == (size_t)args->token_count * args->width);
+    assert_before(device, args->y);
     device->ops->add_norm(device, args);
 }
 
 void weft_device_tree_add(struct weft_device *device, const struct weft_tree_add_args *args)
 {
     assert(args->input_count >= 1 && args->input_count <= WEFT_LEAF_COUNT_MAX);
+    assert_before(device, args);
+    if (args->before != NULL) {
+        assert(args->out == args->before->out);
+        weft_device_peer_sum(device, args->before);
+        return;
+    }
     device->ops->tree_add(device, args);
 }
 

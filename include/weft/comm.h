@@ -54,6 +54,7 @@ struct weft_comm_device {
     void (*read)(void *context, void *to_host, const void *from, size_t size);
     void (*write)(void *context, void *to, const void *from_host, size_t size);
     void (*copy)(void *context, void *to, const void *from, size_t size);
+    /* args->before is issued, too. */
     void (*tree_add)(void *context, const struct weft_tree_add_args *args);
     /* Sets mark 0 to WEFT_COMM_MARK_COUNT - 1 behind everything issued so far. */
     void (*mark)(void *context, uint32_t mark);
@@ -111,7 +112,8 @@ WEFT_MUST_CHECK enum weft_status weft_comm_tree_sum(struct weft_comm *comm, cons
 /*
  * tree_sum() up to its last additions, for a caller that makes them while it does something else: *left_out is what
  * weft_comm_device.tree_add() would have to do then, reading own nodes, nodes that other ranks have sent, or `out`
- * itself where there is nothing left to add (host memory, large sums, sums through the memory of peers). Its memory is
+ * itself where there is nothing left to add (host memory, large sums). Through the memory of peers all of it is left,
+ * the exchange too: left_out->before, which the caller issues in any case, since the others wait for it. Its memory is
  * the communicator's: to be used before the next call here, in device memory by operations issued before it.
  */
 WEFT_MUST_CHECK enum weft_status weft_comm_tree_gather(struct weft_comm *comm, const float *nodes, size_t count,

@@ -350,7 +350,7 @@ void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint
 /*
  * The end of one sublayer and the beginning of the next: x[t, :] <- x[t, :] + (y[t, :] + bias[:]), then out[t, :] <-
  * the RMS norm of that, as weft_device_rms_norm(). y [T, D] is what weft_device_tree_add(y) would write; with a single
- * input that is the input. y->out stays as it is.
+ * input that is the input. What y->before would write, too, may stay unwritten; so does y->out otherwise.
  */
 struct weft_add_norm_args {
     float *x;                           /* [T, D] */
@@ -364,7 +364,8 @@ struct weft_add_norm_args {
 };
 void weft_device_add_norm(struct weft_device *device, const struct weft_add_norm_args *args);
 
-/* args->out[i] <- the sum of args->inputs[...][i] along the leaf tree, one f32 addition per edge. */
+/* args->out[i] <- the sum of args->inputs[...][i] along the leaf tree, one f32 addition per edge; after args->before,
+ * with which nothing else is to be done: its result is args->out. */
 void weft_device_tree_add(struct weft_device *device, const struct weft_tree_add_args *args);
 
 /*

@@ -29,6 +29,8 @@ struct weft_tree_add {
     uint8_t right;
 };
 
+struct weft_peer_sum_args;
+
 /* One sum along the tree, as devices compute it: slots start as inputs, adds[] run in order, slot 0 is the result. */
 struct weft_tree_add_args {
     const float *const *inputs; /* [input_count] host; each [count] in device memory, borrowed */
@@ -37,6 +39,9 @@ struct weft_tree_add_args {
         *adds; /* [input_count - 1] host, from weft_tree_adds(); borrowed until the call returns */
     size_t count;
     float *out; /* [count] in device memory; overlaps no input */
+    /* NULL, or a sum between devices (weft/peer.h) that is to be made before: inputs[0], the only one, is its result.
+     */
+    const struct weft_peer_sum_args *before;
 };
 
 static inline uint32_t weft_range_count(struct weft_range range)

@@ -148,6 +148,12 @@ void weft_cuda_peer_close(struct weft_device *device, void *memory);
 /* peer_sum.cu */
 void weft_cuda_peer_sum(struct weft_device *device, const struct weft_peer_sum_args *args);
 
+/* peer_norm.cu: weft_cuda_add_norm() after args->y->before, both in one kernel. False: that would be slower, and
+ * nothing is issued. */
+bool weft_cuda_peer_norm(struct weft_cuda_device *device, const struct weft_add_norm_args *args);
+/* Loads its code, which may be recorded before it is ever issued. */
+void weft_cuda_peer_norm_init(struct weft_cuda_device *device);
+
 /* matrix.cu: packing and multiplication */
 size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
 size_t weft_cuda_matrix_scratch_size(const struct weft_device *device, const struct weft_matrix_desc *desc);

@@ -5,29 +5,15 @@
  * bytes per thread, where widths and addresses allow it.
  */
 #include "cuda/device_cuda.h"
+#include "cuda/norm.h"
 #include "cuda/numeric_cuda.h"
 #include "cuda/ptx.h"
 #include "cuda/tree_cuda.h"
 
-/* Four elements as one access, or one. */
 typedef struct weft_cuda_four four;
-
-struct one {
-    float v[1];
-};
-
-static __device__ __forceinline__ one weft_cuda_add(const one &a, const one &b)
-{
-    return one{{a.v[0] + b.v[0]}};
-}
+typedef struct weft_cuda_one one;
 
 static const uint32_t BLOCK = 256;
-
-/* Lanes of a horizontal sum: part of the numerics contract. */
-static const uint32_t LANES = 16;
-
-/* Elements of a row in shared memory at a time: 16 KiB, so that some blocks fit onto a multiprocessor. */
-static const uint32_t CHUNK = 4096;
 
 static bool is_by_four(const void *a, const void *b, const void *c, uint32_t width)
 {
@@ -60,16 +46,6 @@ struct row_plus_tree {
     const float *bias;
 };
 
-template <typename V> static __device__ __forceinline__ V add_to(V *x, V term, const float *bias, uint32_t i)
-{
-    if (bias != NULL) {
-        term = weft_cuda_add(term, reinterpret_cast<const V *>(bias)[i]);
-    }
-    x[i] = weft_cuda_add(x[i], term);
-    return x[i];
-}
-
-/* Element i of row x, which begins `begin` elements after the first row; all in units of V. */
 template <typename V> static __device__ __forceinline__ V element_of(const row_alone &, V *x, size_t, uint32_t i)
 {
     return x[i];
@@ -78,7 +54,7 @@ template <typename V> static __device__ __forceinline__ V element_of(const row_a
 template <typename V>
 static __device__ __forceinline__ V element_of(const row_plus &what, V *x, size_t begin, uint32_t i)
 {
-    return add_to(x, reinterpret_cast<const V *>(what.y)[begin + i], what.bias, i);
+    return weft_cuda_norm_add(x, reinterpret_cast<const V *>(what.y)[begin + i], what.bias, i);
 }
 
 template <typename V>
@@ -86,69 +62,27 @@ static __device__ __forceinline__ V element_of(const row_plus_tree &what, V *x, 
 {
     V stack[WEFT_CUDA_STACK_DEPTH][1]; /* in local memory, that is in the L1 */
 
-    return add_to(x, weft_cuda_tree_at(&what.y, begin + i, stack, 0), what.bias, i);
+    return weft_cuda_norm_add(x, weft_cuda_tree_at(&what.y, begin + i, stack, 0), what.bias, i);
+}
+
+template <typename What> static __device__ __forceinline__ void row_is_there(const What &)
+{
 }
 
 /*
- * One block per row. Lane i of 16 must add the squares of elements i, i + 16, ... one after another: 16 threads do,
- * from shared memory, while all load and write. Width 4096: 256 dependent additions, about half a microsecond, which
- * hides behind other rows when there are many. A row longer than a chunk is read again in the end, each element by the
- * thread that may have written it.
- *
- * Starts early and touches nothing until its predecessor has ended; then its successor, a matmul, has been let in
- * already, and reads weights in the meantime.
+ * One block per row. Starts early and touches nothing until its predecessor has ended; then its successor, a matmul,
+ * has been let in already, and reads weights in the meantime.
  */
 template <typename V, typename What>
 static __global__ void __launch_bounds__(BLOCK)
     norm(const What what, float *x, const float *weight, uint32_t width, float eps, float *out)
 {
-    static const uint32_t by = sizeof(V) / sizeof(float);
-    __shared__ V chunk[CHUNK / by];
-    __shared__ float row_factor;
-    const float *elements = reinterpret_cast<const float *>(chunk);
-    const size_t row_begin = static_cast<size_t>(blockIdx.x) * width;
-    V *row = reinterpret_cast<V *>(x + row_begin);
-    V *row_out = reinterpret_cast<V *>(out + row_begin);
-    float sum = 0;
+    __shared__ weft_cuda_norm_room<V> room;
 
-    static_assert(CHUNK / by % BLOCK == 0, "an element has the same thread in both passes");
+    static_assert(sizeof(room.chunk) / sizeof(V) % BLOCK == 0, "an element has the same thread in both passes");
     weft_ptx_let_next_start();
     weft_ptx_wait_for_previous();
-    for (uint32_t begin = 0; begin < width; begin += CHUNK) {
-        const uint32_t count = width - begin < CHUNK ? width - begin : CHUNK;
-
-        for (uint32_t i = threadIdx.x; i < count / by; i += BLOCK) {
-            chunk[i] = element_of(what, row, row_begin / by, begin / by + i);
-        }
-        __syncthreads();
-        if (threadIdx.x < LANES) {
-#pragma unroll 8
-            for (uint32_t i = threadIdx.x; i < count; i += LANES) {
-                sum = fmaf(elements[i], elements[i], sum);
-            }
-        }
-        __syncthreads();
-    }
-    if (threadIdx.x < 32) {
-        for (uint32_t distance = LANES / 2; distance > 0; distance /= 2) {
-            sum += __shfl_down_sync(0xffffffffU, sum, distance, LANES);
-        }
-        if (threadIdx.x == 0) {
-            row_factor = 1.0f / sqrtf(sum / static_cast<float>(width) + eps);
-        }
-    }
-    __syncthreads();
-    const float factor = row_factor;
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < width / by; i += BLOCK) {
-        V value = width <= CHUNK ? chunk[i] : row[i];
-        const V scale = reinterpret_cast<const V *>(weight)[i];
-#pragma unroll
-        for (uint32_t j = 0; j < by; j++) {
-            value.v[j] = value.v[j] * factor * scale.v[j];
-        }
-        row_out[i] = value;
-    }
+    weft_cuda_norm_row(what, weft_cuda_norm_rows{x, weight, out, width, eps}, blockIdx.x, BLOCK, &room);
 }
 
 /* is_wide: what `what` reads allows accesses by four. */
@@ -187,6 +121,12 @@ void weft_cuda_add_norm(struct weft_device *base, const struct weft_add_norm_arg
     bool is_wide = is_by_four(args->bias, NULL, NULL, args->width);
     struct row_plus_tree what = {};
 
+    if (args->y->before != NULL) {
+        if (weft_cuda_peer_norm(device, args)) {
+            return;
+        }
+        weft_cuda_peer_sum(base, args->y->before);
+    }
     for (uint32_t n = 0; n < args->y->input_count; n++) {
         is_wide = is_wide && is_by_four(args->y->inputs[n], NULL, NULL, args->width);
     }

@@ -134,7 +134,8 @@ void weft_cuda_tree_add(struct weft_device *base, const struct weft_tree_add_arg
         WEFT_CUDA_LAUNCH(tree_add<weft_cuda_four>, grid, dim3(BLOCK), 0, device->stream, program, count,
                          reinterpret_cast<weft_cuda_four *>(args->out));
     } else {
-        WEFT_CUDA_LAUNCH(tree_add<float>, grid, dim3(BLOCK), 0, device->stream, program, count, args->out);
+        WEFT_CUDA_LAUNCH(tree_add<weft_cuda_one>, grid, dim3(BLOCK), 0, device->stream, program, count,
+                         reinterpret_cast<weft_cuda_one *>(args->out));
     }
     (void)weft_cuda_launched(device, "tree_add");
 }

@@ -141,6 +141,7 @@ void *weft_cuda_alloc_shared(struct weft_device *base, size_t size, struct weft_
         free(shared);
         return NULL;
     }
+    weft_cuda_peer_norm_init(device);
     shared->index = device->index;
     shared->user_count = 1;
     (void)pthread_mutex_lock(&shared_lock);

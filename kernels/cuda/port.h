@@ -12,9 +12,12 @@
 
 /* #pragma unroll for headers, which C++ compilers read, too. */
 #ifdef __CUDACC__
-#define WEFT_CUDA_UNROLL _Pragma("unroll")
+#define WEFT_CUDA_PRAGMA(text)      _Pragma(#text)
+#define WEFT_CUDA_UNROLL            WEFT_CUDA_PRAGMA(unroll)
+#define WEFT_CUDA_UNROLL_BY(factor) WEFT_CUDA_PRAGMA(unroll factor)
 #else
 #define WEFT_CUDA_UNROLL
+#define WEFT_CUDA_UNROLL_BY(factor)
 #endif
 
 #ifdef WEFT_CUDA_EMULATED
@@ -36,12 +39,6 @@
 /* kernel<<<grid, block, shared_size, stream>>>(arguments...); errors appear at the next cudaPeekAtLastError(). */
 #define WEFT_CUDA_LAUNCH(kernel, grid, block, shared_size, stream, ...)                                                \
     kernel<<<(grid), (block), (shared_size), (stream)>>>(__VA_ARGS__)
-
-/*
- * The same for a kernel whose blocks wait for those of other GPUs: block i for what their block i does. Blocks that
- * wait keep their place on the GPU, so there are to be few enough for all of them to have one.
- */
-#define WEFT_CUDA_LAUNCH_RESIDENT WEFT_CUDA_LAUNCH
 
 /*
  * The same as WEFT_CUDA_LAUNCH for a kernel that may begin before what precedes it in the stream has ended
@@ -69,6 +66,12 @@ static inline void weft_cuda_launch_early(bool is_early, void (*kernel)(P...), d
 
 #define WEFT_CUDA_LAUNCH_EARLY(is_early, kernel, grid, block, shared_size, stream, ...)                                \
     weft_cuda_launch_early(is_early, kernel, grid, block, shared_size, stream, __VA_ARGS__)
+
+/*
+ * The same for a kernel whose blocks wait for those of other GPUs: block i for what their blocks up to i do. Blocks
+ * that wait keep their place on the GPU, so there are to be few enough for all of them to have one.
+ */
+#define WEFT_CUDA_LAUNCH_RESIDENT WEFT_CUDA_LAUNCH_EARLY
 
 #endif
 

@@ -33,15 +33,19 @@ static const uint32_t WEFT_CUDA_STACK_DEPTH = 8;
 /* Inputs that are loaded at the same time. */
 static const uint32_t WEFT_CUDA_LOAD_COUNT = 8;
 
-/* Four elements where all pointers allow it: one 16-byte load. */
+/* One element, or four where all pointers allow it: one 16-byte load. */
+struct weft_cuda_one {
+    float v[1];
+};
+
 struct __align__(16) weft_cuda_four
 {
     float v[4];
 };
 
-static __device__ __forceinline__ float weft_cuda_add(float a, float b)
+static __device__ __forceinline__ weft_cuda_one weft_cuda_add(const weft_cuda_one &a, const weft_cuda_one &b)
 {
-    return a + b;
+    return weft_cuda_one{{a.v[0] + b.v[0]}};
 }
 
 static __device__ __forceinline__ weft_cuda_four weft_cuda_add(const weft_cuda_four &a, const weft_cuda_four &b)

@@ -252,8 +252,13 @@ static void run_addition(void *argument)
 static void seat_tree_add(void *context, const struct weft_tree_add_args *args)
 {
     struct fake_device *device = context;
-    struct addition *addition = calloc(1, sizeof(*addition));
+    struct addition *addition;
 
+    if (args->before != NULL) {
+        device->seat.peer_sum(context, args->before);
+        return;
+    }
+    addition = calloc(1, sizeof(*addition));
     assert(addition != NULL && args->input_count >= 1 && args->input_count <= WEFT_LEAF_COUNT_MAX);
     addition->input_count = args->input_count;
     addition->count = args->count;

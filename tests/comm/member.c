@@ -188,7 +188,9 @@ static bool check_gathered(struct member *member, size_t count, uint32_t seed, b
     memset(member->output, 0xff, count * sizeof(float));
     CHECK(weft_comm_tree_gather(member->comm, nodes, count, member_result(member), &left) == WEFT_OK);
     CHECK(left.count == count && left.input_count >= 1);
-    if (count > 0 && left.inputs[0] != member_result(member)) { /* only ever on devices; alone it is one own node */
+    CHECK(left.before == NULL || member_has_peers());
+    if (count > 0 && (left.before != NULL ||
+                      left.inputs[0] != member_result(member))) { /* only ever on devices; alone it is one own node */
         const struct weft_comm_device *seat = member_seat(member->device);
 
         CHECK(seat != NULL);

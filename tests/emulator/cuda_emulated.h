@@ -89,7 +89,7 @@ void *weft_emulated_nccl_stream(cudaStream_t stream);
     weft_emulated_launch(false, #kernel, kernel, grid, block, shared_size, stream, ##__VA_ARGS__)
 
 /* All blocks at once is more than the emulator can do; the same ascending order on all GPUs does as well. */
-#define WEFT_CUDA_LAUNCH_RESIDENT(kernel, grid, block, shared_size, stream, ...)                                       \
-    weft_emulated_launch(true, #kernel, kernel, grid, block, shared_size, stream, ##__VA_ARGS__)
+#define WEFT_CUDA_LAUNCH_RESIDENT(is_early, kernel, grid, block, shared_size, stream, ...)                             \
+    ((void)(is_early), weft_emulated_launch(true, #kernel, kernel, grid, block, shared_size, stream, ##__VA_ARGS__))
 
 #endif

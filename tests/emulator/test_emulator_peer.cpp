@@ -77,7 +77,8 @@ static void test_blocks_of_two_grids_meet(void **)
         for (int turn = 0; turn < 4; turn++) {
             assert_cuda(cudaMemset(words, 0, 32 * sizeof(uint32_t)));
             for (int i = 0; i < 2; i++) {
-                WEFT_CUDA_LAUNCH_RESIDENT(meet, dim3(16), dim3(1), 0, streams[i], words + 16 * i, words + 16 * (1 - i));
+                WEFT_CUDA_LAUNCH_RESIDENT(false, meet, dim3(16), dim3(1), 0, streams[i], words + 16 * i,
+                                          words + 16 * (1 - i));
             }
             assert_cuda(cudaDeviceSynchronize());
         }

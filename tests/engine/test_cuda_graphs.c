@@ -89,14 +89,15 @@ static void test_same_answers(void **state)
 
 enum { STEPS = 10 };
 
-/* Calls of the runtime's functions in STEPS steps of decode, on one rank and with one sequence. */
-static void count_calls(bool is_eager, const char *const *names, uint32_t name_count, uint32_t *counts)
+/* Calls of the runtime's functions in STEPS steps of decode, on all ranks and with one sequence. */
+static void count_calls(uint32_t rank_count, bool is_eager, const char *const *names, uint32_t name_count,
+                        uint32_t *counts)
 {
     struct weft_engine_options options;
     struct weft_emulated_config config;
     struct answer answer;
 
-    options_for(&options, "linear", 1);
+    options_for(&options, "linear", rank_count);
     options.is_eager = is_eager;
     configure(&config, 0);
     struct weft_engine *engine = open_engine(&options);
@@ -123,16 +124,32 @@ static void test_calls_of_a_step(void **state)
     uint32_t counts[TEST_COUNT(names)];
 
     (void)state;
-    count_calls(false, names, TEST_COUNT(names), counts);
+    count_calls(1, false, names, TEST_COUNT(names), counts);
     for (uint32_t i = 0; i < TEST_COUNT(names); i++) {
         if (counts[i] != STEPS * replayed[i]) {
             fail_msg("%s: %d calls in %d steps, expected %d per step", names[i], (int)counts[i], STEPS,
                      (int)replayed[i]);
         }
     }
-    count_calls(true, names, TEST_COUNT(names), counts);
+    count_calls(1, true, names, TEST_COUNT(names), counts);
     assert_int_equal(counts[0], 0);
     assert_true(counts[1] > 15 * STEPS);
+}
+
+/* Small sums through the peers' memory are part of the kernels that there are anyway: each of two ranks has those of
+ * one alone, and one more for the sum of embeddings. */
+static void test_kernels_of_a_step(void **state)
+{
+    static const char *const name = "launch";
+    uint32_t alone;
+    uint32_t both;
+
+    (void)state;
+    count_calls(1, true, &name, 1, &alone);
+    count_calls(2, true, &name, 1, &both);
+    if (both != 2 * (alone + STEPS)) {
+        fail_msg("%d kernels of two ranks in %d steps, %d of one alone", (int)both, STEPS, (int)alone);
+    }
 }
 
 /* A call of the runtime that fails once: how the engine ends, with one line that has `line`. */
@@ -266,6 +283,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_answers),
         cmocka_unit_test(test_calls_of_a_step),
+        cmocka_unit_test(test_kernels_of_a_step),
         cmocka_unit_test(test_failing_calls),
         cmocka_unit_test(test_scratch_grows_after_recording),
     };
