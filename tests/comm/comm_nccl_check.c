@@ -197,8 +197,107 @@ static bool time_sums(struct weft_bootstrap *bootstrap, struct rank *rank, size_
     return true;
 }
 
+/* ---- sums that go on as residual and norm ---- */
+
+enum { WIDTH = 4096 };
+enum way { SUM_THEN_NORM, SUM_AND_NORM, WAY_COUNT }; /* the second as in a forward pass, in one kernel where it pays */
+
+/* Device memory: [rows][WIDTH] each, but for the weights of one row. */
+struct norm {
+    uint32_t row_count;
+    float *nodes;
+    float *x;
+    float *weight;
+    float *out;
+};
+
+static bool issue_norm(struct rank *rank, const struct norm *norm, enum way way)
+{
+    const size_t count = (size_t)norm->row_count * WIDTH;
+    const float *input = rank->result;
+    struct weft_tree_add_args y = {.inputs = &input, .input_count = 1, .count = count, .out = rank->result};
+    const struct weft_add_norm_args args = {.x = norm->x,
+                                            .y = &y,
+                                            .weight = norm->weight,
+                                            .out = norm->out,
+                                            .eps = 1e-5f,
+                                            .token_count = norm->row_count,
+                                            .width = WIDTH};
+
+    CHECK((way == SUM_THEN_NORM ? weft_comm_tree_sum(rank->comm, norm->nodes, count, rank->result)
+                                : weft_comm_tree_gather(rank->comm, norm->nodes, count, rank->result, &y)) == WEFT_OK);
+    weft_device_add_norm(rank->device, &args);
+    return true;
+}
+
+/* found[rows][WIDTH] twice <- x and its norm, from known nodes and x = the first of them. */
+static bool run_norm(struct rank *rank, const struct norm *norm, enum way way, float *found)
+{
+    const size_t size = (size_t)norm->row_count * WIDTH * sizeof(float);
+
+    for (size_t n = 0; n < rank->node_count; n++) {
+        values_fill(rank->nodes[n], 9, size / sizeof(float), rank->host + n * size / sizeof(float));
+    }
+    CHECK(weft_device_write(rank->device, norm->nodes, rank->host, rank->node_count * size) == WEFT_OK);
+    values_fill((struct weft_range){0, 1}, 10, size / sizeof(float), rank->host);
+    CHECK(weft_device_write(rank->device, norm->x, rank->host, size) == WEFT_OK);
+    CHECK(weft_device_write(rank->device, norm->weight, rank->host, WIDTH * sizeof(float)) == WEFT_OK);
+    CHECK(issue_norm(rank, norm, way));
+    CHECK(weft_comm_sync(rank->comm) == WEFT_OK);
+    CHECK(weft_device_read(rank->device, found, norm->x, size) == WEFT_OK);
+    CHECK(weft_device_read(rank->device, found + size / sizeof(float), norm->out, size) == WEFT_OK);
+    return true;
+}
+
+/* Per sum, 64 in a row before one wait. */
+static bool time_norm(struct rank *rank, const struct norm *norm, enum way way, uint32_t repeats, double *us_out)
+{
+    double begin;
+
+    CHECK(weft_comm_barrier(rank->comm) == WEFT_OK);
+    begin = now_us();
+    for (uint32_t i = 0; i < repeats; i++) {
+        CHECK(issue_norm(rank, norm, way));
+        if (i % 64 == 63 || i + 1 == repeats) {
+            CHECK(weft_comm_sync(rank->comm) == WEFT_OK);
+        }
+    }
+    *us_out = (now_us() - begin) / repeats;
+    return true;
+}
+
+static bool check_norm(struct weft_bootstrap *bootstrap, struct rank *rank, uint32_t row_count, uint32_t repeats)
+{
+    const size_t count = (size_t)row_count * WIDTH;
+    struct weft_device *device = rank->device;
+    const struct norm norm = {.row_count = row_count,
+                              .nodes = weft_comm_sum_buffer(rank->comm, count),
+                              .x = weft_device_alloc(device, count * sizeof(float)),
+                              .weight = weft_device_alloc(device, WIDTH * sizeof(float)),
+                              .out = weft_device_alloc(device, count * sizeof(float))};
+    float *found = malloc(4 * count * sizeof(float));
+    double us[WAY_COUNT];
+
+    CHECK(norm.x != NULL && norm.weight != NULL && norm.out != NULL && found != NULL);
+    CHECK(run_norm(rank, &norm, SUM_THEN_NORM, found));
+    CHECK(run_norm(rank, &norm, SUM_AND_NORM, found + 2 * count));
+    CHECK(memcmp(found, found + 2 * count, 2 * count * sizeof(float)) == 0);
+    CHECK(time_norm(rank, &norm, SUM_THEN_NORM, repeats, &us[SUM_THEN_NORM]));
+    CHECK(time_norm(rank, &norm, SUM_AND_NORM, repeats, &us[SUM_AND_NORM]));
+    if (weft_bootstrap_rank(bootstrap) == 0) {
+        printf("sum and norm of %2u rows of %d: %8.1f us one after the other, %8.1f us together\n", row_count, WIDTH,
+               us[SUM_THEN_NORM], us[SUM_AND_NORM]);
+    }
+    weft_device_free(device, norm.x);
+    weft_device_free(device, norm.weight);
+    weft_device_free(device, norm.out);
+    free(found);
+    return true;
+}
+
 static bool check_body(struct weft_bootstrap *bootstrap, const void *context)
 {
+    static const uint32_t rows[] = {1, 8, 16, 32};
     static const size_t counts[] = {1, 3, 127, 4096, 4099, 131072, 400003, COUNT_MAX};
     static const size_t timed[] = {4096, 8192, 32768, 131072, COUNT_MAX};
     const struct settings *settings = context;
@@ -221,6 +320,9 @@ static bool check_body(struct weft_bootstrap *bootstrap, const void *context)
         if (timed[c] <= settings->count_max) {
             CHECK(time_sums(bootstrap, &rank, timed[c], settings->repeats));
         }
+    }
+    for (size_t r = 0; r < sizeof(rows) / sizeof(rows[0]) && rows[r] * WIDTH <= settings->count_max; r++) {
+        CHECK(check_norm(bootstrap, &rank, rows[r], settings->repeats));
     }
     close_rank(&rank);
     return true;
