@@ -21,10 +21,10 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from hosts import HERE, MODEL, ROOT, WEFT, Lab, until  # noqa: E402
+from hosts import HERE, MODEL, ROOT, WEFT, Lab, slurm_job, until  # noqa: E402
 
 PHASES = ["idle", "decode", "prefill", "load"]
-LAUNCHERS = ["local", "hand", "mpirun", "mpirun.sh"]
+LAUNCHERS = ["local", "hand", "hosts", "slurm", "mpirun", "mpirun.sh"]
 # victim, what the leader must say of it
 FAULTS = {
     "SIGKILL": (2, r"connection closed|reset|killed by signal 9"),
@@ -70,10 +70,13 @@ class Run:
             commands = [(r, [*weft, *serve, "--leader", f"node0:{port}", "--rank", r, "--ranks", 4]) for r in range(4)]
         elif launcher == "mpirun":
             commands = [(0, ["mpirun", "-n", 4, *weft, *serve])]
+        elif launcher == "hosts":
+            commands = [(0, [*weft, *serve, "--ssh", "/run/lab/rsh", "--hosts", "node0,node1,node2,node3",
+                             "--remote-path", self.wrapper(folder, weft)])]
+        elif launcher == "slurm":
+            commands = [(0, [*slurm_job(4, 4, self.wrapper(folder, weft)), *serve])]
         else:
-            wrapper = folder / "weft.sh"
-            wrapper.write_text("#!/bin/sh\nexec " + " ".join(weft) + ' "$@"\n')
-            wrapper.chmod(0o755)
+            wrapper = self.wrapper(folder, weft)
             commands = [(0, [ROOT / "launch" / "mpirun.sh", "--hostfile", "/run/lab/hostfile", "--weft", wrapper, *serve])]
         if log_file is not None:
             commands = [(host, ["sh", "-c", f"exec \"$@\" 2>>{log_file}", "sh", *command]) for host, command in commands]
@@ -81,6 +84,13 @@ class Run:
         for process in self.processes:
             threading.Thread(target=self.read, args=(process,), daemon=True).start()
         self.traffic = None
+
+    def wrapper(self, folder, weft):
+        """A program in the place of weft, for launchers that take just a path."""
+        path = folder / "weft.sh"
+        path.write_text("#!/bin/sh\nexec " + " ".join(map(str, weft)) + ' "$@"\n')
+        path.chmod(0o755)
+        return path
 
     def read(self, process):
         for line in process.stderr:
@@ -121,7 +131,7 @@ class Run:
             process.send_signal(signal.SIGCONT)
         # What was just being started may start something more.
         for _ in range(100):
-            left = [p for p in self.lab.programs("launch/mpirun.sh", "mpirun", "orted", "weft") if alive(p)]
+            left = [p for p in self.lab.programs("launch/mpirun.sh", "slurm.sbatch", "lab/srun", "mpirun", "orted", "weft", "ssh") if alive(p)]
             for pid in left:
                 kill(pid)
             if not left:
@@ -149,7 +159,7 @@ class FaultLab(Lab):
                     continue
                 words = open(f"/proc/{entry}/cmdline").read().split("\0")
                 if open(f"/proc/{entry}/comm").read().strip() in names or \
-                        (words[0] == "bash" and any(words[1].endswith(name) for name in names)):
+                        (words[0].endswith("bash") and any(words[1].endswith(name) for name in names)):
                     found.append(int(entry))
             except OSError:
                 pass
@@ -224,8 +234,9 @@ def strike_and_watch(lab, launcher, fault, phase, folder, is_verbose):
         if fault == "read error":
             result["detected"] = 0.0  # nobody can know when the read happened
             pids = {}
-        # A stopped process is its starter's to kill: mpirun and a leader do; by hand nobody does until it goes on.
-        is_left = fault.startswith("SIGSTOP") and (launcher == "hand" or (launcher == "local" and victim == 0))
+        # A stopped process is its starter's to kill: mpirun, Slurm and a leader do; by hand and over ssh nobody does until it
+        # goes on.
+        is_left = fault.startswith("SIGSTOP") and (launcher in ("hand", "hosts") or (launcher == "local" and victim == 0))
         must_end = [p for r, p in pids.items() if not (is_left and r == victim)]
         run.wait("the end of all ranks", lambda: not any(map(alive, must_end)))
         result["ended"] = time.monotonic() - struck
@@ -246,7 +257,7 @@ def strike_and_watch(lab, launcher, fault, phase, folder, is_verbose):
             result["hinted"] = not unhinted
             if unhinted:
                 result["unhinted"] = unhinted
-            told = [e["time"] for e in run.seen("error", struck) + run.seen("health", struck)]
+            told = [e["time"] for e in run.seen("error", struck) + run.seen("health", struck) if e.get("status") != "SERVING"]
             result["told"] = min(told) - struck if told else None
         return result
     finally:

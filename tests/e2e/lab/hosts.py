@@ -22,6 +22,12 @@ def children(pid):
     return found
 
 
+def is_starter(pid):
+    """Whether this is the child of a weft that looks after its ssh."""
+    parent = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[1]
+    return open(f"/proc/{parent}/comm").read() == "weft\n"
+
+
 def until(condition, timeout=HANG):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -69,8 +75,18 @@ class Lab:
         subprocess.run(["nsenter", "--target", str(self.init), "--mount", "--net", "sh", "-c",
                         f". /run/lab/environment; $LAB/link {host} {state}"], check=True)
 
+    def host_of(self, pid):
+        """The number of the host on which a process runs."""
+        network = os.readlink(f"/proc/{pid}/ns/net")
+        return next(i for i, host in enumerate(self.networks()) if host == network)
+
+    def networks(self):
+        """The network of each host, in their order."""
+        pids = sorted(pathlib.Path(f"/proc/{self.init}/root/run/lab").glob("pid[0-9]*"), key=lambda p: int(p.name[3:]))
+        return [os.readlink(f"/proc/{self.init}/root/proc/{p.read_text().strip()}/ns/net") for p in pids]
+
     def ranks(self):
-        """{rank: pid} of the weft processes in here, by what their launcher or command line says."""
+        """{rank: pid} of the weft processes in here, by what their launcher or command line says; with --hosts by host."""
         found = {}
         for entry in filter(str.isdigit, os.listdir("/proc")):
             try:
@@ -84,10 +100,20 @@ class Lab:
                 continue
             if "--rank" in words:
                 found[int(words[words.index("--rank") + 1])] = int(entry)
+            elif "join" in words or "--hosts" in words:
+                if not is_starter(entry):
+                    found[self.host_of(entry)] = int(entry)
             for variable in environment:
-                if variable.startswith("OMPI_COMM_WORLD_RANK="):
+                if variable.startswith(("OMPI_COMM_WORLD_RANK=", "SLURM_PROCID=")):
                     found[int(variable.split("=")[1])] = int(entry)
         return found
+
+
+def slurm_job(host_count, task_count, weft):
+    """The words before the arguments of weft: launch/slurm.sbatch as a batch script of Slurm on node0, over the srun in this folder."""
+    return ["env", f"PATH={HERE}:{os.environ['PATH']}", f"WEFT_BINARY={weft}", "SLURM_JOB_ID=77", "SLURM_PROCID=0",
+            f"SLURM_NTASKS={task_count}", f"SLURM_TASKS_PER_NODE={task_count // host_count}(x{host_count})",
+            f"SLURM_JOB_NODELIST=node[0-{host_count - 1}]", "bash", ROOT / "launch" / "slurm.sbatch"]
 
 
 def finish(process):

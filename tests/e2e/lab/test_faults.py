@@ -20,6 +20,8 @@ def possible():
     ("hand", "SIGSTOP leader", "prefill"),
     ("hand", "packets dropped", "load"),
     ("hand", "workers cut", "decode"),
+    ("hosts", "SIGSTOP", "load"),
+    ("slurm", "SIGKILL", "prefill"),
     ("mpirun", "SIGSTOP leader", "load"),
     ("mpirun", "read error", "load"),
     ("mpirun.sh", "SIGSTOP", "decode"),

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from hosts import HANG, HERE, MODEL, ROOT, WEFT, Lab, finish, until
+from hosts import HANG, HERE, MODEL, ROOT, WEFT, Lab, finish, slurm_job, until
 
 SERVE = ["serve", "--model", str(MODEL), "--threads", "1", "--grpc", "0.0.0.0:9000"]
 RUN = ["run", "--model", str(MODEL), "--prompt", "Sort: 7 3 9 1", "--max-tokens", "24", "--threads", "1", "--ignore-eos",
@@ -95,25 +95,6 @@ def wanted():
 
 # ---- what the launchers do ----
 
-SRUN = r"""#!/bin/bash
-# srun's contract: a task on every slot with the variables of a step; one that fails takes the others with it, and so does
-# SIGTERM to srun itself.
-while [[ $1 == --* ]]; do shift; done
-export SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=$SLURM_NTASKS SLURM_STEP_NODELIST=$SLURM_JOB_NODELIST
-export SLURM_STEP_TASKS_PER_NODE='2(x2)'
-for ((i = SLURM_NTASKS - 1; i >= 0; i--)); do
-    export SLURM_PROCID=$i SLURM_LOCALID=$((i % 2)) SLURM_NODEID=$((i / 2))
-    mapfile -t variables < <(env | grep -E '^(SLURM|WEFT)_')
-    $LAB/rsh "node$SLURM_NODEID" "$(printf '%q ' env "${variables[@]}" "$@")" < /dev/null & pids+=($!)
-done
-trap 'kill -KILL "${pids[@]}"' TERM
-wait -n "${pids[@]}"; code=$?
-sleep 2
-kill "${pids[@]}" 2> /dev/null
-exit $code
-"""
-
-
 def environment_of(launcher, rank):
     if launcher == "lws":
         return {"LWS_LEADER_ADDRESS": "node0", "LWS_GROUP_SIZE": 4, "LWS_WORKER_INDEX": rank}
@@ -124,24 +105,20 @@ def environment_of(launcher, rank):
     return sizes if rank == 0 else {**sizes, "HEAD_SVC": "node0", "ISVC_NAME": "llm"}
 
 
-def begin(lab, launcher, folder):
+def begin(lab, launcher):
     """[leader's or launcher's process, ...]: started, not yet ready."""
     if launcher == "ssh":
         return [lab.start(0, "env", f"WEFT_SECRET={SECRET}", WEFT, *SERVE, "--ssh", RSH, "--hosts",
                           "node0,node1,node2:2,node3")]
     if launcher == "slurm":
-        (folder / "srun").write_text(SRUN)
-        (folder / "srun").chmod(0o755)
-        return [lab.start(0, "env", f"PATH={folder}:{os.environ['PATH']}", f"WEFT_BINARY={WEFT}", "SLURM_JOB_ID=77",
-                          "SLURM_NTASKS=4", "SLURM_PROCID=0", "SLURM_JOB_NODELIST=node[0-1]", "bash",
-                          ROOT / "launch" / "slurm.sbatch", *SERVE)]
+        return [lab.start(0, *slurm_job(2, 4, WEFT), *SERVE)]
     return [lab.start(rank, "env", f"WEFT_SECRET={SECRET}", *(f"{k}={v}" for k, v in environment_of(launcher, rank).items()),
                       WEFT, *SERVE) for rank in range(4)]
 
 
 @pytest.mark.parametrize("launcher", ["ssh", "slurm", "lws", "torchrun", "kserve"])
-def test_serves_until_a_rank_dies(lab, wanted, launcher, tmp_path):
-    logs = [Log(p) for p in begin(lab, launcher, tmp_path)]
+def test_serves_until_a_rank_dies(lab, wanted, launcher):
+    logs = [Log(p) for p in begin(lab, launcher)]
     logs[0].wait_for("gRPC on")
     assert wanted["text"].startswith(ask(lab))
     victim_host = 1 if launcher == "slurm" else 2
