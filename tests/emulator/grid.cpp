@@ -55,6 +55,7 @@ struct weft_emulated_machine {
     std::vector<worker_fiber *> fibers;
     std::vector<worker_fiber *> idle;
     worker_fiber *running; /* NULL: the host */
+    const weft_emulated_thread **self; /* weft_emulated_self of the host thread: finding it takes as long as a switch */
     unsigned char *shared;
 
     const weft_emulated_grid *grid;
@@ -158,7 +159,7 @@ static void switch_from(weft_emulated_machine &m, worker_fiber *own, worker_fibe
     m.running = next;
     weft_fiber_switch(own == nullptr ? &m.host : &own->fiber, next == nullptr ? &m.host : &next->fiber);
     m.running = own;
-    weft_emulated_self = own == nullptr ? nullptr : &own->self;
+    *m.self = own == nullptr ? nullptr : &own->self;
 }
 
 void weft_emulated_fault(const char *format, ...)
@@ -194,6 +195,14 @@ static uint32_t pick_lane(const weft_emulated_machine &m, uint32_t ready, uint32
     return (uint32_t)__builtin_ctz(above != 0 ? above : ready);
 }
 
+static uint32_t next_warp(const weft_emulated_machine &m, uint32_t warp)
+{
+    if (m.is_descending) {
+        return warp > 0 ? warp - 1 : m.warp_count - 1;
+    }
+    return warp + 1 < m.warp_count ? warp + 1 : 0;
+}
+
 static next_kind pick(weft_emulated_machine &m, uint32_t thread, worker_fiber **fiber_out)
 {
     uint32_t warp = thread / 32;
@@ -202,15 +211,14 @@ static next_kind pick(weft_emulated_machine &m, uint32_t thread, worker_fiber **
         return NEXT_BEGIN;
     }
     for (uint32_t i = 0; i < m.warp_count; i++) {
-        uint32_t w = (m.is_descending ? warp + m.warp_count - i : warp + i) % m.warp_count;
+        if (m.warps[warp].ready != 0) {
+            uint32_t lane = pick_lane(m, m.warps[warp].ready, thread % 32);
 
-        if (m.warps[w].ready != 0) {
-            uint32_t lane = pick_lane(m, m.warps[w].ready, thread % 32);
-
-            m.warps[w].ready &= ~(1U << lane);
-            *fiber_out = m.threads[w * 32 + lane].fiber;
+            m.warps[warp].ready &= ~(1U << lane);
+            *fiber_out = m.threads[warp * 32 + lane].fiber;
             return NEXT_RESUME;
         }
+        warp = next_warp(m, warp);
     }
     return NEXT_NONE;
 }
@@ -260,7 +268,7 @@ static void begin_thread(weft_emulated_machine &m, worker_fiber *own)
     own->self.lane = thread % 32;
     own->self.shared = m.shared;
     m.threads[thread].fiber = own;
-    weft_emulated_self = &own->self;
+    *m.self = &own->self;
 }
 
 static bool try_warp(weft_emulated_machine &m, uint32_t thread);
@@ -301,6 +309,12 @@ static void fiber_main()
 
 /* ---- barriers and warp operations ---- */
 
+/* Nearly always it is the same literal; sanitizers make every call of strcmp() dear. */
+static bool differ(const char *a, const char *b)
+{
+    return a != b && strcmp(a, b) != 0;
+}
+
 weft_emulated_votes weft_emulated_barrier(const char *file, int line, bool predicate)
 {
     weft_emulated_machine &m = *the_machine;
@@ -310,7 +324,7 @@ weft_emulated_votes weft_emulated_barrier(const char *file, int line, bool predi
         m.barrier_file = file;
         m.barrier_line = line;
         m.barrier_votes = 0;
-    } else if (m.barrier_line != line || strcmp(m.barrier_file, file) != 0) {
+    } else if (m.barrier_line != line || differ(m.barrier_file, file)) {
         weft_emulated_fault("at __syncthreads of line %d while others are at that of %s:%d", line, barrier_file(m),
                             m.barrier_line);
     }
@@ -389,7 +403,7 @@ static bool try_warp(weft_emulated_machine &m, uint32_t thread)
         uint32_t lane = (uint32_t)__builtin_ctz(left);
         const thread_state &other = m.threads[thread / 32 * 32 + lane];
 
-        if (other.run != own.run || other.mask != own.mask || strcmp(other.what, own.what) != 0) {
+        if (other.run != own.run || other.mask != own.mask || differ(other.what, own.what)) {
             weft_emulated_fault("lane %u at %s of lanes 0x%x while lane %u is at %s of lanes 0x%x", thread % 32,
                                 own.what, own.mask, lane, other.what, other.mask);
         }
@@ -598,6 +612,7 @@ bool weft_emulated_machine_run(weft_emulated_machine *machine, const weft_emulat
     bool is_descending;
 
     the_machine = machine;
+    m.self = &weft_emulated_self;
     m.grid = &grid;
     m.is_stopped = &is_stopped;
     m.random += order;

@@ -26,6 +26,10 @@ struct operation {
 /* What a host has issued may change its mind for this long before the GPU looks at it. */
 const std::chrono::milliseconds LEISURE(2);
 
+/* How long a question takes that was asked before and whose answer is still no: who asks on and on leaves the core to
+ * the GPU. */
+const std::chrono::microseconds ANSWER(100);
+
 } // namespace
 
 struct weft_emulated_graph {
@@ -40,6 +44,7 @@ struct weft_emulated_stream : fake_stream {
     std::deque<operation> queue;
     uint64_t issued = 0;
     uint64_t completed = 0;
+    uint64_t denied = 0; /* the last number of which somebody was told that it is not complete */
     bool is_urgent = false;
     std::atomic<bool> is_stopped{false};
     cudaError_t error = cudaSuccess; /* of an operation */
@@ -137,11 +142,15 @@ static void worker_main(weft_emulated_stream *stream)
 
 static bool is_complete(weft_emulated_stream *stream, uint64_t number)
 {
-    std::lock_guard<std::mutex> guard(stream->lock);
+    std::unique_lock<std::mutex> guard(stream->lock);
 
     if (stream->completed >= number) {
         return true;
     }
+    if (stream->denied == number) {
+        return stream->changed.wait_for(guard, ANSWER, [=] { return stream->completed >= number; });
+    }
+    stream->denied = number;
     stream->is_urgent = true;
     stream->changed.notify_all();
     return false;

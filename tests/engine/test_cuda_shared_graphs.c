@@ -154,7 +154,7 @@ static struct counts count_calls(const struct way *way, uint32_t rank_count, uin
 /* Prompts come in with the first steps, one by one at worst; those are issued, all others are launched as graphs. */
 static void test_launches_of_a_step(void **state)
 {
-    enum { STEPS = 40, SIZES = 3, SUMS = 2 * LAYERS + 1 };
+    enum { STEPS = 24, SIZES = 3, SUMS = 2 * LAYERS + 1 };
     static const uint32_t sizes[SIZES] = {1, 5, 9}; /* 5 and 9 are none that is recorded */
 
     (void)state;
