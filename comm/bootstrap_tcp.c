@@ -107,9 +107,10 @@ static enum weft_status listen_at(const struct endpoint *endpoint, int *fd_out)
         fd = weft_tcp_listen_everywhere((uint16_t)atoi(endpoint->port));
     }
     if (fd < 0) {
-        weft_log(WEFT_LOG_ERROR, TCP_LOG, "listen on %s:%s: %s%s", endpoint->host, endpoint->port, strerror(errno),
-                 errno == EADDRINUSE ? " (another rank 0, or another program, has this port)" : "");
-        return WEFT_ERR_IO;
+        int cause = errno;
+        weft_log(WEFT_LOG_ERROR, TCP_LOG, "listen on %s:%s: %s%s", endpoint->host, endpoint->port, strerror(cause),
+                 cause == EADDRINUSE ? " (another rank 0, or another program, has this port)" : "");
+        return weft_status_of_errno(cause);
     }
     *fd_out = fd;
     return WEFT_OK;

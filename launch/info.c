@@ -96,17 +96,19 @@ int weft_command_info(struct weft_settings *settings)
     struct weft_model_summary model;
     struct weft_terminal terminal;
     struct weft_setup setup;
+    enum weft_status status;
 
     if (settings->shares.is_auto) {
         fprintf(stderr, "weft info: --shares auto: measured when ranks meet, and info starts none; give numbers\n");
         return WEFT_EXIT_USAGE;
     }
     if (!weft_setup_inspect_init(&setup, settings, "info")) {
-        return WEFT_EXIT_FAILURE;
+        return WEFT_EXIT_CONFIG;
     }
     weft_terminal_init(&terminal, true, settings->is_verbose);
-    if (weft_engine_inspect(&setup.options, &model, ranks, RANK_COUNT_MAX) != WEFT_OK) {
-        return WEFT_EXIT_FAILURE; /* logged */
+    status = weft_engine_inspect(&setup.options, &model, ranks, RANK_COUNT_MAX);
+    if (status != WEFT_OK) {
+        return weft_exit_code(status); /* logged */
     }
     if (strcmp(settings->output, "json") == 0) {
         return summary_print_json(setup.options.model, &model, ranks, settings) ? WEFT_EXIT_OK : WEFT_EXIT_FAILURE;

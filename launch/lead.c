@@ -15,11 +15,15 @@ static int live(struct weft_setup *setup, struct weft_terminal *terminal, uint32
                 void *context)
 {
     struct weft_engine *engine = NULL;
+    enum weft_status status;
     int code;
 
-    if (!weft_signals_open(stop_limit_ms, weft_setup_is_worker(setup)) ||
-        weft_engine_open(&setup->options, &engine) != WEFT_OK) {
-        return WEFT_EXIT_FAILURE; /* logged */
+    if (!weft_signals_open(stop_limit_ms, weft_setup_is_worker(setup))) {
+        return WEFT_EXIT_FAILURE; /* said */
+    }
+    status = weft_engine_open(&setup->options, &engine);
+    if (status != WEFT_OK) {
+        return weft_exit_code(status); /* logged */
     }
     weft_terminal_clear(terminal);
     weft_setup_formed(setup);

@@ -34,6 +34,10 @@ Starts weft on every host of a hostfile. Both Open MPI 4 and 5 are understood.
 Variables named WEFT_*, UCX_*, NCCL_* and OMP_*, PATH and LD_LIBRARY_PATH reach every rank. SIGTERM and SIGINT let the
 leader drain (weft serve --drain) before anything is killed.
 
+What no restart cures is not tried for ever: a wrong call (2) not again; a start that its configuration makes impossible
+(78: no such model, a damaged one ...) not again either, or three times more where an earlier start has been possible; a
+port that is taken or memory that is short (75) three times more.
+
 Exit status: that of the last run; 2 for a wrong call; 3 when hosts stayed away.
 EOF
 }
@@ -209,6 +213,9 @@ why()
     case $1 in
         0) echo "ended" ;;
         137) echo "a rank was killed (exit status 137)" ;;
+        2) echo "wrong call of weft (exit status 2)" ;;
+        75) echo "a port is taken, or memory is short (exit status 75)" ;;
+        78) echo "it cannot run as it is configured (exit status 78)" ;;
         205) echo "a host or its daemon was lost (exit status 205)" ;;
         *) echo "exit status $1" ;;
     esac
@@ -241,6 +248,23 @@ if [ "$command" != serve ]; then
     exec "${line[@]}"
 fi
 
+# Whether to start again after status $1; the codes are those of launch/exit_code.c. How often in a row counts: it begins
+# anew as soon as a group has ended in any other way, which also shows that a start was possible.
+refused=0
+refused_max=3
+was_possible=false
+is_curable()
+{
+    case $1 in
+        2) return 1 ;;
+        78) $was_possible || return 1 ;;
+        75) ;;
+        *) refused=0; was_possible=true; return 0 ;;
+    esac
+    refused=$((refused + 1))
+    [ $refused -le $refused_max ]
+}
+
 pause_s=1
 count=0
 while :; do
@@ -252,9 +276,9 @@ while :; do
         note "stopped after $uptime_s s: $(why "$status")"
         exit "$status"
     fi
-    if [ "$status" -eq 2 ]; then
-        note "wrong call of weft: not started again"
-        exit 2
+    if ! is_curable "$status"; then
+        note "failed after $uptime_s s: $(why "$status"): not started again"
+        exit "$status"
     fi
     # A group that lived a while starts the back-off anew.
     [ "$uptime_s" -lt 60 ] || { pause_s=1; count=0; }

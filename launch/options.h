@@ -9,9 +9,23 @@
 #include <stdio.h>
 
 #include "settings.h"
+#include "weft/status.h"
 
-/* Exit codes: 0 done, 1 it failed, 2 it was asked wrongly; 128 + signal when a signal ended it. */
-enum { WEFT_EXIT_OK = 0, WEFT_EXIT_FAILURE = 1, WEFT_EXIT_USAGE = 2 };
+/*
+ * Exit codes: 0 done, 1 it failed, 2 the command line could not be understood; 128 + signal when a signal ended it. The
+ * other two tell whoever starts processes again that this may be in vain; their numbers are those of sysexits.h, which
+ * systemd and others know. exit_code.c decides.
+ */
+enum {
+    WEFT_EXIT_OK = 0,
+    WEFT_EXIT_FAILURE = 1,
+    WEFT_EXIT_USAGE = 2,
+    WEFT_EXIT_BUSY = 75,   /* EX_TEMPFAIL: a port is taken, memory is short: it may pass, or be a mistake */
+    WEFT_EXIT_CONFIG = 78, /* EX_CONFIG: what was asked for cannot run here, however often it is tried */
+};
+
+/* The exit code of a process that could not start because of `status`. */
+int weft_exit_code(enum weft_status status);
 
 enum weft_command {
     WEFT_COMMAND_RUN = 1,

@@ -91,10 +91,14 @@ static int serve(struct weft_engine *engine, void *context)
     struct weft_engine_info info;
     int code = WEFT_EXIT_OK;
 
-    if ((settings->pid_file != NULL && !pid_file_write(settings->pid_file)) ||
-        weft_server_start(server, engine) != WEFT_OK) {
+    if (settings->pid_file != NULL && !pid_file_write(settings->pid_file)) {
+        code = WEFT_EXIT_CONFIG;
+    } else if (weft_server_start(server, engine) != WEFT_OK) {
+        code = WEFT_EXIT_FAILURE;
+    }
+    if (code != WEFT_EXIT_OK) {
         weft_server_close(&serving->server);
-        return WEFT_EXIT_FAILURE;
+        return code;
     }
     weft_engine_info(engine, &info);
     weft_log(WEFT_LOG_INFO, "serve", "%s ready after %.1f s on %u ranks x %u threads (%s, %s)", info.model,

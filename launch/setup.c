@@ -293,10 +293,11 @@ bool weft_setup_group_init(struct weft_setup *setup, const struct weft_settings 
     if (!placement_find(setup, settings, command) || !secret_is_one(settings, command)) {
         return false;
     }
-    *exit_code = WEFT_EXIT_FAILURE;
+    *exit_code = WEFT_EXIT_CONFIG;
     if (!secret_find(setup, settings, command)) {
         return false;
     }
+    *exit_code = WEFT_EXIT_FAILURE;
     if (!weft_local_ranks_start(&setup->placement, &setup->local_ranks)) {
         return false;
     }
@@ -327,7 +328,7 @@ bool weft_setup_init(struct weft_setup *setup, const struct weft_settings *setti
 {
     char model[sizeof(setup->model)] = "";
 
-    *exit_code = WEFT_EXIT_FAILURE;
+    *exit_code = WEFT_EXIT_CONFIG;
     if (settings->model == NULL && !demo_model_find(model, sizeof(model), command)) {
         return false;
     }

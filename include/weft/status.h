@@ -19,6 +19,9 @@ enum weft_status {
     WEFT_ERR_TIMEOUT = -8,     /* a deadline passed */
     WEFT_ERR_CANCELLED = -9,   /* the caller asked to stop */
     WEFT_ERR_STATE = -10,      /* closed, poisoned or not ready */
+    WEFT_ERR_MISSING = -11,    /* a file, folder or the like that was named is not there, or not for us */
+    WEFT_ERR_BUSY = -12,       /* not to be had at present: a port that somebody else has */
+    WEFT_ERR_LAST = WEFT_ERR_BUSY,
 };
 
 #define WEFT_MUST_CHECK __attribute__((warn_unused_result))
@@ -31,6 +34,9 @@ extern "C" {
 
 /* Static English name of `status`, for logs: "timeout". Never NULL. */
 WEFT_API const char *weft_status_name(enum weft_status status);
+
+/* What it means that the system did not give us something that was named: open(), bind() ... failed with `error`. */
+enum weft_status weft_status_of_errno(int error);
 
 /* Returns the error of `call` from the current function. Use only where nothing needs undoing. */
 #define WEFT_TRY(call)                                                                                                 \

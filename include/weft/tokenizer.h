@@ -21,9 +21,9 @@ struct weft_detokenizer;
 /*
  * Reads FOLDER/tokenizer.json and, when present, FOLDER/tokenizer_config.json (names of the special tokens and the chat
  * template only; it never changes what encode and decode do) and FOLDER/chat_template.jinja (wins over the former).
- * Logged: ERR_IO (cannot read), ERR_FORMAT (damaged: which member, expected, found), ERR_UNSUPPORTED (a model,
- * normalizer, pre-tokenizer, post-processor, decoder or option that is not implemented), ERR_LIMIT (larger than 256
- * MiB), ERR_MEMORY.
+ * Logged: ERR_MISSING (no such file), ERR_IO (cannot read), ERR_FORMAT (damaged: which member, expected, found),
+ * ERR_UNSUPPORTED (a model, normalizer, pre-tokenizer, post-processor, decoder or option that is not implemented),
+ * ERR_LIMIT (larger than 256 MiB), ERR_MEMORY.
  */
 WEFT_MUST_CHECK enum weft_status weft_tokenizer_open(const char *model_folder, struct weft_tokenizer **out);
 

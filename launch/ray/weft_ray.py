@@ -31,6 +31,9 @@ STEADY_S = 60
 PAUSE_MAX_S = 30
 # What the group takes to end once its leader has.
 END_S = 10
+# Exit codes of weft that a restart may not cure (launch/exit_code.c), and how often in a row it is tried all the same.
+USAGE, BUSY, CONFIG = 2, 75, 78
+REFUSED_MAX = 3
 
 
 def die_with_parent():
@@ -184,7 +187,8 @@ def live(group, stop):
         if 0 in ended and ended[0] == 0:
             return 0, "ended"
         if ended:
-            node, code = min(ended.items(), key=lambda pair: pair[1])  # who was killed, before those who noticed
+            # Who was refused or killed, before those who noticed.
+            node, code = min(ended.items(), key=lambda pair: (pair[1] not in (USAGE, BUSY, CONFIG), pair[1]))
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
             return (code if code > 0 else 128 - code), f"weft on {group.names[node]} {how}"
         if stop.count and not is_draining:
@@ -209,6 +213,7 @@ def serve(options, pg):
     stop = Stop()
     pause_s = 1
     restarts = 0
+    refused, was_possible = 0, False
     while True:
         begin = time.monotonic()
         code, why = run_once(options, pg, stop)
@@ -216,9 +221,13 @@ def serve(options, pg):
         if code == 0 or stop.count:
             say(f"stopped after {lived_s:.0f} s: {why}")
             return code
-        if code == 2:
-            say(f"{why}: a wrong call of weft, not started again")
-            return 2
+        if code not in (USAGE, BUSY, CONFIG):
+            refused, was_possible = 0, True
+        else:
+            refused += 1
+            if code == USAGE or refused > REFUSED_MAX or (code == CONFIG and not was_possible):
+                say(f"failed after {lived_s:.0f} s: {why}: not started again")
+                return code
         if lived_s >= STEADY_S:
             pause_s, restarts = 1, 0
         restarts += 1

@@ -23,7 +23,7 @@ static enum weft_status read_fd(int fd, const char *path, size_t size_max, char 
     }
     if (!S_ISREG(info.st_mode)) {
         weft_log(WEFT_LOG_ERROR, where, "%s: expected a regular file", path);
-        return WEFT_ERR_IO;
+        return WEFT_ERR_MISSING;
     }
     if ((uint64_t)info.st_size > size_max) {
         weft_log(WEFT_LOG_ERROR, where, "%s: %lld bytes, at most %zu are read", path, (long long)info.st_size,
@@ -61,8 +61,9 @@ enum weft_status weft_file_read(const char *path, size_t size_max, char **text_o
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 
     if (fd < 0) {
+        enum weft_status missing = weft_status_of_errno(errno);
         weft_log(WEFT_LOG_ERROR, where, "%s: %s", path, strerror(errno));
-        return WEFT_ERR_IO;
+        return missing;
     }
     enum weft_status status = read_fd(fd, path, size_max, text_out, size_out);
     close(fd);

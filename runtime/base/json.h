@@ -12,8 +12,8 @@
 
 #include "weft/status.h"
 
-/* text[size] of a whole file, NUL-terminated, from malloc; the caller frees. ERR_IO, ERR_LIMIT when larger than
- * size_max. */
+/* text[size] of a whole file, NUL-terminated, from malloc; the caller frees. ERR_MISSING, ERR_IO, ERR_LIMIT when larger
+ * than size_max. */
 WEFT_MUST_CHECK enum weft_status weft_file_read(const char *path, size_t size_max, char **text_out, size_t *size_out);
 
 /* Parses text[size]; `name` appears in errors. Duplicate keys: the last wins, as in the wild. A text with an integer

@@ -37,7 +37,7 @@ static void copy_bytes(uint8_t *to, size_t size, const ProtobufCBinaryData *from
 /* Only our own error values; an unknown one is still an error. */
 static enum weft_status take_status(int32_t status)
 {
-    return status > 0 || status < WEFT_ERR_STATE ? WEFT_ERR_FORMAT : (enum weft_status)status;
+    return status > 0 || status < WEFT_ERR_LAST ? WEFT_ERR_FORMAT : (enum weft_status)status;
 }
 
 static void pack_gpus(struct weft_member *member, Weft__Wire__Gpu *gpus, Weft__Wire__Gpu **list)

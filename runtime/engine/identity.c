@@ -46,11 +46,12 @@ static enum weft_status add_file(EVP_MD_CTX *digest, const char *folder, const c
     FILE *file = fopen(path, "re");
     struct stat info;
     if (file == NULL || fstat(fileno(file), &info) != 0) {
+        status = weft_status_of_errno(errno);
         weft_log(WEFT_LOG_ERROR, "engine/identity", "%s: %s", path, strerror(errno));
         if (file != NULL) {
             fclose(file);
         }
-        return WEFT_ERR_IO;
+        return status;
     }
     snprintf(head, sizeof(head), "%s %lld;", name, (long long)info.st_size);
     EVP_DigestUpdate(digest, head, strlen(head));
@@ -75,8 +76,9 @@ static enum weft_status digest_model(EVP_MD_CTX *digest, const char *folder, cha
     int count = scandir(folder, &entries, is_part, alphasort);
 
     if (count < 0) {
+        status = weft_status_of_errno(errno);
         weft_log(WEFT_LOG_ERROR, "engine/identity", "%s: %s", folder, strerror(errno));
-        return WEFT_ERR_IO;
+        return status;
     }
     for (int i = 0; i < count; i++) {
         if (status == WEFT_OK) {
@@ -114,7 +116,7 @@ enum weft_status weft_model_folder_check(const char *folder)
 
     if (stat(folder, &info) != 0 || !S_ISDIR(info.st_mode)) {
         weft_log(WEFT_LOG_ERROR, "engine/identity", "%s: no such model folder", folder);
-        return WEFT_ERR_IO;
+        return WEFT_ERR_MISSING;
     }
     return WEFT_OK;
 }

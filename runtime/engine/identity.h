@@ -21,7 +21,7 @@ struct weft_identity {
     uint8_t options[WEFT_SHA256_SIZE];
 };
 
-/* ERR_IO, logged, when there is no such folder. */
+/* ERR_MISSING, logged, when there is no such folder. */
 WEFT_MUST_CHECK enum weft_status weft_model_folder_check(const char *folder);
 
 /* Reads the model's configuration and looks at its files. options: with defaults filled in. Logged. */

@@ -72,9 +72,10 @@ static enum weft_status add_file(struct weft_checkpoint *checkpoint, const char 
     }
     file->fd = open(path, O_RDONLY | O_CLOEXEC);
     if (file->fd < 0) {
-        weft_log(WEFT_LOG_ERROR, where, "%s: %s%s", path, strerror(errno),
+        int error = errno;
+        weft_log(WEFT_LOG_ERROR, where, "%s: %s%s", path, strerror(error),
                  checkpoint->weight_map != NULL ? " (the index names this file)" : "");
-        return WEFT_ERR_IO;
+        return weft_status_of_errno(error);
     }
     checkpoint->file_count++;
     WEFT_TRY(weft_safetensors_read(path, file->fd, &checkpoint->arena, &file->tensors, &file->count));
@@ -195,7 +196,7 @@ static enum weft_status load(struct weft_checkpoint *checkpoint)
             weft_log(WEFT_LOG_ERROR, where, "%s: expected %s or %s, found neither%s", checkpoint->folder, single_name,
                      index_name,
                      has_file(checkpoint->folder, "pytorch_model.bin") ? " (pytorch_model.bin is not supported)" : "");
-            return WEFT_ERR_IO;
+            return WEFT_ERR_MISSING;
         }
         WEFT_TRY(open_index(checkpoint, &names, &count));
     }

@@ -92,7 +92,7 @@ struct weft_model_texts {
     char *generation;
     size_t generation_size;
 };
-/* ERR_IO, ERR_LIMIT: logged, nothing to free. */
+/* ERR_MISSING, ERR_IO, ERR_LIMIT: logged, nothing to free. */
 WEFT_MUST_CHECK enum weft_status weft_model_texts_read(const char *folder, struct weft_model_texts *texts_out);
 void weft_model_texts_fini(struct weft_model_texts *texts);
 

@@ -322,7 +322,7 @@ enum weft_status weft_safetensors_read(const char *name, int fd, struct weft_are
 
     if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
         weft_log(WEFT_LOG_ERROR, where, "%s: expected a regular file", name);
-        return WEFT_ERR_IO;
+        return WEFT_ERR_MISSING;
     }
     uint64_t file_size = (uint64_t)info.st_size;
     WEFT_TRY(check_length(name, file_size));

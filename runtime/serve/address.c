@@ -96,10 +96,11 @@ enum weft_status weft_address_listen(const char *address, int *fd_out, uint32_t 
         return WEFT_ERR_IO;
     }
     fd = socket_listen(found);
+    error = errno;
     freeaddrinfo(found);
     if (fd < 0) {
-        weft_log(WEFT_LOG_ERROR, "serve", "cannot listen on %s: %s", address, strerror(errno));
-        return WEFT_ERR_IO;
+        weft_log(WEFT_LOG_ERROR, "serve", "cannot listen on %s: %s", address, strerror(error));
+        return weft_status_of_errno(error);
     }
     *fd_out = fd;
     *port_out = port_of(fd);

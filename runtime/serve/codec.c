@@ -141,7 +141,9 @@ grpc_status_code weft_codec_status(enum weft_status status)
     case WEFT_ERR_PEER:
     case WEFT_ERR_TIMEOUT:
     case WEFT_ERR_STATE: return GRPC_STATUS_UNAVAILABLE;
-    case WEFT_ERR_IO: break;
+    case WEFT_ERR_IO:
+    case WEFT_ERR_MISSING:
+    case WEFT_ERR_BUSY: break;
     }
     return GRPC_STATUS_INTERNAL;
 }

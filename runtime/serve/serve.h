@@ -25,7 +25,8 @@ struct weft_server_options {
 /*
  * Listens when it returns, and tells everybody that the model is loading: health says NOT_SERVING (liveness SERVING),
  * requests get UNAVAILABLE with a retry hint. Starts threads: call when nothing forks any more (weft_leading_callback),
- * with signals handled. ERR_IO when the address cannot be bound, ERR_ARGUMENT when it cannot be understood (logged).
+ * with signals handled. ERR_BUSY (a port that is taken), ERR_MISSING or ERR_IO when an address cannot be bound,
+ * ERR_ARGUMENT when it cannot be understood (logged).
  */
 WEFT_MUST_CHECK enum weft_status weft_server_open(const struct weft_server_options *options, struct weft_server **out);
 

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from weft_cli import GOLDEN, PROMPT, ROOT, WEFT, answer, model_folder, one_error_line, weft
+from weft_cli import BUSY, CONFIG, FAILED, GOLDEN, PROMPT, ROOT, WEFT, answer, model_folder, one_error_line, weft
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -101,22 +101,22 @@ def test_environment_stands_in_and_is_named_in_errors(model):
     assert answer("--prompt", PROMPT, "--max-tokens", 3, "--model", model, environment={"WEFT_MODEL": "/nowhere"})
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--model", "/nowhere"], ["/nowhere: no such model folder"]),
-    (["--model", str(GOLDEN)], ["config.json"]),
-    (["--prompt-file", "/nowhere.txt"], ["/nowhere.txt", "No such file"]),
-    (["--secret-file", "/nowhere.txt"], ["/nowhere.txt", "No such file"]),
-    (["--ranks", "9"], ["9", "leaves"]),
-    (["--ranks", "2", "--shares", "1,1,1"], ["shares"]),
-    (["--memory", "1KiB"], ["memory"]),
+@pytest.mark.parametrize("arguments, code, words", [
+    (["--model", "/nowhere"], CONFIG, ["/nowhere: no such model folder"]),
+    (["--model", str(GOLDEN)], CONFIG, ["config.json"]),
+    (["--prompt-file", "/nowhere.txt"], FAILED, ["/nowhere.txt", "No such file"]),
+    (["--secret-file", "/nowhere.txt"], CONFIG, ["/nowhere.txt", "No such file"]),
+    (["--ranks", "9"], CONFIG, ["9", "leaves"]),
+    (["--ranks", "2", "--shares", "1,1,1"], CONFIG, ["shares"]),
+    (["--memory", "1KiB"], BUSY, ["memory"]),
 ])
-def test_failures(model, arguments, words):
+def test_failures(model, arguments, code, words):
     if "--prompt-file" not in arguments:
         arguments = ["--prompt", PROMPT, *arguments]
     if "--model" not in arguments:
         arguments = ["--model", str(model), *arguments]
     done = weft("run", "--quiet", *arguments)
-    line = one_error_line(done, 1)
+    line = one_error_line(done, code)
     assert line.startswith("weft")
     for word in words:
         assert word in line
@@ -141,13 +141,21 @@ def overwrite(path, content):
     ("config.json", lambda path: overwrite(path, b"{")),
     ("config.json", lambda path: overwrite(path, b'{"architectures": ["NobodyForCausalLM"], "model_type": "nobody"}')),
     ("tokenizer.json", truncate),
-    ("tokenizer.json", lambda path: path.unlink()),
 ])
 def test_damaged_folders(tmp_path, ranks, file, damage):
     folder = model_folder("llama2", tmp_path)
     damage(folder / file)
-    line = one_error_line(weft("run", "--quiet", "--model", folder, "--prompt", "x", "--ranks", ranks), 1)
+    line = one_error_line(weft("run", "--quiet", "--model", folder, "--prompt", "x", "--ranks", ranks), CONFIG)
     assert file.split(".")[0] in line, line
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_no_tokenizer(tmp_path, ranks):
+    """Such a model can be served; only a prompt as text cannot be read."""
+    folder = model_folder("llama2", tmp_path)
+    (folder / "tokenizer.json").unlink()
+    line = one_error_line(weft("run", "--quiet", "--model", folder, "--prompt", "x", "--ranks", ranks), FAILED)
+    assert "tokenizer.json" in line
 
 
 def test_prompt_longer_than_the_context(model):
@@ -231,7 +239,7 @@ def test_info(model):
     assert three["ranks"][0]["leaves"][0] == 0 and three["ranks"][-1]["leaves"][1] == one["leaf_count"]
     for rank in three["ranks"]:
         assert rank["weight_bytes"] < one["ranks"][0]["weight_bytes"]
-    assert "/nowhere" in one_error_line(weft("info", "/nowhere"), 1)
+    assert "/nowhere" in one_error_line(weft("info", "/nowhere"), CONFIG)
 
 
 def weight_bytes(model, *arguments, **keywords):
@@ -276,5 +284,5 @@ def test_bench():
 
 
 def test_bench_of_more_than_the_model_can():
-    line = one_error_line(weft("bench", "--prompt-tokens", 100000, "--quiet"), 1)
+    line = one_error_line(weft("bench", "--prompt-tokens", 100000, "--quiet"), CONFIG)
     assert "context" in line and "100064" in line

@@ -6,7 +6,7 @@ import re
 import subprocess
 
 import pytest
-from weft_cli import BUILD, WEFT, answer, free_port, one_error_line, weft
+from weft_cli import BUILD, BUSY, CONFIG, WEFT, answer, free_port, one_error_line, weft
 
 pytestmark = pytest.mark.timeout(120)
 PROMPT = ["--prompt", "12+30="]
@@ -14,7 +14,7 @@ has_gpu = pathlib.Path("/proc/driver/nvidia/gpus").is_dir()
 
 
 def refusal(*arguments):
-    return one_error_line(weft("run", "--quiet", *arguments, *PROMPT), 1)
+    return one_error_line(weft("run", "--quiet", *arguments, *PROMPT), CONFIG)
 
 
 def test_auto_without_gpu_is_cpu():
@@ -92,7 +92,7 @@ def test_ranks_have_a_gpu_each_or_share_one():
     each = answer("--ranks", "2", *PROMPT, **on_gpus(gpus="devices=2"))
     shared = answer("--ranks", "2", "--device", "cuda:0", *PROMPT, **on_gpus())
     assert one["logits_sha256"] == each["logits_sha256"] == shared["logits_sha256"]
-    line = one_error_line(weft("run", "--quiet", "--ranks", "2", *PROMPT, **on_gpus()), 1)
+    line = one_error_line(weft("run", "--quiet", "--ranks", "2", *PROMPT, **on_gpus()), CONFIG)
     assert "rank 1 on " in line and "finds no GPU of its own: it may use 1" in line
 
 
@@ -104,20 +104,20 @@ def test_ranks_have_a_gpu_each_or_share_one():
 ])
 def test_why_there_is_no_gpu(gpus, reason):
     done = weft("run", "--quiet", "--device", "cuda", *PROMPT, **on_gpus(gpus=gpus))
-    assert one_error_line(done, 1) == f"weft: engine/devices: device cuda: {reason}"
+    assert one_error_line(done, CONFIG) == f"weft: engine/devices: device cuda: {reason}"
     assert f"GPUs          none: {reason}\n" in weft("info", **on_gpus(gpus=gpus)).stdout
 
 
 @emulated
 def test_gpu_that_is_not_there():
     done = weft("run", "--quiet", "--device", "cuda:2", *PROMPT, **on_gpus(gpus="devices=2"))
-    assert one_error_line(done, 1).endswith("device cuda:2: no such GPU, this host has 2 that this process may use")
+    assert one_error_line(done, CONFIG).endswith("device cuda:2: no such GPU, this host has 2 that this process may use")
 
 
 @emulated
 def test_too_little_gpu_memory():
     done = weft("run", "--quiet", "--device", "cuda", *PROMPT, **on_gpus(gpus="memory=4000000"))
-    line = one_error_line(done, 1)
+    line = one_error_line(done, BUSY)
     assert re.search(r"the model does not fit: the GPU of rank 0 \(.*\) on .* needs .* 3\.4 MiB available; "
                      r"at least 3 such GPUs would be needed", line), line
 
@@ -130,7 +130,7 @@ def test_mixed_groups_are_refused(tmp_path):
                           text=True) as worker:
         leader = subprocess.run([*command, "--rank", "0"], env=environment, capture_output=True, text=True, timeout=60)
         worker.communicate(timeout=60)
-    assert leader.returncode == 1 and worker.returncode == 1
+    assert leader.returncode == CONFIG and worker.returncode == CONFIG
     assert "some ranks run on GPUs (0) and some on CPUs (1, on " in leader.stderr
     assert "--device cpu): a group runs on one of the two" in leader.stderr
 

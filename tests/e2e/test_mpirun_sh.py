@@ -2,6 +2,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 
@@ -148,6 +149,53 @@ def test_a_drain_that_runs_out_in_a_long_layer(tmp_path, ranks, comm):
     assert until(lambda: not any(map(is_alive, everything)))
     for line in service.lines[before:]:
         assert line.startswith(("launch/mpirun.sh: stop", "weft: stop", "weft[0]: serve: Terminated: stopping")), line
+
+
+def test_no_model_is_not_tried_again(tmp_path):
+    service = Service(tmp_path, "--log", str(tmp_path / "log"), serve=["--model", "/nowhere"], ranks=3)
+    assert service.end() == 78, "".join(service.lines)
+    line = "it cannot run as it is configured (exit status 78): not started again"
+    assert service.count(line) == 1 and line in (tmp_path / "log").read_text()
+    assert service.count("no such model folder") == 1 and service.count("starting again") == 0
+
+
+def test_a_taken_port_is_tried_a_few_times(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        service = Service(tmp_path, serve=["--model", "/nowhere", "--http", f"127.0.0.1:{other.getsockname()[1]}"])
+        assert service.end() == 75, "".join(service.lines)
+    assert service.count("Address already in use") == 4
+    assert service.count("a port is taken, or memory is short (exit status 75); starting again in") == 3
+    assert service.count("a port is taken, or memory is short (exit status 75): not started again") == 1
+
+
+def test_a_port_that_its_predecessor_still_has_is_waited_for(tmp_path):
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        http = ["--http", f"127.0.0.1:{other.getsockname()[1]}"]
+        service = Service(tmp_path, serve=["--model", str(model_folder("llama3", tmp_path)), "--threads", "1", *http])
+        service.wait_for("(exit status 75); starting again in 1 s")
+    service.wait_for("gRPC on")
+    service.process.send_signal(signal.SIGTERM)
+    assert service.end() == 0, "".join(service.lines)
+
+
+def test_a_model_that_was_there_is_waited_for_a_little(tmp_path):
+    """It may be away for a moment, while it is replaced; a group that has served is not given up for that at once."""
+    (tmp_path / "model").mkdir()
+    model = model_folder("llama3", tmp_path / "model")
+    service = Service(tmp_path, serve=["--model", str(model), "--threads", "1"])
+    service.wait_for("gRPC on")
+    model.rename(tmp_path / "away")
+    os.kill(service.ranks()[1], signal.SIGKILL)
+    service.wait_for("(exit status 78); starting again in")
+    (tmp_path / "away").rename(model)
+    service.wait_for("gRPC on", 2)
+    service.process.send_signal(signal.SIGTERM)
+    assert service.end() == 0, "".join(service.lines)
 
 
 def test_gives_up_after_the_allowed_restarts(tmp_path):

@@ -163,3 +163,7 @@ def test_wrong_calls_and_no_room(cluster):
     script = Script(cluster, "--nodes", 1, "serve", "--nonsense")
     assert script.end() == 2
     assert script.count("unknown option --nonsense") == 1 and script.count("not started again") == 1
+    script = Script(cluster, "--nodes", 2, "serve", "--model", "/nowhere", "--grpc", "127.0.0.1:0")
+    assert script.end() == 78
+    assert script.count("/nowhere: no such model folder") >= 1 and script.count("not started again") == 1
+    assert script.count("starting again") == 0

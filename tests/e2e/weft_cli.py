@@ -13,6 +13,8 @@ WEFT = BUILD / "weft"
 GOLDEN = ROOT / "tests" / "model" / "golden"
 # Of everything that should end by itself: generous, the machine may be slow or busy.
 HANG_S = 60
+# Exit codes (launch/options.h): it failed; a port or memory is not to be had; it cannot run as it was asked to.
+FAILED, BUSY, CONFIG = 1, 75, 78
 PROMPT = "Once upon a time, a weaver crossed the river."
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
 

@@ -455,7 +455,7 @@ static void test_open_refuses_with_one_line(void **state)
     test_options(&options, golden_model("qwen2"), 9);
     assert_refused(&options, WEFT_ERR_ARGUMENT, "--leaves 16");
     test_options(&options, "/nowhere", 2);
-    assert_refused(&options, WEFT_ERR_IO, "/nowhere");
+    assert_refused(&options, WEFT_ERR_MISSING, "/nowhere");
     test_options(&options, golden_model("qwen2"), 2);
     options.comm = "pigeon";
     assert_refused(&options, WEFT_ERR_ARGUMENT, "pigeon");

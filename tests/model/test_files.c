@@ -321,17 +321,17 @@ static void test_folders_without_weights(void **state)
     snprintf(path, sizeof(path), "%s/model.safetensors", folder);
     assert_int_equal(unlink(path), 0);
     assert_int_equal(weft_model_config_read(folder, &config), WEFT_OK); /* the shape alone is known */
-    assert_int_equal(open_quietly(folder, "no weights", 0), WEFT_ERR_IO);
+    assert_int_equal(open_quietly(folder, "no weights", 0), WEFT_ERR_MISSING);
     assert_non_null(strstr(log_capture_line(), "found neither"));
     snprintf(path, sizeof(path), "%s/pytorch_model.bin", folder);
     file_write(path, "x", 1);
-    assert_int_equal(open_quietly(folder, "pickled weights", 0), WEFT_ERR_IO);
+    assert_int_equal(open_quietly(folder, "pickled weights", 0), WEFT_ERR_MISSING);
     assert_non_null(strstr(log_capture_line(), "pytorch_model.bin is not supported"));
     snprintf(path, sizeof(path), "%s/generation_config.json", folder);
     file_write(path, "{", 1);
     assert_int_equal(open_quietly(folder, "damaged generation_config.json", 0), WEFT_ERR_FORMAT);
     folder_remove(folder);
-    assert_int_equal(open_quietly(folder, "no folder", 0), WEFT_ERR_IO);
+    assert_int_equal(open_quietly(folder, "no folder", 0), WEFT_ERR_MISSING);
 }
 
 /* The folder is swapped for another after its configuration was read: refused, not misread. */

@@ -110,7 +110,7 @@ enum weft_status weft_engine_open(const struct weft_engine_options *options, str
 
     if (strncmp(options->model, "fake:", 5) != 0) {
         weft_log(WEFT_LOG_ERROR, "fake", "%s: cannot open", options->model);
-        return WEFT_ERR_IO;
+        return WEFT_ERR_MISSING;
     }
     if (options->leading != NULL) {
         WEFT_TRY(options->leading(options->leading_context));

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from metrics_client import Scrape, get
 from test_serve_fake import expected
+from weft_cli import BUSY
 from weft_server import FAKE, Server, generate, health_pb2, until, weft_pb2
 
 pytestmark = pytest.mark.timeout(120)
@@ -253,7 +254,7 @@ def test_an_address_that_cannot_be():
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = start("--http", address)
-        assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].endswith(f"cannot listen on {address}: Address already in use")
+        assert done.returncode == BUSY and done.stderr.strip().splitlines()[-1].endswith(f"cannot listen on {address}: Address already in use")
     for word in ("9001", "here:", "[::1]", ":9001", "127.0.0.1:99999", ""):
         done = start("--http", word)
         assert done.returncode == 2 and "expected HOST:PORT" in done.stderr, word

@@ -9,6 +9,7 @@ import time
 import grpc
 import pytest
 from metrics_client import Scrape
+from weft_cli import BUSY
 from weft_server import FAKE, HANG_S, Server, generate, health_pb2, retry_hint, until, weft_pb2
 
 pytestmark = pytest.mark.timeout(120)
@@ -388,5 +389,5 @@ def test_shutdown_under_fire(seed):
 def test_port_in_use(server):
     done = subprocess.run([str(FAKE), "serve", "--model", "fake:", "--grpc", server.address], capture_output=True,
                           text=True, timeout=HANG_S)
-    assert done.returncode == 1
+    assert done.returncode == BUSY
     assert done.stderr == f"weft: serve: cannot listen on {server.address}: Address already in use\n"

@@ -278,7 +278,7 @@ static void test_folder(void **state)
 
     (void)state;
     assert_non_null(mkdtemp(folder));
-    assert_int_equal(weft_tokenizer_open(folder, &tokenizer), WEFT_ERR_IO);
+    assert_int_equal(weft_tokenizer_open(folder, &tokenizer), WEFT_ERR_MISSING);
     assert_null(tokenizer);
     write_file(folder, "tokenizer.json", text);
     write_file(
