@@ -345,12 +345,6 @@ void weft_device_attention(struct weft_device *device, const struct weft_kv_cach
     device->ops->attention(device, cache, batch, args);
 }
 
-void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
-                          float *out)
-{
-    device->ops->silu_mul(device, gate_up, token_count, width, out);
-}
-
 /* What is made before is the one input. */
 static void assert_before(const struct weft_device *device, const struct weft_tree_add_args *args)
 {

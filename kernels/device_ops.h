@@ -72,8 +72,6 @@ struct weft_device_ops {
                         const struct weft_rope_args *args);
     void (*attention)(struct weft_device *device, const struct weft_kv_cache *cache, const struct weft_batch *batch,
                       const struct weft_attention_args *args);
-    void (*silu_mul)(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
-                     float *out);
     void (*add_norm)(struct weft_device *device, const struct weft_add_norm_args *args);
     void (*tree_add)(struct weft_device *device, const struct weft_tree_add_args *args);
     void (*select_rows)(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,

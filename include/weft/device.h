@@ -163,6 +163,9 @@ struct weft_matrix_desc {
     uint32_t leaf_count;
     const struct weft_tree_add *adds; /* [add_count]; copied */
     uint32_t add_count;
+    /* Two matrices in one, column-parallel, for weft_device_matmul() to multiply at once: rows [0, F) gates, rows [F,
+     * row_count = 2F) what they let through. How the rows lie is the device's to say. Not for embeddings. */
+    bool is_gated;
 };
 
 /* Bytes of device memory that a matrix takes, without making it (for the memory table). */
@@ -237,7 +240,7 @@ void weft_kv_cache_close(struct weft_device *device, struct weft_kv_cache **cach
  * Steps of any other shape take effect as they are issued. Between pause and resume, and outside, so does everything:
  * communication through the host, copies, waiting.
  *
- * embed, rms_norm, matmul, rope_angles, rope_append, attention, silu_mul, add_norm, tree_add and peer_sum can be
+ * embed, rms_norm, matmul, rope_angles, rope_append, attention, add_norm, tree_add and peer_sum can be
  * recorded, no others; so can what somebody else puts into weft_device_stream(), if he asks weft_device_recording()
  * and puts nothing there while a step is replayed. Whatever they point to must outlive the set, and code and scratch
  * memory that they need are there because every shape was issued outside begin and end before.
@@ -292,6 +295,9 @@ void weft_device_rms_norm(struct weft_device *device, const float *x, const floa
  * out[j, t, :] <- node j of W x[t, :] (+ bias[:]), nodes in leaf order. x [T, col_count]; bias [row_count] or NULL and
  * only for single-node matrices; out [node_count, T, row_count], node_count = leaf_count - add_count (1 when
  * column-parallel).
+ *
+ * Gated: out[t, i] <- silu(y[i]) * y[F + i], y[:] as above with its bias, out [T, F]; silu(a) = a / (1 + exp(-a)), the
+ * bits of the same operations one by one.
  */
 void weft_device_matmul(struct weft_device *device, const struct weft_matrix *matrix, const float *x,
                         uint32_t token_count, const float *bias, float *out);
@@ -342,10 +348,6 @@ struct weft_attention_args {
 };
 void weft_device_attention(struct weft_device *device, const struct weft_kv_cache *cache,
                            const struct weft_batch *batch, const struct weft_attention_args *args);
-
-/* out[t, i] <- silu(gate_up[t, i]) * gate_up[t, F + i]. gate_up [T, 2F], out [T, F]. */
-void weft_device_silu_mul(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
-                          float *out);
 
 /*
  * The end of one sublayer and the beginning of the next: x[t, :] <- x[t, :] + (y[t, :] + bias[:]), then out[t, :] <-

@@ -63,27 +63,6 @@ static void cpu_rms_norm(struct weft_device *device, const float *x, const float
     weft_pool_run(cpu->pool, WEFT_POOL_STATIC, token_count, rms_norm_task, &job);
 }
 
-static void silu_mul_task(void *context, uint32_t worker, uint32_t begin, uint32_t end)
-{
-    const struct rows_job *job = context;
-
-    (void)worker;
-    for (size_t t = begin; t < end; t++) {
-        const float *gate = job->x + t * 2 * job->width;
-
-        job->kernels->silu_mul(gate, gate + job->width, job->width, job->out + t * job->width);
-    }
-}
-
-static void cpu_silu_mul(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
-                         float *out)
-{
-    struct weft_cpu_device *cpu = weft_cpu_device(device);
-    struct rows_job job = {.kernels = &cpu->kernels, .x = gate_up, .width = width, .out = out};
-
-    weft_pool_run(cpu->pool, WEFT_POOL_STATIC, token_count, silu_mul_task, &job);
-}
-
 /* out[count] <- elements [begin, begin + count) of the sum. */
 static void add_along_tree(const struct weft_tree_add_args *sum, size_t begin, size_t count, float *out)
 {
@@ -201,7 +180,6 @@ static const struct weft_device_ops cpu_ops = {
     .rope_angles = weft_cpu_rope_angles,
     .rope_append = weft_cpu_rope_append,
     .attention = weft_cpu_attention,
-    .silu_mul = cpu_silu_mul,
     .add_norm = cpu_add_norm,
     .tree_add = cpu_tree_add,
     .select_rows = cpu_select_rows,

@@ -77,11 +77,21 @@ static void rope(float *x, const float *angles, uint32_t half)
     }
 }
 
-static void silu_mul(const float *gate, const float *up, size_t count, float *out)
+static inline void silu_mul_lanes(const float *gate, const float *up, size_t count, float *out)
 {
     for (size_t i = 0; i < count; i++) {
         out[i] = gate[i] / (1.0f + weft_exp(-gate[i])) * up[i];
     }
+}
+
+static void silu_mul(const float *pairs, size_t count, float *out)
+{
+    size_t i = 0;
+
+    for (; i + WEFT_LANES <= count; i += WEFT_LANES) { /* a constant, of which the compiler makes vectors */
+        silu_mul_lanes(pairs + 2 * i, pairs + 2 * i + WEFT_LANES, WEFT_LANES, out + i);
+    }
+    silu_mul_lanes(pairs + 2 * i, pairs + 2 * i + WEFT_LANES, count - i, out + i);
 }
 
 static void softmax(float *scores, struct weft_range valid, float scale, float *max_out, float *sum_out)

@@ -111,8 +111,9 @@ struct weft_cpu_kernels {
     /* Rotates the pairs (x[i], x[i + half]), i < half, by angles[i] = (cos, sin). */
     void (*rope)(float *x, const float *angles, uint32_t half);
 
-    /* out[i] <- gate[i] / (1 + exp(-gate[i])) * up[i] */
-    void (*silu_mul)(const float *gate, const float *up, size_t count, float *out);
+    /* out[i] <- gate[i] / (1 + exp(-gate[i])) * up[i]; pairs [ceil(count / 16)][2][16]: 16 gates, 16 of what they let
+     * through, the next 16 gates and so on; what is beyond the last of both need not exist. */
+    void (*silu_mul)(const float *pairs, size_t count, float *out);
 
     /*
      * scores[p] <- exp(scores[p] * scale - max) for valid.begin <= p < valid.end (not empty), *max_out the largest

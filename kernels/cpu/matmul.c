@@ -40,7 +40,8 @@ static uint32_t find_leaf(const struct matmul_job *job, uint32_t index, uint32_t
     bool is_last = index + 1 == matrix->leaf_count;
     uint32_t next_first = is_last ? panel_first + panels : panel_first;
     size_t next_offset = is_last ? 0 : matrix->leaf_offsets[index + 1];
-    uint32_t next_count = weft_min_u32(panels, weft_cpu_panel_count(matrix->row_count) - next_first);
+    uint32_t next_count =
+        weft_min_u32(panels, weft_cpu_panel_count(matrix->row_count, matrix->gate_count) - next_first);
 
     for (uint32_t p = 0; p < panels; p++) {
         starts[p] = matrix->panels + (panel_first + p) * matrix->panel_size + matrix->leaf_offsets[index];
@@ -179,6 +180,49 @@ static void multiply_by_leaves(const struct matmul_job *job, uint32_t worker, ui
     }
 }
 
+/* Adds the bias of pairs of panels, from pair `first` on, of which `count` rows each exist. */
+static void add_gated_bias(const struct matmul_job *job, uint32_t first, uint32_t count, float *sums)
+{
+    const struct weft_cpu_kernels *kernels = &job->device->kernels;
+    const float *gate = job->bias + first;
+    const float *up = gate + job->matrix->gate_count;
+
+    for (uint32_t i = 0; i < count; i += WEFT_LANES) {
+        kernels->add(sums + (size_t)2 * i, gate + i, weft_min_u32(count - i, WEFT_LANES));
+        kernels->add(sums + (size_t)2 * i + WEFT_LANES, up + i, weft_min_u32(count - i, WEFT_LANES));
+    }
+}
+
+/* A group of a gated matrix: pairs of panels, whose sums meet in scratch. */
+static void multiply_gated(const struct matmul_job *job, uint32_t worker, uint32_t panel_first, uint32_t panels,
+                           uint32_t token_first, uint32_t token_count)
+{
+    float *scratch = weft_cpu_scratch(job->device, worker);
+    uint32_t gate_count = job->matrix->gate_count;
+    uint32_t first = panel_first / 2 * WEFT_LANES;
+    uint32_t count = weft_min_u32(panels / 2 * WEFT_LANES, gate_count - first);
+    size_t width = (size_t)panels * WEFT_LANES;
+
+    multiply_leaf(job, 0, panel_first, panels, token_first, token_count, scratch, width);
+    for (uint32_t t = 0; t < token_count; t++) {
+        if (job->bias != NULL) {
+            add_gated_bias(job, first, count, scratch + t * width);
+        }
+        job->device->kernels.silu_mul(scratch + t * width, count,
+                                      job->out + (size_t)(token_first + t) * gate_count + first);
+    }
+}
+
+/* In blocks of tokens for which there is scratch. */
+static void multiply_gated_group(const struct matmul_job *job, uint32_t worker, uint32_t panel_first, uint32_t panels)
+{
+    uint32_t block = WEFT_CPU_SCRATCH_FLOATS / GROUP_ROWS;
+
+    for (uint32_t t = 0; t < job->token_count; t += block) {
+        multiply_gated(job, worker, panel_first, panels, t, weft_min_u32(block, job->token_count - t));
+    }
+}
+
 static void add_bias(const struct matmul_job *job, uint32_t row_first, uint32_t rows)
 {
     for (uint32_t t = 0; t < job->token_count; t++) {
@@ -213,12 +257,17 @@ _Static_assert(WEFT_CPU_SCRATCH_FLOATS / (WEFT_LEAF_COUNT_MAX * GROUP_ROWS) >= W
 static void matmul_task(void *context, uint32_t worker, uint32_t begin, uint32_t end)
 {
     const struct matmul_job *job = context;
-    uint32_t panels = weft_cpu_panel_count(job->matrix->row_count);
+    uint32_t panels = weft_cpu_panel_count(job->matrix->row_count, job->matrix->gate_count);
 
     for (uint32_t group = begin; group < end; group++) {
         uint32_t first = group * job->group_panels;
+        uint32_t count = weft_min_u32(job->group_panels, panels - first);
 
-        multiply_group(job, worker, first, weft_min_u32(job->group_panels, panels - first));
+        if (job->matrix->gate_count > 0) {
+            multiply_gated_group(job, worker, first, count);
+        } else {
+            multiply_group(job, worker, first, count);
+        }
     }
 }
 
@@ -227,7 +276,7 @@ void weft_cpu_matmul(struct weft_device *device, const struct weft_matrix *matri
 {
     struct weft_cpu_device *cpu = weft_cpu_device(device);
     bool is_quantised = weft_dtype_is_quantised(matrix->dtype);
-    uint32_t panels = weft_cpu_panel_count(matrix->row_count);
+    uint32_t panels = weft_cpu_panel_count(matrix->row_count, matrix->gate_count);
     uint32_t share = panels / (cpu->thread_count * GROUPS_PER_THREAD);
     uint32_t tokens_max = is_quantised ? weft_cpu_quant_tokens_max(matrix) : token_count;
     struct matmul_job job = {.device = cpu,
@@ -237,9 +286,12 @@ void weft_cpu_matmul(struct weft_device *device, const struct weft_matrix *matri
                              .group_panels = share < 1 ? 1 : weft_min_u32(share, GROUP_PANELS)};
 
     assert(bias == NULL || matrix->node_count == 1);
+    if (matrix->gate_count > 0) { /* pairs of panels */
+        job.group_panels = weft_ceil_div(job.group_panels, 2) * 2;
+    }
     for (uint32_t t = 0; t < token_count; t += job.token_count) {
         job.x = x + (size_t)t * matrix->col_count;
-        job.out = out + (size_t)t * matrix->row_count;
+        job.out = out + (size_t)t * weft_cpu_out_width(matrix);
         job.token_count = weft_min_u32(token_count - t, tokens_max);
         if (is_quantised) {
             weft_cpu_quant_activations(cpu, matrix, job.x, job.token_count);

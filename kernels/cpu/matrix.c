@@ -31,7 +31,7 @@ size_t weft_cpu_matrix_size(const struct weft_device *device, const struct weft_
     for (uint32_t i = 0; desc->leaves != NULL && i < desc->leaf_count; i++) {
         panel_size += leaf_size(desc->dtype, weft_range_count(desc->leaves[i]));
     }
-    return weft_cpu_panel_count(desc->row_count) * panel_size;
+    return weft_cpu_panel_count(desc->row_count, desc->is_gated ? desc->row_count / 2 : 0) * panel_size;
 }
 
 /* The device has it from the start, but only quantised matrices touch its pages. */
@@ -93,6 +93,8 @@ enum weft_status weft_cpu_matrix_open(struct weft_device *device, const struct w
     matrix->dtype = desc->dtype;
     matrix->source = desc->source;
     matrix->row_count = desc->row_count;
+    matrix->gate_count = desc->is_gated ? desc->row_count / 2 : 0;
+    assert(!desc->is_gated || (desc->row_count % 2 == 0 && desc->leaves == NULL));
     matrix->col_count = desc->col_count;
     set_leaves(matrix, desc);
     matrix->panels = weft_cpu_alloc(device, weft_cpu_matrix_size(device, desc));
@@ -117,9 +119,10 @@ struct pack_job {
     const struct weft_cpu_kernels *kernels;
     uint32_t row_begin;
     uint32_t row_end;
-    const unsigned char *rows;
+    const unsigned char *rows; /* from row_begin on */
     size_t row_stride;
-    uint32_t panel_first;
+    uint32_t part_begin;  /* row with which the first of these panels begins: 0, or F of a gated matrix */
+    uint32_t panel_first; /* of the part's */
 };
 
 /* Transposes `count` units of rows first_lane .. first_lane + lane_count - 1 of one panel. Rows may be unaligned. */
@@ -147,10 +150,11 @@ static void pack_panel(const struct pack_job *job, uint32_t index)
 {
     const struct weft_matrix *matrix = job->matrix;
     const unsigned char *rows[WEFT_LANES];
-    uint32_t panel_begin = index * WEFT_LANES;
+    uint32_t panel_begin = job->part_begin + index * WEFT_LANES;
     uint32_t begin = job->row_begin > panel_begin ? job->row_begin : panel_begin;
     uint32_t end = weft_min_u32(job->row_end, panel_begin + WEFT_LANES);
-    unsigned char *panel = matrix->panels + index * matrix->panel_size;
+    uint32_t place = matrix->gate_count > 0 ? 2 * index + (job->part_begin > 0) : index;
+    unsigned char *panel = matrix->panels + place * matrix->panel_size;
     uint32_t pair_count = matrix->col_count / 2;
 
     for (uint32_t row = begin; row < end; row++) {
@@ -184,18 +188,25 @@ static void pack_task(void *context, uint32_t worker, uint32_t begin, uint32_t e
 enum weft_status weft_cpu_matrix_write_rows(struct weft_device *device, struct weft_matrix *matrix, uint32_t row_begin,
                                             uint32_t row_count, const void *rows, size_t row_stride)
 {
-    struct pack_job job = {.matrix = matrix,
-                           .kernels = &weft_cpu_device(device)->kernels,
-                           .row_begin = row_begin,
-                           .row_end = row_begin + row_count,
-                           .rows = rows,
-                           .row_stride = row_stride,
-                           .panel_first = row_begin / WEFT_LANES};
+    uint32_t row_end = row_begin + row_count;
+    uint32_t width = weft_cpu_out_width(matrix); /* rows of a part */
 
     assert(row_begin <= matrix->row_count && row_count <= matrix->row_count - row_begin);
-    if (row_count > 0) {
-        weft_pool_run(weft_cpu_device(device)->pool, WEFT_POOL_STATIC,
-                      weft_cpu_panel_count(job.row_end) - job.panel_first, pack_task, &job);
+    for (uint32_t part = 0; part < matrix->row_count; part += width) {
+        uint32_t begin = row_begin > part ? row_begin : part;
+        struct pack_job job = {.matrix = matrix,
+                               .kernels = &weft_cpu_device(device)->kernels,
+                               .row_begin = begin,
+                               .row_end = weft_min_u32(row_end, part + width),
+                               .rows = (const unsigned char *)rows + (size_t)(begin - row_begin) * row_stride,
+                               .row_stride = row_stride,
+                               .part_begin = part,
+                               .panel_first = (begin - part) / WEFT_LANES};
+
+        if (begin < job.row_end) {
+            weft_pool_run(weft_cpu_device(device)->pool, WEFT_POOL_STATIC,
+                          weft_ceil_div(job.row_end - part, WEFT_LANES) - job.panel_first, pack_task, &job);
+        }
     }
     return WEFT_OK;
 }
@@ -256,5 +267,6 @@ void weft_cpu_embed(struct weft_device *device, const struct weft_matrix *matrix
 {
     struct embed_job job = {.matrix = matrix, .rows = rows, .out = out};
 
+    assert(matrix->gate_count == 0);
     weft_pool_run(weft_cpu_device(device)->pool, WEFT_POOL_STATIC, count, embed_task, &job);
 }

@@ -8,6 +8,7 @@ struct weft_matrix {
     enum weft_dtype dtype;
     enum weft_dtype source; /* of rows written to a quantised matrix */
     uint32_t row_count;
+    uint32_t gate_count; /* F of a gated matrix: panels of gates and of what they let through take turns; 0: none */
     uint32_t col_count;
     uint32_t leaf_count; /* 1 for a column-parallel matrix */
     uint32_t add_count;
@@ -22,9 +23,16 @@ struct weft_matrix {
     unsigned char *panels;                     /* [panel_count][panel_size], owned */
 };
 
-static inline uint32_t weft_cpu_panel_count(uint32_t row_count)
+/* Of row_count rows, gate_count of them gates. */
+static inline uint32_t weft_cpu_panel_count(uint32_t row_count, uint32_t gate_count)
 {
-    return weft_ceil_div(row_count, WEFT_LANES);
+    return gate_count > 0 ? 2 * weft_ceil_div(gate_count, WEFT_LANES) : weft_ceil_div(row_count, WEFT_LANES);
+}
+
+/* Elements of the product's rows. */
+static inline uint32_t weft_cpu_out_width(const struct weft_matrix *matrix)
+{
+    return matrix->gate_count > 0 ? matrix->gate_count : matrix->row_count;
 }
 
 /*

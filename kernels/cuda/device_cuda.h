@@ -170,8 +170,6 @@ void weft_cuda_matmul(struct weft_device *device, const struct weft_matrix *matr
 /* elementwise.cu */
 void weft_cuda_rms_norm(struct weft_device *device, const float *x, const float *weight, uint32_t token_count,
                         uint32_t width, float eps, float *out);
-void weft_cuda_silu_mul(struct weft_device *device, const float *gate_up, uint32_t token_count, uint32_t width,
-                        float *out);
 void weft_cuda_add_norm(struct weft_device *device, const struct weft_add_norm_args *args);
 void weft_cuda_select_rows(struct weft_device *device, const float *x, const uint32_t *rows, uint32_t count,
                            uint32_t width, float *out);

@@ -139,50 +139,6 @@ void weft_cuda_add_norm(struct weft_device *base, const struct weft_add_norm_arg
     launch_norm(device, what, args, is_wide);
 }
 
-/* ---- activation ---- */
-
-/* `width` in units of V. Starts early, as norm() does. */
-template <typename V>
-static __global__ void __launch_bounds__(BLOCK) silu_mul(const V *gate_up, size_t count, uint32_t width, V *out)
-{
-    const size_t i = blockIdx.x * static_cast<size_t>(BLOCK) + threadIdx.x;
-
-    weft_ptx_let_next_start();
-    weft_ptx_wait_for_previous();
-    if (i >= count) {
-        return;
-    }
-    const size_t t = i / width;
-    V value = gate_up[i + t * width];
-    const V up = gate_up[i + (t + 1) * width];
-#pragma unroll
-    for (uint32_t j = 0; j < sizeof(V) / sizeof(float); j++) {
-        value.v[j] = value.v[j] / (1.0f + weft_exp(-value.v[j])) * up.v[j];
-    }
-    out[i] = value;
-}
-
-void weft_cuda_silu_mul(struct weft_device *base, const float *gate_up, uint32_t token_count, uint32_t width,
-                        float *out)
-{
-    struct weft_cuda_device *device = weft_cuda_device(base);
-    const size_t count = static_cast<size_t>(token_count) * width;
-
-    if (count == 0) {
-        return;
-    }
-    if (is_by_four(gate_up, out, NULL, width)) {
-        WEFT_CUDA_LAUNCH_EARLY(device->can_start_early, silu_mul<four>, grid_for(count, 4), dim3(BLOCK), 0,
-                               device->stream, reinterpret_cast<const four *>(gate_up), count / 4, width / 4,
-                               reinterpret_cast<four *>(out));
-    } else {
-        WEFT_CUDA_LAUNCH_EARLY(device->can_start_early, silu_mul<one>, grid_for(count, 1), dim3(BLOCK), 0,
-                               device->stream, reinterpret_cast<const one *>(gate_up), count, width,
-                               reinterpret_cast<one *>(out));
-    }
-    (void)weft_cuda_launched(device, "silu_mul");
-}
-
 /* ---- rows ---- */
 
 template <typename V>

@@ -205,10 +205,6 @@ static void replay_attention(struct weft_device *, const struct weft_kv_cache *,
 {
 }
 
-static void replay_silu_mul(struct weft_device *, const float *, uint32_t, uint32_t, float *)
-{
-}
-
 static void replay_add_norm(struct weft_device *, const struct weft_add_norm_args *)
 {
 }
@@ -232,7 +228,6 @@ static constexpr struct weft_device_ops make_replay_ops(void)
     ops.rope_angles = replay_rope_angles;
     ops.rope_append = replay_rope_append;
     ops.attention = replay_attention;
-    ops.silu_mul = replay_silu_mul;
     ops.add_norm = replay_add_norm;
     ops.tree_add = replay_tree_add;
     ops.peer_sum = replay_peer_sum;

@@ -24,6 +24,19 @@ struct program {
     struct weft_cuda_leaf *leaves;  /* [leaf_count] */
 };
 
+static uint32_t gate_count_of(const struct weft_matrix_desc *desc)
+{
+    assert(!desc->is_gated || (desc->row_count % 2 == 0 && desc->leaves == NULL));
+    return desc->is_gated ? desc->row_count / 2 : 0;
+}
+
+/* Rows as they lie: those of a gated matrix in whole tiles. */
+static uint32_t row_count_of(const struct weft_matrix_desc *desc)
+{
+    return desc->is_gated ? weft_cuda_divide_up(gate_count_of(desc), WEFT_CUDA_TILE / 2) * WEFT_CUDA_TILE
+                          : desc->row_count;
+}
+
 static uint32_t leaf_count_of(const struct weft_matrix_desc *desc)
 {
     return desc->leaves != NULL ? desc->leaf_count : 1;
@@ -125,14 +138,14 @@ static void make_program(const struct weft_matrix_desc *desc, struct program *pr
 static size_t weights_size(const struct weft_matrix_desc *desc, uint32_t tile_count)
 {
     if (desc->dtype == WEFT_F32) {
-        return (size_t)weft_cuda_divide_up(desc->row_count, WEFT_CUDA_PANEL) * WEFT_CUDA_PANEL * desc->col_count *
+        return (size_t)weft_cuda_divide_up(row_count_of(desc), WEFT_CUDA_PANEL) * WEFT_CUDA_PANEL * desc->col_count *
                sizeof(float);
     }
     if (weft_dtype_is_quantised(desc->dtype)) {
-        return (size_t)weft_cuda_divide_up(desc->row_count, WEFT_CUDA_TILE) * (tile_count / WEFT_CUDA_PAIR) *
+        return (size_t)weft_cuda_divide_up(row_count_of(desc), WEFT_CUDA_TILE) * (tile_count / WEFT_CUDA_PAIR) *
                weft_cuda_pair_size(desc->dtype == WEFT_Q4_0);
     }
-    return (size_t)weft_cuda_divide_up(desc->row_count, WEFT_CUDA_TILE) * tile_count * WEFT_CUDA_TILE_SIZE;
+    return (size_t)weft_cuda_divide_up(row_count_of(desc), WEFT_CUDA_TILE) * tile_count * WEFT_CUDA_TILE_SIZE;
 }
 
 static size_t program_size(uint32_t leaf_count, uint32_t chunk_count)
@@ -224,7 +237,8 @@ static void set_shape(const struct weft_matrix_desc *desc, struct weft_matrix *m
     matrix->dtype = desc->dtype;
     matrix->source = weft_dtype_is_quantised(desc->dtype) ? desc->source : desc->dtype;
     assert(!weft_dtype_is_quantised(matrix->source));
-    matrix->row_count = desc->row_count;
+    matrix->row_count = row_count_of(desc);
+    matrix->gate_count = gate_count_of(desc);
     matrix->col_count = desc->col_count;
     matrix->leaf_count = leaf_count_of(desc);
     matrix->node_count = matrix->leaf_count - (desc->leaves != NULL ? desc->add_count : 0);
@@ -320,6 +334,7 @@ struct pack_args {
     const struct weft_cuda_chunk *chunks;
     uint32_t tile_count;
     uint32_t col_count;
+    uint32_t gate_count;
     uint32_t row_begin;
     uint32_t row_count;
 };
@@ -327,7 +342,7 @@ struct pack_args {
 /* A block has one row; threads have its columns. */
 static __global__ void pack_32(struct pack_args args)
 {
-    uint32_t row = args.row_begin + blockIdx.x;
+    uint32_t row = weft_cuda_row_place(args.row_begin + blockIdx.x, args.gate_count);
     const float *from = (const float *)args.rows + (size_t)blockIdx.x * args.col_count;
     float *to = (float *)args.weights + (size_t)(row / WEFT_CUDA_PANEL) * args.col_count * WEFT_CUDA_PANEL;
 
@@ -354,9 +369,11 @@ static __global__ void pack_16(struct pack_args args)
         if (row >= args.row_begin && row < args.row_begin + args.row_count) {
             const uint16_t *from = (const uint16_t *)args.rows + (size_t)(row - args.row_begin) * args.col_count +
                                    chunk.column_begin + column;
-            ushort2 *to = (ushort2 *)(args.weights + ((size_t)row_tile * args.tile_count + chunk.tile_begin + tile) *
-                                                         WEFT_CUDA_TILE_SIZE) +
-                          lane * 4 + i % 2;
+            uint32_t place = weft_cuda_row_place(row, args.gate_count);
+            ushort2 *to = (ushort2 *)(args.weights +
+                                      ((size_t)(place / WEFT_CUDA_TILE) * args.tile_count + chunk.tile_begin + tile) *
+                                          WEFT_CUDA_TILE_SIZE) +
+                          (place % 8 * 4 + lane % 4) * 4 + place % WEFT_CUDA_TILE / 8;
 
             to[0] =
                 make_ushort2(column < chunk.column_count ? from[0] : 0, column + 1 < chunk.column_count ? from[1] : 0);
@@ -379,6 +396,7 @@ static void pack(struct weft_cuda_device *device, const struct weft_matrix *matr
     args.chunks = matrix->chunks;
     args.tile_count = matrix->tile_count;
     args.col_count = matrix->col_count;
+    args.gate_count = matrix->gate_count;
     args.row_begin = row_begin;
     args.row_count = row_count;
     if (weft_dtype_is_quantised(matrix->dtype)) {
@@ -473,6 +491,7 @@ static struct weft_cuda_product product_of(const struct weft_matrix *matrix)
     product.chunk_count = matrix->chunk_count;
     product.tile_count = matrix->tile_count;
     product.row_count = matrix->row_count;
+    product.gate_count = matrix->gate_count;
     product.col_count = matrix->col_count;
     return product;
 }
@@ -484,6 +503,7 @@ void weft_cuda_embed(struct weft_device *device, const struct weft_matrix *matri
     struct weft_cuda_product product = product_of(matrix);
     const uint32_t *uploaded;
 
+    assert(matrix->gate_count == 0);
     for (uint32_t i = 0; i < count; i++) {
         assert(rows[i] < matrix->row_count || rows[i] == WEFT_NO_ROW);
     }
@@ -520,7 +540,7 @@ void weft_cuda_matmul(struct weft_device *device, const struct weft_matrix *matr
 
         product.token_count = rest < WEFT_CUDA_TOKENS_MAX ? rest : WEFT_CUDA_TOKENS_MAX;
         product.x = x + (size_t)first * matrix->col_count;
-        product.out = out + (size_t)first * matrix->row_count;
+        product.out = out + (size_t)first * weft_cuda_out_width(matrix);
         if (!is_tensor(cuda, matrix)) {
             weft_cuda_multiply_reference(cuda, matrix, &product);
         } else if (weft_dtype_is_quantised(matrix->dtype) && weft_cuda_is_quant_few(matrix, product.token_count)) {

@@ -51,7 +51,8 @@ struct weft_cuda_leaf {
 struct weft_matrix {
     enum weft_dtype dtype;
     enum weft_dtype source; /* of rows to be packed */
-    uint32_t row_count;
+    uint32_t row_count;     /* of a gated matrix with padding: rows as they lie */
+    uint32_t gate_count;    /* F of a gated matrix, else 0 */
     uint32_t col_count;
     uint32_t leaf_count; /* 1 for a column-parallel matrix */
     uint32_t chunk_count;
@@ -67,11 +68,20 @@ struct weft_matrix {
     const struct weft_cuda_leaf *leaves;          /* [leaf_count], device memory */
 };
 
+/* Elements of a row of its products. */
+static inline uint32_t weft_cuda_out_width(const struct weft_matrix *matrix)
+{
+    return matrix->gate_count > 0 ? matrix->gate_count : matrix->row_count;
+}
+
 /*
  * What the kernels get. Weights of 16 bits: [row tile][tile][lane][columns / 2][row / 8][2], the operand of one lane in
  * 16 bytes as mma has it: lane l has rows l / 4 and l / 4 + 8, of each the four columns from 4 (l % 4) on. (The tensor
  * core's columns are thereby permuted inside a tile, for weights and activations alike.) Weights of 32 bits:
  * [panel][column][32 rows]. Quantised weights: matrix_quant.h. Rows of padding are zero.
+ *
+ * Of a gated matrix a row tile has 8 gates, then the 8 rows that they let through: the two of a pair are in one lane's
+ * operand, and their sums in one thread.
  */
 struct weft_cuda_product {
     const unsigned char *weights;
@@ -81,6 +91,7 @@ struct weft_cuda_product {
     uint32_t chunk_count;
     uint32_t tile_count;
     uint32_t row_count;
+    uint32_t gate_count;
     uint32_t col_count;
     uint32_t token_count;
     const float *x;     /* [T, K] */
@@ -88,6 +99,16 @@ struct weft_cuda_product {
     float *out;         /* [nodes, T, N] */
     size_t node_stride; /* elements from one node to the next in out */
 };
+
+/* Of the rows of a gated matrix (gate_count 0: any other) the place of the one that is written as `row`. */
+static __device__ __forceinline__ uint32_t weft_cuda_row_place(uint32_t row, uint32_t gate_count)
+{
+    uint32_t half = WEFT_CUDA_TILE / 2;
+    uint32_t is_up = row >= gate_count ? 1 : 0;
+    uint32_t pair = row - is_up * gate_count;
+
+    return gate_count == 0 ? row : pair / half * WEFT_CUDA_TILE + is_up * half + pair % half;
+}
 
 /* Element of a 16-bit tile: of the 256, the one of row r and column k. */
 static __device__ __forceinline__ uint32_t weft_cuda_tile_index(uint32_t row, uint32_t column)
@@ -115,9 +136,38 @@ static __device__ __forceinline__ float weft_cuda_weight(const struct weft_cuda_
     return dtype == WEFT_BF16 ? weft_bf16_to_f32(bits) : weft_f16_to_f32(bits);
 }
 
+/* What comes of the sums of the gate in row `row` and of its other half, bias not yet added. Nothing for the rows of
+ * other halves and of padding. */
+static __device__ __forceinline__ void weft_cuda_store_gated(const struct weft_cuda_product *product, float gate,
+                                                             float up, uint32_t token, uint32_t row)
+{
+    uint32_t half = WEFT_CUDA_TILE / 2;
+    uint32_t pair = row / WEFT_CUDA_TILE * half + row % half;
+
+    if (row % WEFT_CUDA_TILE < half && pair < product->gate_count) {
+        if (product->bias != NULL) {
+            gate = gate + product->bias[pair];
+            up = up + product->bias[product->gate_count + pair];
+        }
+        product->out[(size_t)token * product->gate_count + pair] = gate / (1.0f + weft_exp(-gate)) * up;
+    }
+}
+
+/* The sum of the only leaf. */
+static __device__ __forceinline__ float weft_cuda_sum_chunks(const struct weft_cuda_product *product,
+                                                             const float *values, size_t stride, bool has_leaf_sums)
+{
+    float sum = values[0];
+
+    for (uint32_t i = 1; i < product->chunk_count && !has_leaf_sums; i++) {
+        sum = sum + values[i * stride];
+    }
+    return sum;
+}
+
 /*
  * Runs the program for one row and token: values[i * stride] is the sum of chunk i, or of leaf i when has_leaf_sums;
- * nodes go to out[j * node_stride], with bias added.
+ * nodes go to out[j * node_stride], with bias added. In a gated matrix the other half's values lie half a tile on.
  */
 static __device__ __forceinline__ void weft_cuda_finish(const struct weft_cuda_product *product, const float *values,
                                                         size_t stride, bool has_leaf_sums, uint32_t token, uint32_t row)
@@ -126,6 +176,14 @@ static __device__ __forceinline__ void weft_cuda_finish(const struct weft_cuda_p
     float stack[WEFT_CUDA_STACK_MAX];
     uint32_t depth = 0;
 
+    if (product->gate_count > 0) {
+        if (row % WEFT_CUDA_TILE < WEFT_CUDA_TILE / 2) {
+            weft_cuda_store_gated(product, weft_cuda_sum_chunks(product, values, stride, has_leaf_sums),
+                                  weft_cuda_sum_chunks(product, values + WEFT_CUDA_TILE / 2, stride, has_leaf_sums),
+                                  token, row);
+        }
+        return;
+    }
     for (uint32_t i = 0; i < product->leaf_count; i++) {
         struct weft_cuda_leaf leaf = product->leaves[i];
         float sum = values[(has_leaf_sums ? i : leaf.chunk_begin) * stride];

@@ -104,6 +104,21 @@ static __global__ void round_rows(struct weft_cuda_product product, bool is_alig
     }
 }
 
+/* What comes of the sums [T][2 pair_count] of a slab of a gated matrix whose rows lie from row_begin on. A block has
+ * one token. */
+static __global__ void finish_gated(struct weft_cuda_product product, const float *sums, uint32_t row_begin,
+                                    uint32_t pair_count)
+{
+    uint32_t half = WEFT_CUDA_TILE / 2;
+
+    for (uint32_t i = threadIdx.x; i < pair_count; i += blockDim.x) {
+        uint32_t row = i / half * WEFT_CUDA_TILE + i % half;
+        const float *from = sums + (size_t)blockIdx.x * 2 * pair_count + row;
+
+        weft_cuda_store_gated(&product, from[0], from[half], blockIdx.x, row_begin + row);
+    }
+}
+
 /* A block has one token. */
 static __global__ void add_bias(const float *bias, uint32_t row_count, float *out)
 {
@@ -137,6 +152,14 @@ static size_t slab_size(const struct weft_matrix *matrix)
     return weft_cuda_align_up(slab_rows(matrix) * row_size(matrix), ALIGNMENT);
 }
 
+/* Of a gated matrix: the sums of all tokens with a slab. Of others they go straight to the output. */
+static size_t sums_size(const struct weft_matrix *matrix)
+{
+    return matrix->gate_count == 0
+               ? 0
+               : weft_cuda_align_up((size_t)TOKENS_MAX * slab_rows(matrix) * sizeof(float), ALIGNMENT);
+}
+
 /* Whether the library takes it: it wants rows of `out` aligned, and a sum over no columns is none of its business. */
 static bool is_fit(const struct weft_cuda_device *device, const struct weft_matrix *matrix)
 {
@@ -151,7 +174,7 @@ static bool is_fit(const struct weft_cuda_device *device, const struct weft_matr
 
 size_t weft_cuda_fast_scratch(const struct weft_cuda_device *device, const struct weft_matrix *matrix)
 {
-    return is_fit(device, matrix) ? x_size(matrix) + slab_size(matrix) + WORKSPACE_SIZE : 0;
+    return is_fit(device, matrix) ? x_size(matrix) + slab_size(matrix) + sums_size(matrix) + WORKSPACE_SIZE : 0;
 }
 
 /* ---- products, made once per shape ---- */
@@ -236,7 +259,7 @@ enum weft_status weft_cuda_fast_matrix_open(struct weft_cuda_device *device, str
         }
         shape.column_count = (matrix->node_tile_ends[i / 2] - tile_begin) * WEFT_CUDA_TILE;
         shape.in_stride = matrix->tile_count * WEFT_CUDA_TILE;
-        shape.out_stride = matrix->row_count;
+        shape.out_stride = matrix->gate_count > 0 ? shape.row_count : matrix->row_count;
         shape.is_bf16 = matrix->dtype == WEFT_BF16;
         tile_begin = i % 2 == 1 ? matrix->node_tile_ends[i / 2] : tile_begin;
         own->products[i] = products_of(device->fast, &shape);
@@ -299,6 +322,7 @@ struct work {
     const struct weft_cuda_product *product; /* of this pass: its token_count tokens */
     uint16_t *x;
     uint16_t *slab;
+    float *sums; /* of a gated matrix */
     void *workspace;
 };
 
@@ -347,7 +371,8 @@ static void multiply_slab(struct weft_cuda_device *device, const struct work *wo
 
     for (uint32_t i = 0; i < work->matrix->node_count; i++) {
         const struct products *products = work->matrix->fast->products[2 * i + (is_last ? 1 : 0)];
-        float *out = work->product->out + i * work->product->node_stride + row_begin;
+        float *out =
+            work->matrix->gate_count > 0 ? work->sums : work->product->out + i * work->product->node_stride + row_begin;
 
         multiply_node(device, work, products, tokens / UNIT - 1, 0, tile_begin, out);
         if (tokens % UNIT != 0) {
@@ -362,13 +387,14 @@ static void multiply_pass(struct weft_cuda_device *device, const struct weft_mat
                           const struct weft_cuda_product *product)
 {
     unsigned char *scratch = (unsigned char *)weft_cuda_scratch(device, weft_cuda_fast_scratch(device, matrix));
-    struct work work = {matrix, product, (uint16_t *)scratch, NULL, NULL};
+    struct work work = {matrix, product, (uint16_t *)scratch, NULL, NULL, NULL};
 
     if (scratch == NULL) {
         return;
     }
     work.slab = (uint16_t *)(scratch + x_size(matrix));
-    work.workspace = scratch + x_size(matrix) + slab_size(matrix);
+    work.sums = (float *)(scratch + x_size(matrix) + slab_size(matrix));
+    work.workspace = scratch + x_size(matrix) + slab_size(matrix) + sums_size(matrix);
     round_all(device, &work);
     for (uint32_t row = 0; row < matrix->row_count; row += matrix->fast->slab_rows) {
         uint32_t rest = matrix->row_count - row;
@@ -376,8 +402,12 @@ static void multiply_pass(struct weft_cuda_device *device, const struct weft_mat
 
         unpack_slab(device, &work, row, rows);
         multiply_slab(device, &work, row, rows == rest);
+        if (matrix->gate_count > 0) {
+            WEFT_CUDA_LAUNCH(finish_gated, dim3(product->token_count), dim3(BLOCK), 0, device->stream, *product,
+                             (const float *)work.sums, row, rows / 2);
+        }
     }
-    if (product->bias != NULL) {
+    if (product->bias != NULL && matrix->gate_count == 0) {
         WEFT_CUDA_LAUNCH(add_bias, dim3(product->token_count), dim3(BLOCK), 0, device->stream, product->bias,
                          matrix->row_count, product->out);
     }
@@ -397,7 +427,7 @@ uint32_t weft_cuda_multiply_fast(struct weft_cuda_device *device, const struct w
 
         pass.token_count = product->token_count - done < TOKENS_MAX ? product->token_count - done : TOKENS_MAX;
         pass.x = product->x + (size_t)done * matrix->col_count;
-        pass.out = product->out + (size_t)done * matrix->row_count;
+        pass.out = product->out + (size_t)done * weft_cuda_out_width(matrix);
         multiply_pass(device, matrix, &pass);
         done += pass.token_count;
     }

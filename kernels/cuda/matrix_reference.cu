@@ -34,6 +34,7 @@ static __device__ __forceinline__ void multiply_row(const struct weft_cuda_produ
 {
     float *out = product->out + (size_t)token_first * product->row_count + row;
     float stack[WEFT_CUDA_STACK_MAX][TOKENS];
+    uint32_t lanes = row / WEFT_CUDA_PANEL < product->row_count / WEFT_CUDA_PANEL ? 0xffffffffU : 0xffffU;
     uint32_t depth = 0;
 
     for (uint32_t i = 0; i < product->leaf_count; i++) {
@@ -50,7 +51,11 @@ static __device__ __forceinline__ void multiply_row(const struct weft_cuda_produ
             }
         }
         for (int t = 0; t < TOKENS; t++) {
-            if (leaf.node < 0) {
+            if (product->gate_count > 0) { /* whole tiles are here, and the other half is 8 lanes away */
+                float up = __shfl_xor_sync(lanes, sums[t], WEFT_CUDA_TILE / 2);
+
+                weft_cuda_store_gated(product, sums[t], up, token_first + t, row);
+            } else if (leaf.node < 0) {
                 stack[depth][t] = sums[t];
             } else {
                 out[(size_t)leaf.node * product->node_stride + (size_t)t * product->row_count] =

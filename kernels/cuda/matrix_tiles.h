@@ -168,8 +168,9 @@ static __device__ __forceinline__ void store(const struct place *place, const fl
                                              uint32_t token_limit, uint32_t row_limit, size_t stride, const float *bias,
                                              float *out)
 {
-    uint32_t warp = threadIdx.x / WEFT_CUDA_WARP;
-    uint32_t lane = threadIdx.x % WEFT_CUDA_WARP;
+    uint32_t thread = weft_ptx_thread();
+    uint32_t warp = thread / WEFT_CUDA_WARP;
+    uint32_t lane = thread % WEFT_CUDA_WARP;
     uint32_t row_tile = place->row_tile + warp % tiles_shape<FORMAT, WARP_ROWS>::warps_along_rows * WARP_ROWS;
     uint32_t group = place->group + warp / tiles_shape<FORMAT, WARP_ROWS>::warps_along_rows * WARP_GROUPS;
 
@@ -183,6 +184,41 @@ static __device__ __forceinline__ void store(const struct place *place, const fl
             if (row < row_limit && token < token_limit) {
                 out[token * stride + row] = bias != NULL ? sums[r][i / 4][i % 4] + bias[row] : sums[r][i / 4][i % 4];
             }
+        }
+    }
+}
+
+/*
+ * The same of a gated matrix: what comes of pairs of rows, which a thread has together. The sums go by way of the
+ * pipeline's memory, which nobody needs any more, and come back one group at a time: exponentials and quotients of all
+ * of them at once would ask for more registers than there are. `sums` were the block's last.
+ */
+template <class FORMAT, int WARP_ROWS>
+static __device__ __forceinline__ void store_gated(const struct weft_cuda_product *product, const struct place *place,
+                                                   const float sums[WARP_ROWS][WARP_GROUPS][4], unsigned char *shared)
+{
+    typedef tiles_shape<FORMAT, WARP_ROWS> shape;
+    static_assert(shape::accumulators * TILES_THREADS * sizeof(float) <= FORMAT::stages * shape::stage_size,
+                  "the sums of a block fit into its pipeline");
+    uint32_t thread = weft_ptx_thread();
+    uint32_t warp = thread / WEFT_CUDA_WARP;
+    uint32_t lane = thread % WEFT_CUDA_WARP;
+    uint32_t row_tile = place->row_tile + warp % shape::warps_along_rows * WARP_ROWS;
+    uint32_t group = place->group + warp / shape::warps_along_rows * WARP_GROUPS;
+
+    __syncthreads(); /* the last stages have been read */
+    push<WARP_ROWS>((float *)shared, sums);
+#pragma unroll 1
+    for (uint32_t i = 0; i < WARP_ROWS * WARP_GROUPS; i++) {
+        float4 s = ((const float4 *)shared)[i * TILES_THREADS + thread];
+        uint32_t row = (row_tile + i / WARP_GROUPS) * WEFT_CUDA_TILE + lane / 4;
+        uint32_t token = (group + i % WARP_GROUPS) * 8 + lane % 4 * 2;
+
+        if (token < product->token_count) {
+            weft_cuda_store_gated(product, s.x, s.z, token, row);
+        }
+        if (token + 1 < product->token_count) {
+            weft_cuda_store_gated(product, s.y, s.w, token + 1, row);
         }
     }
 }
@@ -281,28 +317,33 @@ static __device__ __forceinline__ void multiply_all(const struct weft_cuda_produ
                                                     const struct tiles_args *args, struct pipeline *pipeline)
 {
     static const size_t level = (size_t)tiles_shape<FORMAT, WARP_ROWS>::accumulators * TILES_THREADS;
-    float *stack = args->memory + blockIdx.x * args->stack_depth * level;
+    uint32_t depth = blockIdx.x * args->stack_depth;
     float total[WARP_ROWS][WARP_GROUPS][4];
 
     pipeline->place.tile_begin = 0;
     pipeline->place.tile_end = product->tile_count;
     pipeline_begin<FORMAT, WARP_ROWS>(product, args, pipeline);
     for (uint32_t i = 0; i < product->leaf_count; i++) {
-        struct weft_cuda_leaf leaf = product->leaves[i];
+        const struct weft_cuda_leaf *next = &product->leaves[i];
+        struct weft_cuda_leaf leaf;
 
-        multiply_chunks<FORMAT, WARP_ROWS>(product, args, pipeline, leaf.chunk_begin, leaf.chunk_count, total);
+        multiply_chunks<FORMAT, WARP_ROWS>(product, args, pipeline, next->chunk_begin, next->chunk_count, total);
+        leaf = *next; /* once more: of what is kept all the while registers are short */
         for (uint32_t j = 0; j < leaf.add_count; j++) {
-            stack -= level;
-            pop_and_add<WARP_ROWS>(stack, total);
+            depth--;
+            pop_and_add<WARP_ROWS>(args->memory + depth * level, total);
         }
         if (leaf.node < 0) {
-            push<WARP_ROWS>(stack, total);
-            stack += level;
-        } else {
+            push<WARP_ROWS>(args->memory + depth * level, total);
+            depth++;
+        } else if (product->gate_count == 0) {
             store<FORMAT, WARP_ROWS>(&pipeline->place, total, product->token_count, product->row_count,
                                      product->row_count, product->bias,
                                      product->out + (size_t)leaf.node * product->node_stride);
         }
+    }
+    if (product->gate_count > 0) {
+        store_gated<FORMAT, WARP_ROWS>(product, &pipeline->place, total, pipeline->shared);
     }
 }
 

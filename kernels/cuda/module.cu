@@ -220,7 +220,6 @@ static const struct weft_device_ops ops = {
     .rope_angles = weft_cuda_rope_angles,
     .rope_append = weft_cuda_rope_append,
     .attention = weft_cuda_attention,
-    .silu_mul = weft_cuda_silu_mul,
     .add_norm = weft_cuda_add_norm,
     .tree_add = weft_cuda_tree_add,
     .select_rows = weft_cuda_select_rows,

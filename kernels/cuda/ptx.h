@@ -125,6 +125,15 @@ template <int N> static __device__ __forceinline__ void weft_ptx_copy_async_wait
     asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
 }
 
+/* threadIdx.x, read where this stands: what follows from it is not kept in registers through everything before. */
+static __device__ __forceinline__ uint32_t weft_ptx_thread(void)
+{
+    uint32_t thread;
+
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 /*
  * Early start (programmatic dependent launch). A kernel started with WEFT_CUDA_LAUNCH_EARLY may run while its
  * predecessor still does; wait_for_previous returns when the predecessor has ended and its writes can be read. Every

@@ -49,6 +49,7 @@ struct rows_args {
     const struct weft_cuda_chunk *chunks;
     uint32_t tile_count;
     uint32_t col_count;
+    uint32_t gate_count;
     uint32_t row_begin;
     uint32_t row_count;
 };
@@ -136,13 +137,16 @@ template <bool IS_Q4, enum weft_dtype SOURCE> static __global__ void quantise_ro
         most = most_of_block(x, part);
         if (is_there) {
             uint16_t scale = IS_Q4 ? weft_quant_w_scale(most, -8) : weft_quant_w_scale(fabsf(most), 127);
-            unsigned char *pair = args.weights + ((size_t)row_tile * args.tile_count + chunk.tile_begin + tile) /
-                                                     WEFT_CUDA_PAIR * weft_cuda_pair_size(IS_Q4);
+            uint32_t place = weft_cuda_row_place(args.row_begin + index, args.gate_count);
+            uint32_t in_tile = place % WEFT_CUDA_TILE;
+            unsigned char *pair =
+                args.weights + ((size_t)(place / WEFT_CUDA_TILE) * args.tile_count + chunk.tile_begin + tile) /
+                                   WEFT_CUDA_PAIR * weft_cuda_pair_size(IS_Q4);
 
-            store_eight<IS_Q4>(pair + weft_cuda_pair_place(IS_Q4, row, tile % WEFT_CUDA_PAIR, part), x, scale);
+            store_eight<IS_Q4>(pair + weft_cuda_pair_place(IS_Q4, in_tile, tile % WEFT_CUDA_PAIR, part), x, scale);
             if (part == 0) {
                 *(uint16_t *)(pair + weft_cuda_pair_values(IS_Q4) +
-                              weft_cuda_pair_scale_place(row, tile % WEFT_CUDA_PAIR)) = scale;
+                              weft_cuda_pair_scale_place(in_tile, tile % WEFT_CUDA_PAIR)) = scale;
             }
         }
     }
@@ -171,6 +175,7 @@ void weft_cuda_quantise_rows(struct weft_cuda_device *device, const struct weft_
     args.chunks = matrix->chunks;
     args.tile_count = matrix->tile_count;
     args.col_count = matrix->col_count;
+    args.gate_count = matrix->gate_count;
     args.row_begin = row_begin;
     args.row_count = row_count;
     WEFT_CUDA_LAUNCH(kernel, dim3(row_tiles, matrix->chunk_count), dim3(BLOCK), 0, device->stream, args);

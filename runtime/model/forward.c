@@ -165,16 +165,14 @@ static enum weft_status ffn(struct weft_model *model, const struct weft_forward_
 {
     const struct weft_activations *a = &model->activations;
     const struct weft_layer *w = &model->weights.layers[layer];
-    struct weft_device *device = model->device;
     const struct block_end end = {.matrix = w->matrices[WEFT_DOWN],
                                   .y = a->ffn,
                                   .bias = w->vectors[WEFT_DOWN_BIAS],
                                   .next_norm = norm_after(model, layer)};
 
-    weft_device_matmul(device, w->matrices[WEFT_GATE_UP], a->norm, token_count, w->vectors[WEFT_GATE_UP_BIAS],
-                       a->gate_up);                                                                    /* [T, 2F] */
-    weft_device_silu_mul(device, a->gate_up, token_count, weft_range_count(model->slice.ffn), a->ffn); /* [T, F] */
-    return end_block(model, args, &end, token_count);                                                  /* [T, D] */
+    weft_device_matmul(model->device, w->matrices[WEFT_GATE_UP], a->norm, token_count, w->vectors[WEFT_GATE_UP_BIAS],
+                       a->ffn);                       /* [T, F]: silu(gate) * up */
+    return end_block(model, args, &end, token_count); /* [T, D] */
 }
 
 /*

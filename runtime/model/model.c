@@ -9,7 +9,7 @@
 
 static const char where[] = "model/model";
 
-enum { ACTIVATION_COUNT = 9, ALIGNMENT = 64 };
+enum { ACTIVATION_COUNT = 8, ALIGNMENT = 64 };
 
 /* A buffer of a step: where its pointer goes, and how many floats it has. */
 struct activation {
@@ -30,7 +30,6 @@ static void list_activations(const struct weft_model_config *config, const struc
         {&activations->sum, tokens * width},
         {&activations->qkv, tokens * (heads + 2 * kv_heads) * size},
         {&activations->heads, tokens * heads * size},
-        {&activations->gate_up, tokens * 2 * ffn},
         {&activations->ffn, tokens * ffn},
         {&activations->angles, tokens * size},
         {&activations->logits, limits->logit_row_max * vocab},

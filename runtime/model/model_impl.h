@@ -7,15 +7,14 @@
 
 /* Buffers of a step, f32 in device memory, for T = token_count_max tokens; R = logit_row_max. */
 struct weft_activations {
-    float *x;       /* [T, D] the residual stream */
-    float *norm;    /* [T, D] normalised input of a block */
-    float *sum;     /* [T, D] a block's output, summed over ranks */
-    float *qkv;     /* [T, H + 2G, E] */
-    float *heads;   /* [T, H, E] attention's result */
-    float *gate_up; /* [T, 2F] */
-    float *ffn;     /* [T, F] */
-    float *angles;  /* [T, E/2, 2] */
-    float *logits;  /* [R, N of this rank] */
+    float *x;      /* [T, D] the residual stream */
+    float *norm;   /* [T, D] normalised input of a block */
+    float *sum;    /* [T, D] a block's output, summed over ranks */
+    float *qkv;    /* [T, H + 2G, E] */
+    float *heads;  /* [T, H, E] attention's result */
+    float *ffn;    /* [T, F] */
+    float *angles; /* [T, E/2, 2] */
+    float *logits; /* [R, N of this rank] */
 };
 
 struct weft_model {

@@ -75,7 +75,9 @@ static void plan_matrix(const struct weft_model_config *config, const struct wef
         plan->desc = (struct weft_matrix_desc){.row_count = width, .col_count = heads * config->head_size};
         plan_leaves(config, slice, true, plan);
         break;
-    case WEFT_GATE_UP: plan->desc = (struct weft_matrix_desc){.row_count = 2 * ffn, .col_count = width}; break;
+    case WEFT_GATE_UP:
+        plan->desc = (struct weft_matrix_desc){.row_count = 2 * ffn, .col_count = width, .is_gated = true};
+        break;
     case WEFT_DOWN:
         plan->desc = (struct weft_matrix_desc){.row_count = width, .col_count = ffn};
         plan_leaves(config, slice, false, plan);

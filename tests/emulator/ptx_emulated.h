@@ -202,6 +202,11 @@ static inline void weft_ptx_poll_pause(void)
 }
 static const uint32_t WEFT_PTX_POLLS = 8;
 
+static inline uint32_t weft_ptx_thread(void)
+{
+    return threadIdx.x;
+}
+
 /* ---- early start: emulated kernels run one after another ---- */
 
 static inline void weft_ptx_wait_for_previous(void)

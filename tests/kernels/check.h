@@ -94,6 +94,8 @@ void check_device_matmul(struct check *check);
 void check_device_matmul_quant(struct check *check);
 /* 16-bit weights on tensor cores: near the exact product, and the same bits whatever a token is computed with. */
 void check_device_matmul_exact(struct check *check);
+/* check_gated.c: gated matrices. */
+void check_device_gated(struct check *check);
 void check_device_rows(struct check *check);
 void check_device_angles(struct check *check);
 void check_device_attention(struct check *check);

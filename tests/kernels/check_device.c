@@ -235,14 +235,6 @@ static void rows_case(struct check *check, struct weft_device *device, enum chec
     weft_device_rms_norm(device, lent, lent_weight, token_count, width, 1e-6f, lent_found);
     fetch(check, device, found.data, lent_found, count);
     check_same(check, found.data, expected.data, count, "rms_norm [%u, %u]", token_count, width);
-    for (uint32_t t = 0; t < token_count; t++) {
-        const float *gate = in + 2 * t * width;
-
-        check->ref->silu_mul(gate, gate + width, width, (float *)expected.data + t * width);
-    }
-    weft_device_silu_mul(device, lent, token_count, width, lent_found);
-    fetch(check, device, found.data, lent_found, count);
-    check_same(check, found.data, expected.data, count, "silu_mul [%u, %u]", token_count, width);
     for (uint32_t i = 0; i < row_count; i++) {
         rows[i] = check_below(check, token_count);
         memcpy((float *)expected.data + i * width, in + rows[i] * width, width * sizeof(float));

@@ -183,9 +183,20 @@ static void silu_mul_case(struct check *check, enum check_values values, uint32_
     const float *gate = buffers.a.data;
     const float *up = buffers.b.data;
     const float *out = buffers.found.data;
+    uint32_t rest = count % WEFT_LANES;
+    uint32_t whole = count - rest;
+    struct check_buffer pairs =
+        check_floats(2 * (size_t)whole + (rest > 0 ? WEFT_LANES + rest : 0), check_below(check, 16));
 
-    check->ref->silu_mul(gate, up, count, buffers.expected.data);
-    check->kernels->silu_mul(gate, up, count, buffers.found.data);
+    for (uint32_t i = 0; i < count; i++) {
+        size_t place = (size_t)2 * (i - i % WEFT_LANES) + i % WEFT_LANES;
+
+        ((float *)pairs.data)[place] = gate[i];
+        ((float *)pairs.data)[place + WEFT_LANES] = up[i];
+    }
+    check->ref->silu_mul(pairs.data, count, buffers.expected.data);
+    check->kernels->silu_mul(pairs.data, count, buffers.found.data);
+    check_buffer_end(check, &pairs, "silu_mul pairs");
     check_same(check, out, buffers.expected.data, count, "silu_mul of %u", count);
     for (uint32_t i = 0; i < count; i++) {
         double exact = (double)gate[i] / (1 + exp(-(double)gate[i])) * (double)up[i];

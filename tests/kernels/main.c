@@ -26,11 +26,12 @@ static const struct part kernel_parts[] = {WEFT_CPU_KERNEL_LIST(PART)};
 #undef PART
 
 static const struct part device_parts[] = {
-    {"options", check_device_options},     {"memory", check_device_memory},
-    {"matmul", check_device_matmul},       {"matmul quant", check_device_matmul_quant},
-    {"rows", check_device_rows},           {"angles", check_device_angles},
-    {"attention", check_device_attention}, {"candidates", check_device_candidates},
-    {"tree add", check_device_tree_add},   {"ordered", check_device_ordered},
+    {"options", check_device_options},       {"memory", check_device_memory},
+    {"matmul", check_device_matmul},         {"matmul quant", check_device_matmul_quant},
+    {"matmul gated", check_device_gated},    {"rows", check_device_rows},
+    {"angles", check_device_angles},         {"attention", check_device_attention},
+    {"candidates", check_device_candidates}, {"tree add", check_device_tree_add},
+    {"ordered", check_device_ordered},
 };
 
 /* A GPU has the CPU's bits when it multiplies as the CPU does; tensor cores keep to rules of their own. */
@@ -38,6 +39,7 @@ static const struct part gpu_parts[] = {
     {"memory", check_device_memory},
     {"matmul", check_device_matmul},
     {"matmul quant", check_device_matmul_quant},
+    {"matmul gated", check_device_gated},
     {"rows", check_device_rows},
     {"angles", check_device_angles},
     {"attention", check_device_attention},
@@ -46,7 +48,8 @@ static const struct part gpu_parts[] = {
     {"ordered", check_device_ordered},
 };
 static const struct part gpu_exact_parts[] = {{"matmul exact", check_device_matmul_exact},
-                                              {"matmul quant", check_device_matmul_quant}};
+                                              {"matmul quant", check_device_matmul_quant},
+                                              {"matmul gated", check_device_gated}};
 
 /* What does not depend on the level. */
 static const struct part common_parts[] = {{"numeric", check_numeric}, {"pool", check_pool}};
@@ -206,7 +209,8 @@ static uint32_t check_gpu(const struct options *options)
 
         weft_cpu_kernels_init(&ref, WEFT_CPU_REF);
         failure_count += i == 0 ? run_parts(&check, gpu_parts, sizeof(gpu_parts) / sizeof(gpu_parts[0]), options->only)
-                                : run_parts(&check, gpu_exact_parts, 2, options->only);
+                                : run_parts(&check, gpu_exact_parts,
+                                            sizeof(gpu_exact_parts) / sizeof(gpu_exact_parts[0]), options->only);
     }
     return failure_count;
 }

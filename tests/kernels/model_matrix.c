@@ -123,7 +123,8 @@ struct weft_matrix *model_matrix_open(struct check *check, struct weft_device *d
                                     .leaves = model->leaf_count > 0 ? model->leaves : NULL,
                                     .leaf_count = model->leaf_count,
                                     .adds = model->adds,
-                                    .add_count = model->add_count};
+                                    .add_count = model->add_count,
+                                    .is_gated = model->is_gated};
     size_t stride = model->col_count * weft_dtype_size(element_of(model));
     bool is_quantised = weft_dtype_is_quantised(model->dtype);
     size_t least = is_quantised ? (size_t)model->row_count * model->col_count / 2 : model->row_count * stride;
@@ -148,7 +149,8 @@ void model_matrix_multiply(struct check *check, struct weft_device *device, cons
                            const struct model_matrix *model, uint32_t token_count, float *x, float *bias, float *out)
 {
     size_t x_size = (size_t)token_count * model->col_count * sizeof(*x);
-    size_t out_size = (size_t)model_matrix_nodes(model) * token_count * model->row_count * sizeof(*out);
+    uint32_t width = model->is_gated ? model->row_count / 2 : model->row_count;
+    size_t out_size = (size_t)model_matrix_nodes(model) * token_count * width * sizeof(*out);
     float *lent_x = check_lend(device, x, x_size);
     float *lent_bias = check_lend(device, bias, model->row_count * sizeof(*bias));
     float *lent_out = check_lend(device, out, out_size);

@@ -9,6 +9,7 @@ struct model_matrix {
     enum weft_dtype source; /* of a quantised one: what rows are made of */
     uint32_t row_count;
     uint32_t col_count;
+    bool is_gated;
     uint32_t leaf_count; /* 0: column-parallel */
     uint32_t add_count;
     struct weft_range leaves[WEFT_LEAF_COUNT_MAX];
