@@ -169,7 +169,7 @@ sanitize() # TOOL COMMAND...
     if [ -n "$emulate" ]; then
         "$@"
     else
-        "$sanitizer" --tool "$tool" --error-exitcode 9 "$@"
+        "$sanitizer" --tool "$tool" --target-processes all --error-exitcode 9 "$@"
     fi
 }
 
@@ -254,20 +254,33 @@ shares=10
 for stage in "${chosen[@]}"; do
     shares=$((shares + $(share "$stage")))
 done
+if [ $((15 * budget / shares)) -lt 7 ]; then
+    echo "tests/gpu/run.sh: WEFT_GPU_BUDGET=$budget is too little for these stages: expected $((shares / 2)) seconds at least"
+    exit 1
+fi
 mkdir -p "$logs"
 failed=0
 rows=()
+running="" # process group of the stage
+end_stage()
+{
+    [ -z "$running" ] || kill -KILL -- "-$running" 2> /dev/null
+}
+trap '[ -z "$running" ] || kill -TERM -- "-$running"; sleep 1; end_stage; exit 130' INT TERM
 for stage in "${chosen[@]}"; do
     seconds=$(($(share "$stage") * budget / shares))
     [ "$stage" != "${chosen[-1]}" ] || seconds=$((budget - SECONDS)) # what the others left, its own share at least
     printf '== %-9s %s, %d s at most\n' "$stage" "$(describe "$stage")" "$seconds"
     begin=$SECONDS
-    timeout --kill-after=5 $((seconds - 5)) bash "$0" --stage "$stage" $((seconds - 10)) > "$logs/$stage.log" 2>&1
+    timeout --kill-after=3 $((seconds - 3)) bash "$0" --stage "$stage" $((seconds - 6)) > "$logs/$stage.log" 2>&1 &
+    running=$!
+    wait "$running"
     code=$?
+    end_stage # whoever does not heed SIGTERM, a program that waits for a GPU for ever, has no more of it
     case $code in
         0) result=passed ;;
         77) result="skipped$(grep -h '^SKIPPED' "$logs/$stage.log" | tail -n 1 | sed s/SKIPPED//)" ;;
-        124|137) result="FAILED: not done after $((seconds - 5)) s" failed=1 ;;
+        124|137) result="FAILED: not done after $((seconds - 3)) s" failed=1 ;;
         *) result="FAILED, exit code $code" failed=1 ;;
     esac
     result+=$(sed -n 's/^NOT HERE: /; not here: /p' "$logs/$stage.log" | tr -d '\n')

@@ -12,9 +12,11 @@ aims. --tiny: everything small, on the emulated GPU, to see that every row can b
 import argparse
 import datetime
 import json
+import math
 import os
 import pathlib
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -77,6 +79,10 @@ class Skipped(Failure):
     pass
 
 
+def reason_of(error):
+    return error.args[0] if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+
+
 class Clock:
     """Hands the budget out. A row may take its share and no more, so no other comes short."""
 
@@ -97,9 +103,12 @@ class Session:
         self.sizes = Sizes(arguments.tiny)
         self.shapes = {name: Shape(name) for name in {self.sizes.big, self.sizes.small}}
         self.loads = []  # (bytes per second of the weights, seconds until ready)
-        self.probe = {}
-        self.copy = 0.0
+        self.probe = {"to_gpu_gb_s": float("nan"), "problem": "not asked"}  # until gpu_probe has run
+        self.copy = 4300 * GB  # as seen on an H200, likewise
         self.deadline = 0.0  # of the row being measured
+        self.has_failed = False
+        self.attention = float("nan")  # bytes per second of its kernel at the longest context
+        self.decode_rate = float("nan")  # of 8b bf16, batch 1
 
     def run(self, command):
         """(stdout, stderr) of a program, which is ended with all it started at the row's end."""
@@ -114,6 +123,9 @@ class Session:
                 os.killpg(process.pid, signal.SIGKILL)
                 output, error = process.communicate()
                 raise Failure(f"not done after {seconds:.0f} s", output) from None
+            except SystemExit:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
         if process.returncode != 0:
             raise Failure((error.strip().splitlines() or [f"exit code {process.returncode}"])[-1], output)
         return output, error
@@ -144,8 +156,9 @@ class Session:
             print(f"{measure()} |", flush=True)
         except Skipped as reason:
             print(f"skipped: {reason} |", flush=True)
-        except (Failure, OSError, ValueError, KeyError) as error:
-            print(f"FAILED: {error.args[0] if error.args else error} |", flush=True)
+        except Exception as error:  # whatever it is, the other rows are still wanted
+            self.has_failed = True
+            print(f"FAILED: {reason_of(error)} |", flush=True)
 
 
 # ---- rows ----
@@ -161,6 +174,8 @@ def decode_row(session, shape, dtype, batch, context, aim, predicted, *options, 
         found = session.bench(session.model(shape, *model), batch, context, made, *options)
         held = found["weight_dtype"]
         rate, note = found["decode_tokens_per_s"], "" if held == dtype else f" (in memory: {held})"
+        if shape == sizes.big and dtype == "bf16" and batch == 1 and math.isnan(session.decode_rate):
+            session.decode_rate = rate
         return f"{rate:.4g} tok/s, {rate / floor:.0%} of the floor{note}"
 
     eager = ", eager" if "--eager" in options else ""
@@ -232,6 +247,12 @@ def load(session):
                 f"90 % of the link's {session.probe['to_gpu_gb_s']:.4g} GB/s", measure)
 
 
+def attention(session):
+    """Measured by `products`."""
+    session.row("attention, decode at 32k context, the kernel alone", "85 % of copy bandwidth", "75 %",
+                lambda: f"{session.attention / GB:.4g} GB/s, {session.attention / session.copy:.0%} of copy bandwidth")
+
+
 def far_context(session):
     sizes = session.sizes
     floor = sizes.far * session.shapes[sizes.big].kv_position / session.copy
@@ -251,18 +272,20 @@ def torch_rows(session):
         if not session.arguments.torch:
             raise Skipped("no torch")
         tiny = ["--tiny", "--device", "cpu"] if session.arguments.tiny else []
+        decode = ""
         try:
             output, _ = session.run([sys.executable, HERE / "torch_reference.py", *tiny])
-        except Failure as failure:
+        except Failure as failure:  # the first of its two lines may be there all the same
             if len(failure.args) < 2 or '"products"' not in failure.args[1]:
                 raise
-            output = failure.args[1]
+            output, decode, session.has_failed = failure.args[1], f"FAILED: {failure.args[0]}", True
         found = {}
         for line in output.strip().splitlines():
             found.update(json.loads(line))
         products = ", ".join(f"{name} {rate:.4g}" for name, rate in found["products"].items())
         versions = f"torch {found['torch']}, transformers {found.get('transformers', '?')}"
-        decode = f"{found['decode_tok_s']:.4g} tok/s" if "decode_tok_s" in found else "decode: not done in time"
+        if "decode_tok_s" in found:
+            decode = f"{found['decode_tok_s']:.4g} tok/s, Weft has {session.decode_rate / found['decode_tok_s']:.2f} of that"
         return f"{decode} ({versions}); its products, bf16 out, T/s: {products}"
 
     session.row("transformers, 8b bf16, batch 1, static cache, torch.compile", "Weft ahead of it", "200 tok/s", measure)
@@ -294,9 +317,9 @@ def products(session):
     print_product("a layer's four", sums["work"], sums["cuBLASLt"], sums["exact"], sums["fast"])
     if session.probe["problem"]:
         print(f"\ncuBLASLt: {session.probe['problem']}")
-    print(f"\nAll operations; aim for attention after {session.sizes.far - 1}: 85 % of copy bandwidth, predicted 75 %:\n\n{output}")
-    for position, rate in re.findall(r"^\| attention, 1 x 1 tokens after (\d+) \|[^|]*\| (\d+) GB/s", output, re.M):
-        print(f"attention, decode after {position}: {float(rate) * GB / session.copy:.0%} of copy bandwidth")
+    print(f"\nAll operations:\n\n{output}")
+    rates = re.findall(r"^\| attention, 1 x 1 tokens after \d+ \|[^|]*\| (\d+) GB/s", output, re.M)
+    session.attention = float(rates[-1]) * GB  # the longest context is the last
 
 
 def print_product(name, work, own, exact, fast):
@@ -311,8 +334,8 @@ def look(session):
     device = session.arguments.device.partition(":")[2] or "0"
     session.probe = probe = json.loads(session.run([session.arguments.probe, device])[0])
     session.copy = probe["copy_gb_s"] * GB
-    driver = "of the emulator"
-    if not session.arguments.tiny:
+    driver = "of the emulator" if session.arguments.tiny else "?"
+    if shutil.which("nvidia-smi") and not session.arguments.tiny:
         driver = session.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", device])[0].strip()
     print(f"### {probe['gpu']}, {datetime.date.today()}, driver {driver} (CUDA {probe['driver'] // 1000})\n\n"
           f"    {'tests/gpu/run.sh --emulate speed' if session.arguments.tiny else 'tests/gpu/run.sh speed'}\n\n"
@@ -333,7 +356,7 @@ def head(_session):
 
 
 PLAN = [(20, look), (40, products), (35, make_models), (0, head), (15, decode_8b), (10, decode_1b), (15, decode_8b_q8), (15, decode_8b_q4),
-        (25, decode_many), (15, prefill_exact), (20, prefill_fast), (35, decode_very_many), (0, load), (25, decode_8b_fp8),
+        (25, decode_many), (15, prefill_exact), (20, prefill_fast), (35, decode_very_many), (0, load), (0, attention), (25, decode_8b_fp8),
         (80, torch_rows)]
 WHEN_TIME_IS_LEFT = [(10, decode_1b_eager), (15, prefill_q8), (45, far_context)]
 
@@ -344,14 +367,14 @@ def measure_all(session, budget):
         session.deadline = time.monotonic() + (clock.left() if measure is torch_rows else clock.of(share))
         try:
             measure(session)
-        except (Failure, OSError, ValueError, KeyError) as error:
-            print(f"FAILED: {measure.__name__}: {error.args[0] if error.args else error}", flush=True)
-            if measure is look:
-                sys.exit(1)
+        except Exception as error:
+            session.has_failed = True
+            print(f"FAILED: {measure.__name__}: {reason_of(error)}", flush=True)
     for share, measure in WHEN_TIME_IS_LEFT:
         if clock.left() > share:
             session.deadline = time.monotonic() + share
             measure(session)
+    sys.exit(1 if session.has_failed else 0)
 
 
 def main():
@@ -365,6 +388,7 @@ def main():
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     measure_all(Session(arguments), arguments.budget)
 
 

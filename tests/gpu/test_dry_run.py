@@ -13,7 +13,7 @@ STAGES = ["machine", "kernels", "models", "ranks", "peer", "nccl", "sanitizer", 
 WORKS = ["decode, tiny bf16, batch 1, context 16", "decode, tiny q8_0, batch 1", "decode, tiny q4_0, batch 1",
          "decode, tiny f8_e4m3, batch 1", "decode, tiny bf16, batch 2, context 24", "decode, tiny bf16, batch 4, context 24",
          "prefill of 32 tokens, tiny bf16", "prefill of 32 tokens, tiny bf16, fast", "load 16 GB from the page cache",
-         "decode at context 64"]
+         "attention, decode at 32k context", "decode at context 64"]
 MATRICES = ["QKV", "attention output", "gate and up", "down", "head", "a layer's four"]
 
 pytestmark = [pytest.mark.timeout(900),
@@ -47,4 +47,3 @@ def test_every_stage_and_every_figure(tmp_path):
         for name in MATRICES:
             row = next((row for row in found if row[0] == name and len(row) == 6), None)
             assert row and all(re.fullmatch(r"[\d.e-]+%?", cell) for cell in row[1:]), f"{name}: {row}\n{speed}"
-    assert re.search(r"^attention, decode after 1023: \d+% of copy bandwidth$", speed, re.M), speed
