@@ -15,7 +15,7 @@
 
 /* MISSING_MS: between two lines about who is missing; MISSING_TEXT: of the ranks in such a line. LAST_CALL_MS:
  * after a rank has said that it cannot take part, for those that are still looking for the leader. */
-enum { MISSING_MS = 5000, MISSING_TEXT = 160, LAST_CALL_MS = 2000 };
+enum { MISSING_MS = 5000, MISSING_TEXT = 160, LAST_CALL_MS = 2000, STRANGER_TEXT = 96, STRANGER_LINE = 160 };
 
 /* A rank on its way in: some channels are there, others not yet. */
 struct half {
@@ -34,6 +34,8 @@ struct reception {
     struct half *halves;           /* [rank_count] */
     char (*places)[TCP_TEXT_SIZE]; /* [rank_count / local_count] host names of those without a number, by arrival */
     uint32_t local_count;
+    uint32_t stranger_count;                /* refused for another secret */
+    char stranger[STRANGER_TEXT];           /* the last of them */
     int watch_fd;                           /* -1: none, or at its end */
     struct pollfd polls[TCP_GUEST_MAX + 3]; /* and the door, the star, the watch */
 };
@@ -239,6 +241,11 @@ static enum weft_status decide(struct reception *reception, struct tcp_guest *gu
     if (answer->rank != WEFT_BOOTSTRAP_RANK_ANY) {
         (void)snprintf(rank, sizeof(rank), "rank %u", answer->rank);
     }
+    if (verdict.code == TCP_WRONG_SECRET) {
+        reception->stranger_count++;
+        (void)snprintf(reception->stranger, sizeof(reception->stranger), "%.46s as %s on %.24s", guest->address, rank,
+                       host);
+    }
     (void)snprintf(reason, sizeof(reason), "%s on %s: %s", rank, host, verdict.why);
     weft_tcp_guest_dismiss(guest, reason);
     return WEFT_OK;
@@ -372,6 +379,17 @@ static void call_last(struct reception *reception)
     }
 }
 
+/* "; 3 refused for another secret, the last from 10.0.0.7:4711 as rank 2 on node2": that may be who is missing. */
+static const char *strangers_text(const struct reception *reception, char text[STRANGER_LINE])
+{
+    text[0] = '\0';
+    if (reception->stranger_count > 0) {
+        (void)snprintf(text, STRANGER_LINE, "; %u refused for another secret, the last from %s",
+                       reception->stranger_count, reception->stranger);
+    }
+    return text;
+}
+
 static enum weft_status receive_all(struct reception *reception)
 {
     uint32_t timeout_ms = reception->invite->timeout_ms;
@@ -380,22 +398,26 @@ static enum weft_status receive_all(struct reception *reception)
     int64_t begin = weft_star_now();
     int64_t tell = weft_star_deadline(MISSING_MS);
     char missing[MISSING_TEXT];
+    char strangers[STRANGER_LINE];
     char reason[STAR_REASON_SIZE];
+    size_t room = sizeof(missing);
     uint32_t first;
     uint32_t count;
 
-    while ((first = missing_ranks(reception, missing, sizeof(missing), &count)) != 0) {
+    while ((first = missing_ranks(reception, missing, room, &count)) != 0) {
         if (weft_star_left_ms(deadline) == 0) {
-            (void)snprintf(reason, sizeof(reason), "did not come within %u ms (missing: %s)", timeout_ms, missing);
+            (void)snprintf(reason, sizeof(reason), "did not come within %u ms (missing: %s%s)", timeout_ms, missing,
+                           strangers_text(reception, strangers));
             weft_star_fail(reception->bootstrap, first, host_of(reception, first), reason, -1);
             return WEFT_ERR_TIMEOUT;
         }
         if (weft_star_left_ms(tell) == 0) {
-            weft_log(WEFT_LOG_WARN, TCP_LOG, "%u of %u ranks are here after %d s, waiting for rank %s",
-                     rank_count - count, rank_count, (int)((weft_star_now() - begin + 500000000) / 1000000000),
-                     missing);
+            weft_log(WEFT_LOG_WARN, TCP_LOG, "%u of %u ranks are here after %d s, waiting for rank %s%s",
+                     rank_count - count, rank_count, (int)((weft_star_now() - begin + 500000000) / 1000000000), missing,
+                     strangers_text(reception, strangers));
             tell = weft_star_deadline(MISSING_MS);
         }
+        room = reception->stranger_count > 0 ? sizeof(missing) / 2 : sizeof(missing); /* both fit the reason */
         WEFT_TRY(attend(reception, tell < deadline ? tell : deadline));
         if (reception->bootstrap->failed_rank >= 0) {
             call_last(reception);

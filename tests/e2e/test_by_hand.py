@@ -18,6 +18,12 @@ def model(tmp_path_factory):
     return model_folder("mistral", tmp_path_factory.mktemp("mistral"))
 
 
+def secret_file(model, text):
+    path = model.parent / text
+    path.write_text(text)
+    return str(path)
+
+
 def start(model, port, rank, *arguments, environment=None):
     command = [str(WEFT), "run", "--model", str(model), "--prompt", PROMPT, "--max-tokens", "20", "--threads", "1",
                "--output", "json", *arguments]
@@ -125,6 +131,19 @@ def test_a_stranger_is_refused(model, tmp_path):
     assert leader.poll() is None, "a stranger ended the group"
     leader.kill()
     leader.communicate()
+
+
+def test_who_is_missing_may_have_another_secret(model):
+    """The line that says who is missing says that somebody was refused, too, with --quiet as well."""
+    port = free_port()
+    leader = start(model, port, 0, "--quiet", "--rendezvous-timeout", "9s", "--secret-file", secret_file(model, "right"))
+    for _ in range(2):
+        stranger = start(model, port, 1, "--secret-file", secret_file(model, "wrong"))
+        assert "the secret differs" in stranger.communicate(timeout=60)[1]
+    _, errors = leader.communicate(timeout=60)
+    assert leader.returncode == 1
+    assert re.fullmatch(r"weft\[0\]: comm/bootstrap: rank 1 failed: did not come within 9000 ms \(missing: 1, 2; 2 refused for "
+                        r"another secret, the last from 127.0.0.1:\d+ as rank 1 on \S+\)\n", errors), errors
 
 
 def test_another_model_is_refused_on_both_sides(model):
