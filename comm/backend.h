@@ -162,8 +162,8 @@ int weft_channel_member_index(const struct weft_channel *channel, uint32_t rank)
 
 /*
  * The connection to `rank` broke (`reason`: "Connection reset by peer"). Its end may only be the echo of somebody
- * else's death, so this first gives the bootstrap a moment to name the true one. Logs, sets failed_rank, tells the
- * other ranks; returns ERR_PEER.
+ * else's death (a survivor may close before the leader has told us), so this first gives the bootstrap a moment to name
+ * the true one, then asks the leader. Logs, sets failed_rank, tells the other ranks; returns ERR_PEER.
  */
 enum weft_status weft_channel_lost(struct weft_channel *channel, uint32_t rank, const char *reason);
 

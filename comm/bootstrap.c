@@ -202,6 +202,22 @@ void weft_bootstrap_abort(struct weft_bootstrap *bootstrap, uint32_t rank, const
     }
 }
 
+void weft_bootstrap_suspect(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason, uint32_t timeout_ms)
+{
+    int64_t deadline = weft_star_deadline(timeout_ms);
+
+    assert(rank < bootstrap->rank_count);
+    if (bootstrap->rank != 0 && bootstrap->failed_rank < 0) {
+        weft_star_notify(bootstrap, 0, STAR_NOTICE_DEAD, rank, reason);
+    }
+    while (bootstrap->rank != 0 && weft_star_check(bootstrap) == WEFT_OK && weft_star_left_ms(deadline) > 0) {
+        struct pollfd wait = {.fd = bootstrap->epoll_fd, .events = POLLIN};
+
+        (void)poll(&wait, 1, weft_star_left_ms(deadline));
+    }
+    weft_star_fail(bootstrap, rank, NULL, reason, -1);
+}
+
 void weft_bootstrap_end(struct weft_bootstrap *bootstrap)
 {
     assert(bootstrap->rank == 0);

@@ -149,9 +149,7 @@ static void record(struct weft_bootstrap *bootstrap, uint32_t rank, const char *
         weft_heart_said(bootstrap->heart);
     }
     for (uint32_t peer = 1; peer < bootstrap->peer_count && bootstrap->rank == 0; peer++) {
-        if ((int)peer != source) {
-            weft_star_notify(bootstrap, peer, STAR_NOTICE_DEAD, rank, bootstrap->failed_reason);
-        }
+        weft_star_notify(bootstrap, peer, STAR_NOTICE_DEAD, rank, bootstrap->failed_reason);
     }
 }
 
@@ -200,7 +198,8 @@ static void take_notice(struct weft_bootstrap *bootstrap, uint32_t peer)
     if (is_notice && notice->kind == STAR_NOTICE_LEAVE) {
         bootstrap->peers[peer].has_left = true;
     } else if (is_notice && notice->kind == STAR_NOTICE_DEAD && notice->rank < bootstrap->rank_count) {
-        weft_star_fail(bootstrap, notice->rank, notice->host, notice->reason, (int)peer);
+        weft_star_fail(bootstrap, notice->rank, notice->host[0] != '\0' ? notice->host : NULL, notice->reason,
+                       (int)peer);
     } else {
         weft_star_fail(bootstrap, peer, NULL, "sent a damaged notice", -1);
     }

@@ -140,7 +140,8 @@ void weft_star_failure_text(uint32_t rank, const char *host, const char *reason,
 
 /*
  * Records the first failure, logs it, and lets the leader tell everyone else. host: the rank's, NULL to ask the
- * heartbeats. `source` is the rank that brought the news (not told again), -1 when this process found out by itself.
+ * heartbeats. `source` is the rank that brought the news (it may only have suspected, and hears what counts), -1 when
+ * this process found out by itself.
  */
 void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char *host, const char *reason, int source);
 /* A notice as it travels. The host of NOTICE_DEAD is the failed one's. */

@@ -16,8 +16,10 @@
 #define YIELD_PAUSES 32u
 #define SPIN_PAUSES  256u
 #define CLOCK_PAUSES 64u
-/* How long the bootstrap may take to name the rank whose death we only saw as an echo. */
+/* How long the bootstrap may take to name the rank whose death we only saw as an echo; and its leader, once asked: on a
+ * busy machine it may not get to run for that long. */
 #define VERDICT_MS 100
+#define ANSWER_MS  1000u
 /* Heartbeats look at a process's work once a second and bring it here within two beats. */
 #define BUSY_MS 2500
 #define LOOK_MS 100u
@@ -81,6 +83,7 @@ static enum weft_status ask_bootstrap(struct weft_channel *channel)
 enum weft_status weft_channel_lost(struct weft_channel *channel, uint32_t rank, const char *reason)
 {
     const struct timespec moment = {.tv_nsec = 1000000};
+    char text[96];
 
     for (int i = 0; i < VERDICT_MS; i++) {
         enum weft_status status = ask_bootstrap(channel);
@@ -90,7 +93,9 @@ enum weft_status weft_channel_lost(struct weft_channel *channel, uint32_t rank, 
         }
         nanosleep(&moment, NULL);
     }
-    blame(channel, rank, reason);
+    snprintf(text, sizeof(text), "%s: %s", channel->backend->name, reason);
+    weft_bootstrap_suspect(channel->options.bootstrap, rank, text, ANSWER_MS);
+    channel->failed_rank = weft_bootstrap_failed_rank(channel->options.bootstrap);
     return WEFT_ERR_PEER;
 }
 

@@ -372,6 +372,36 @@ static enum weft_status sweep(struct ucx_channel *ucx, bool *has_moved_out)
     return WEFT_OK;
 }
 
+/* ERR_PEER when UCX itself reports a rank as lost: of those that we wait for, or of all. */
+static enum weft_status find_lost(struct ucx_channel *ucx, bool is_waited_for)
+{
+    const struct weft_channel_options *options = &ucx->base.options;
+
+    for (uint32_t m = 0; m < options->member_count; m++) {
+        bool is_meant = !is_waited_for;
+
+        for (size_t i = 0; i < ucx->operation_count && !is_meant; i++) {
+            is_meant = ucx->operations[i].rank == options->members[m];
+        }
+        if (is_meant && ucx->peers[m].error != UCS_OK) {
+            ucx->has_failed = true;
+            return weft_channel_lost(&ucx->base, options->members[m], ucx->api.ucs_status_string(ucx->peers[m].error));
+        }
+    }
+    return WEFT_OK;
+}
+
+/* A peer that has gone fails the flush, too. Whom UCX does not name the bootstrap may. */
+static enum weft_status flush_failed(struct ucx_channel *ucx, ucs_status_t status)
+{
+    char reason[64];
+
+    ucx->has_failed = true;
+    WEFT_TRY(find_lost(ucx, false));
+    snprintf(reason, sizeof(reason), "flush: %s", ucx->api.ucs_status_string(status));
+    return weft_channel_lost(&ucx->base, ucx->base.options.rank, reason);
+}
+
 /*
  * Bytes of a short send are UCX's when the send counts as done, and leave it only as it is driven. A rank that goes to
  * sleep afterwards should not take them along. Not longer than FLUSH_US, though: some flushes need the peer to be
@@ -388,7 +418,7 @@ static enum weft_status flush(struct ucx_channel *ucx)
 
         if (!is_pending(request)) {
             status = UCS_PTR_STATUS(request);
-            return status == UCS_OK ? WEFT_OK : ucx_fault(ucx, "flush", status);
+            return status == UCS_OK ? WEFT_OK : flush_failed(ucx, status);
         }
         ucx->flush = request;
     }
@@ -401,22 +431,7 @@ static enum weft_status flush(struct ucx_channel *ucx)
     }
     ucx->api.ucp_request_free(ucx->flush);
     ucx->flush = NULL;
-    return status == UCS_OK ? WEFT_OK : ucx_fault(ucx, "flush", status);
-}
-
-/* The rank to name when time is up, or that UCX itself reports as lost among those we wait for. */
-static enum weft_status find_missing(struct ucx_channel *ucx, uint32_t *rank_out)
-{
-    *rank_out = ucx->operation_count > 0 ? ucx->operations[0].rank : ucx->base.options.rank;
-    for (size_t i = 0; i < ucx->operation_count; i++) {
-        int member = weft_channel_member_index(&ucx->base, ucx->operations[i].rank);
-
-        if (ucx->peers[member].error != UCS_OK) {
-            return weft_channel_lost(&ucx->base, ucx->operations[i].rank,
-                                     ucx->api.ucs_status_string(ucx->peers[member].error));
-        }
-    }
-    return WEFT_OK;
+    return status == UCS_OK ? WEFT_OK : flush_failed(ucx, status);
 }
 
 /* Until everything started is over. */
@@ -424,7 +439,6 @@ static enum weft_status finish(struct ucx_channel *ucx, uint32_t timeout_ms)
 {
     const struct timespec pause = {.tv_nsec = 50000};
     struct weft_wait wait;
-    uint32_t missing;
     bool has_moved;
 
     weft_wait_begin(&wait, &ucx->base, timeout_ms);
@@ -436,8 +450,8 @@ static enum weft_status finish(struct ucx_channel *ucx, uint32_t timeout_ms)
         if (has_moved) {
             weft_wait_progress(&wait);
         } else if (!weft_wait_spin(&wait)) {
-            WEFT_TRY(find_missing(ucx, &missing));
-            WEFT_TRY(weft_wait_check(&wait, missing));
+            WEFT_TRY(find_lost(ucx, true));
+            WEFT_TRY(weft_wait_check(&wait, ucx->operations[0].rank));
             (void)nanosleep(&pause, NULL);
         }
     }

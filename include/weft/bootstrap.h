@@ -115,6 +115,13 @@ const char *weft_bootstrap_failed_host(const struct weft_bootstrap *bootstrap);
 void weft_bootstrap_abort(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason);
 
 /*
+ * Abort for what this rank cannot be sure of: its connection to `rank` has ended, which may only be that one's answer
+ * to somebody else's death. The leader, who hears of things in their order, is asked; what it says within timeout_ms is
+ * what has happened, `rank` has failed otherwise. Returns once that is recorded.
+ */
+void weft_bootstrap_suspect(struct weft_bootstrap *bootstrap, uint32_t rank, const char *reason, uint32_t timeout_ms);
+
+/*
  * Ends the group at once, whatever its ranks are in the middle of: for a leader that has told its clients and waits for
  * no long step. Any thread of rank 0, before close. Every wait of every rank then fails as if rank 0 had, but nothing
  * is logged, and a process that is stuck leaves (exit_ms) with 0. Without heartbeats nothing happens.

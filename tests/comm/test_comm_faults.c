@@ -173,6 +173,51 @@ static void test_killed_while_idle(void **state)
     run_fault(HOW_KILLED_IDLE, 8, 5, 1000, LONG_MS);
 }
 
+/*
+ * Rank 5 dies while the leader is away. Rank 2 waits for it, rank 1 for rank 2: whoever finds out first closes and
+ * goes, and is not to be taken for the dead one.
+ */
+static bool leaving_body(struct weft_bootstrap *bootstrap, const void *context)
+{
+    const struct fault_case *fault = context;
+    enum weft_status status;
+    struct member member;
+    char byte = 0;
+    uint32_t peer;
+
+    CHECK(member_open(bootstrap, &fault->group, &member));
+    status = weft_comm_barrier(member.comm);
+    CHECK(status == WEFT_OK || (member.rank != fault->victim && status == WEFT_ERR_PEER));
+    peer = member.rank == 2 ? fault->victim : 2;
+    switch (member.rank) {
+    case 5: kill(getpid(), SIGKILL); return false;
+    case 0: nap(400); /* fallthrough */
+    default:
+        while (status == WEFT_OK) {
+            nap(1);
+            status = weft_bootstrap_check(bootstrap);
+        }
+        break;
+    case 1:
+    case 2: status = status == WEFT_OK ? weft_comm_recv(member.comm, peer, &byte, 1) : status; break;
+    }
+    CHECK(status == WEFT_ERR_PEER);
+    CHECK(weft_bootstrap_failed_rank(bootstrap) == (int)fault->victim);
+    CHECK(weft_comm_barrier(member.comm) == WEFT_ERR_PEER && weft_comm_failed_rank(member.comm) == (int)fault->victim);
+    return member_close(&member);
+}
+
+static void test_who_leaves_first_is_not_blamed(void **state)
+{
+    const struct fault_case fault = {{6, 8, NULL, 100, LONG_MS, NULL}, HOW_KILLED_IDLE, 5, 0};
+
+    (void)state;
+    if (mode != RANKS_PROCESSES) {
+        skip();
+    }
+    assert_true(ranks_run(mode, 6, leaving_body, &fault, 5));
+}
+
 /* Opens and closes again and again until somebody dies, which may be at any point of opening. */
 static bool reopen_body(struct weft_bootstrap *bootstrap, const void *context)
 {
@@ -509,6 +554,7 @@ int main(int argument_count, char **arguments)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_killed_inside_a_collective),
         cmocka_unit_test(test_killed_while_idle),
+        cmocka_unit_test(test_who_leaves_first_is_not_blamed),
         cmocka_unit_test(test_killed_while_opening),
         cmocka_unit_test(test_stopped_process_is_a_timeout),
         cmocka_unit_test(test_rank_that_never_calls_is_a_timeout),
