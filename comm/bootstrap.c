@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -60,6 +61,16 @@ uint64_t weft_bootstrap_host_id(const struct weft_bootstrap *bootstrap)
         }
     }
     return hash;
+}
+
+void weft_star_make_room(rlim_t count)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < count) {
+        limit.rlim_cur = limit.rlim_max < count ? limit.rlim_max : count;
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+    }
 }
 
 /* Only leader <-> worker. A wrong rank is the caller's mistake. */

@@ -103,16 +103,6 @@ void weft_star_notify(struct weft_bootstrap *bootstrap, uint32_t peer, enum star
     }
 }
 
-void weft_star_make_room(rlim_t count)
-{
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < count) {
-        limit.rlim_cur = limit.rlim_max < count ? limit.rlim_max : count;
-        (void)setrlimit(RLIMIT_NOFILE, &limit);
-    }
-}
-
 bool weft_star_is_end(const char *reason)
 {
     return strcmp(reason, STAR_REASON_END) == 0;
@@ -164,6 +154,7 @@ static void describe(struct weft_bootstrap *bootstrap, uint32_t rank, char *reas
 void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char *host, const char *reason, int source)
 {
     struct heart_verdict verdict;
+    bool was_quiet;
 
     if (bootstrap->failed_rank >= 0) {
         return;
@@ -174,7 +165,11 @@ void weft_star_fail(struct weft_bootstrap *bootstrap, uint32_t rank, const char 
         if (verdict.is_closed) {
             describe(bootstrap, verdict.rank, verdict.reason);
         }
+        /* The leader's log is to have it, also where the caller has said its own failure already and is quiet. */
+        was_quiet = weft_log_set_quiet(true);
+        (void)weft_log_set_quiet(was_quiet && bootstrap->rank != 0);
         record(bootstrap, verdict.rank, verdict.host, verdict.reason, verdict.source);
+        (void)weft_log_set_quiet(was_quiet);
     } else {
         record(bootstrap, rank, host, reason, source);
     }

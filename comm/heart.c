@@ -335,7 +335,7 @@ static void farewell(struct weft_heart *heart)
 /* ---- the thread ---- */
 
 /* Beats must not wait behind the work of other threads. Neither call needs to succeed. */
-static void raise_priority(void)
+void weft_heart_raise_priority(void)
 {
     const struct sched_param lowest = {.sched_priority = sched_get_priority_min(SCHED_RR)};
 
@@ -381,7 +381,7 @@ void *weft_heart_run(void *context)
     int64_t next_beat = last;
 
     weft_log_set_rank(heart->log_rank);
-    raise_priority();
+    weft_heart_raise_priority();
     heart->own.tid = (uint32_t)syscall(SYS_gettid);
     heart->self_worked_ns = last;
     while (!atomic_load(&heart->is_closing)) {
@@ -414,8 +414,14 @@ void *weft_heart_run(void *context)
     farewell(heart);
     atomic_store(&heart->has_let_go, true);
     while (atomic_load(&heart->is_guard)) {
-        int64_t left = heart->verdict_ns + heart->exit_ns - weft_star_now();
+        int64_t now = weft_star_now();
+        int64_t left = heart->verdict_ns + heart->exit_ns - now;
 
+        /* The main thread may have closed for a reason of its own, and never have looked. */
+        if (atomic_load(&heart->saying) == HEART_UNSAID) {
+            weft_heart_say_when_late(heart, now);
+            left = (int64_t)HURRY_MS * 1000000;
+        }
         if (left > 0) {
             const struct timespec pause = {.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
 

@@ -1,5 +1,6 @@
 /* The last things of a heart whose group is over: the line that says why, and the end of a process that is stuck. */
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -47,30 +48,58 @@ void weft_heart_said(struct weft_heart *heart)
 
 /* ---- leaving ---- */
 
-/* What a helper thread of a leaving process needs; never freed: the process ends. */
-static void *say_last(void *context)
+/* A thread of its own, because standard error may be what hangs. */
+static void *speak(void *context)
 {
     struct weft_heart *heart = context;
     char text[STAR_HOST_SIZE + STAR_REASON_SIZE + 64];
 
     weft_log_set_rank(heart->log_rank);
+    weft_heart_raise_priority();
+    while (sem_wait(&heart->speaker_wake) != 0) {
+    }
+    if (!atomic_load(&heart->is_speaker_asked)) {
+        return NULL;
+    }
     weft_star_failure_text(heart->verdict.rank, heart->verdict.host, heart->verdict.reason, text, sizeof(text));
     weft_log(WEFT_LOG_ERROR, HEART_LOG, "%s", text);
     weft_heart_said(heart);
     return NULL;
 }
 
-/* On a thread of its own: standard error may be what hangs. The heart is never freed: with exit_ns the process ends. */
+enum weft_status weft_heart_speaker_start(struct weft_heart *heart)
+{
+    int error;
+
+    if (heart->exit_ns == 0) {
+        return WEFT_OK;
+    }
+    (void)sem_init(&heart->speaker_wake, 0, 0);
+    error = pthread_create(&heart->speaker, NULL, speak, heart);
+    if (error != 0) {
+        (void)sem_destroy(&heart->speaker_wake);
+        weft_log(WEFT_LOG_ERROR, HEART_LOG, "cannot start a thread: %s", strerror(error));
+        return WEFT_ERR_IO;
+    }
+    heart->has_speaker = true;
+    return WEFT_OK;
+}
+
+void weft_heart_speaker_end(struct weft_heart *heart)
+{
+    if (heart->has_speaker) {
+        (void)sem_post(&heart->speaker_wake);
+        pthread_join(heart->speaker, NULL);
+        (void)sem_destroy(&heart->speaker_wake);
+        heart->has_speaker = false;
+    }
+}
+
 static void say(struct weft_heart *heart)
 {
-    pthread_t thread;
-
     if (claim_at_once(heart)) {
-        if (pthread_create(&thread, NULL, say_last, heart) == 0) {
-            pthread_detach(thread);
-        } else {
-            weft_heart_said(heart);
-        }
+        atomic_store(&heart->is_speaker_asked, true);
+        (void)sem_post(&heart->speaker_wake);
     }
 }
 
@@ -86,12 +115,10 @@ static void leave(struct weft_heart *heart)
  * nothing on for a second. */
 static int64_t say_after_ns(const struct weft_heart *heart)
 {
-    const struct star_hooks *hooks = heart->bootstrap->hooks;
-
     if (!heart->verdict.is_closed) {
         return SAY_MS * INT64_C(1000000);
     }
-    return hooks != NULL && hooks->describe != NULL ? DESCRIBE_MS * INT64_C(1000000) : 0;
+    return heart->knows_ends ? DESCRIBE_MS * INT64_C(1000000) : 0;
 }
 
 /*

@@ -14,6 +14,7 @@
 
 static void release(struct weft_heart *heart)
 {
+    weft_heart_speaker_end(heart);
     for (uint32_t i = 0; i < heart->link_count && heart->links != NULL; i++) {
         if (heart->links[i].fd >= 0) {
             close(heart->links[i].fd);
@@ -59,6 +60,7 @@ static enum weft_status watch(int epoll_fd, int fd, uint32_t what)
 
 static enum weft_status start(struct weft_heart *heart)
 {
+    enum weft_status status;
     sigset_t all;
     sigset_t before;
     int error;
@@ -71,13 +73,27 @@ static enum weft_status start(struct weft_heart *heart)
     /* Signals are the main thread's: their handlers interrupt what it waits for. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    error = pthread_create(&heart->thread, NULL, weft_heart_run, heart);
+    status = weft_heart_speaker_start(heart);
+    error = status == WEFT_OK ? pthread_create(&heart->thread, NULL, weft_heart_run, heart) : 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    WEFT_TRY(status);
     if (error != 0) {
         weft_log(WEFT_LOG_ERROR, HEART_LOG, "cannot start a thread: %s", strerror(error));
         return WEFT_ERR_IO;
     }
     return WEFT_OK;
+}
+
+/* The main thread may lose its core while it holds it, for long where many want one: the thread of heartbeats, which
+ * waits for it before it passes a verdict on, then lends it its priority. */
+static void init_mutex(pthread_mutex_t *mutex)
+{
+    pthread_mutexattr_t attributes;
+
+    pthread_mutexattr_init(&attributes);
+    (void)pthread_mutexattr_setprotocol(&attributes, PTHREAD_PRIO_INHERIT);
+    pthread_mutex_init(mutex, &attributes);
+    pthread_mutexattr_destroy(&attributes);
 }
 
 enum weft_status weft_heart_open(struct weft_bootstrap *bootstrap, const struct weft_heartbeat_options *options,
@@ -91,7 +107,8 @@ enum weft_status weft_heart_open(struct weft_bootstrap *bootstrap, const struct 
         weft_log(WEFT_LOG_ERROR, HEART_LOG, "out of memory");
         return WEFT_ERR_MEMORY;
     }
-    pthread_mutex_init(&heart->mutex, NULL);
+    init_mutex(&heart->mutex);
+    heart->knows_ends = bootstrap->hooks != NULL && bootstrap->hooks->describe != NULL;
     heart->bootstrap = bootstrap;
     heart->rank = bootstrap->rank;
     heart->log_rank = weft_log_rank();
@@ -148,6 +165,7 @@ void weft_heart_close(struct weft_heart **heart_pointer)
             (void)nanosleep(&moment, NULL);
         }
         pthread_detach(heart->thread);
+        pthread_detach(heart->speaker);
         return;
     }
     atomic_store(&heart->is_closing, true);

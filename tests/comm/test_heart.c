@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <errno.h>
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -20,6 +21,7 @@ struct board {
     _Atomic int pids[RANK_COUNT];
     _Atomic int failed_ranks[RANK_COUNT]; /* as each rank sees it; -2: still running */
     char reasons[RANK_COUNT][256];
+    const char *victim;                /* as a line says it, of which has_said is */
     _Atomic bool has_said[RANK_COUNT]; /* in its log, that a rank failed */
     _Atomic uint32_t told_count;       /* frames of CONDUCT_TELLS that rank 2 has sent, and that rank 0 has read */
     _Atomic uint32_t read_count;
@@ -304,9 +306,78 @@ static void note_said(void *context, enum weft_log_level level, const char *line
     struct board *board = context;
     int rank = weft_log_rank();
 
-    if (level == WEFT_LOG_ERROR && strstr(line, "rank 0") != NULL && rank >= 0) {
+    if (level == WEFT_LOG_ERROR && strstr(line, board->victim) != NULL && rank >= 0) {
         board->has_said[rank] = true;
     }
+}
+
+/* Where threads cannot be started (the limit of a container, say). */
+static _Atomic bool is_full;
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*body)(void *), void *context);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*body)(void *), void *context);
+
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*body)(void *), void *context)
+{
+    return is_full ? EAGAIN : __real_pthread_create(thread, attributes, body, context);
+}
+
+enum main_thread { MAIN_STUCK, MAIN_CLOSES };
+
+/* Rank 2 is stopped. The leader's main thread looks at nothing: its log has it all the same, long before the end. */
+static void check_leader_speaks(enum main_thread conduct)
+{
+    struct scene scene = {board_new(), CONDUCT_LEAVES, {.silence_ms = SILENCE_MS, .exit_ms = 10 * SOON_MS}};
+    pid_t leader = fork();
+    int status;
+
+    if (leader == 0) {
+        struct weft_bootstrap *bootstrap;
+        char text[256];
+        uint32_t lost;
+
+        scene.board->victim = "rank 2";
+        weft_log_configure(WEFT_LOG_ERROR, note_said, scene.board);
+        if (weft_bootstrap_open_local(RANK_COUNT, &bootstrap) != WEFT_OK ||
+            weft_bootstrap_heartbeat(bootstrap, &scene.options) != WEFT_OK) {
+            _exit(2);
+        }
+        is_full = true;
+        scene.board->pids[weft_bootstrap_rank(bootstrap)] = getpid();
+        while (conduct == MAIN_CLOSES && !weft_bootstrap_lost(bootstrap, &lost, text, sizeof(text))) {
+            pause_ms(1);
+        }
+        if (conduct == MAIN_CLOSES) {
+            weft_bootstrap_close(&bootstrap);
+        }
+        pause_ms(100000);
+        _exit(3);
+    }
+    for (int i = 0; i < RANK_COUNT; i++) {
+        for (int k = 0; k < SOON_MS && scene.board->pids[i] == 0; k++) {
+            pause_ms(1);
+        }
+    }
+    pause_ms(SILENCE_MS);
+    (void)kill(scene.board->pids[2], SIGSTOP);
+    for (int i = 0; i < SOON_MS && !scene.board->has_said[0]; i++) {
+        pause_ms(1);
+    }
+    (void)kill(leader, SIGKILL);
+    assert_int_equal(waitpid(leader, &status, 0), leader);
+    assert_true(scene.board->has_said[0]);
+    munmap(scene.board, sizeof(*scene.board));
+}
+
+static void test_a_stuck_leader_speaks(void **state)
+{
+    (void)state;
+    check_leader_speaks(MAIN_STUCK);
+}
+
+static void test_a_leader_that_has_closed_speaks(void **state)
+{
+    (void)state;
+    check_leader_speaks(MAIN_CLOSES);
 }
 
 /* The leader is stopped, and the others' main threads are stuck: their logs have it long before they are ended. */
@@ -320,6 +391,7 @@ static void test_stuck_processes_speak_for_the_leader(void **state)
     if (leader == 0) {
         struct weft_bootstrap *bootstrap;
 
+        scene.board->victim = "rank 0";
         weft_log_configure(WEFT_LOG_ERROR, note_said, scene.board);
         if (weft_bootstrap_open_local(RANK_COUNT, &bootstrap) != WEFT_OK ||
             weft_bootstrap_heartbeat(bootstrap, &scene.options) != WEFT_OK) {
@@ -393,6 +465,49 @@ static void test_busy(void **state)
     assert_int_equal(open_fd_count(), before);
 }
 
+/* What a quiet caller says of itself has been said before; what the heartbeats knew first has not. */
+static int quiet_body(struct weft_bootstrap **bootstrap, void *context)
+{
+    const struct weft_heartbeat_options options = {.silence_ms = SOON_MS};
+    uint32_t rank = weft_bootstrap_rank(*bootstrap);
+    struct board *board = context;
+    char text[300];
+    uint32_t lost;
+
+    GROUP_CHECK(weft_bootstrap_heartbeat(*bootstrap, &options) == WEFT_OK);
+    board->told_count++;
+    while (board->told_count < RANK_COUNT) {
+        pause_ms(1);
+    }
+    if (rank == 2) {
+        weft_bootstrap_abort(*bootstrap, 2, "gives up");
+    }
+    while (!weft_bootstrap_lost(*bootstrap, &lost, text, sizeof(text))) {
+        pause_ms(1);
+    }
+    if (rank != 2) {
+        (void)weft_log_set_quiet(true);
+        weft_bootstrap_abort(*bootstrap, rank, "cannot go on either");
+        GROUP_CHECK(weft_log_set_quiet(false));
+    }
+    GROUP_CHECK(weft_bootstrap_failed_rank(*bootstrap) == 2);
+    return 0;
+}
+
+static void test_quiet(void **state)
+{
+    struct board *board = board_new();
+
+    (void)state;
+    board->victim = "rank 2";
+    weft_log_configure(WEFT_LOG_ERROR, note_said, board);
+    assert_int_equal(group_run_threads(GROUP_THREADS, NULL, RANK_COUNT, quiet_body, board), 0);
+    weft_log_configure(WEFT_LOG_ERROR, NULL, NULL);
+    assert_true(board->has_said[0] && board->has_said[2]);
+    assert_false(board->has_said[1]); /* its leader says it */
+    munmap(board, sizeof(*board));
+}
+
 int main(int argument_count, char **arguments)
 {
     const struct CMUnitTest processes[] = {
@@ -405,8 +520,10 @@ int main(int argument_count, char **arguments)
         cmocka_unit_test(test_off),
         cmocka_unit_test(test_stuck_process_leaves),
         cmocka_unit_test(test_stuck_processes_speak_for_the_leader),
+        cmocka_unit_test(test_a_stuck_leader_speaks),
+        cmocka_unit_test(test_a_leader_that_has_closed_speaks),
     };
-    const struct CMUnitTest threads[] = {cmocka_unit_test(test_busy)};
+    const struct CMUnitTest threads[] = {cmocka_unit_test(test_busy), cmocka_unit_test(test_quiet)};
 
     weft_log_configure(WEFT_LOG_ERROR, NULL, NULL);
     if (argument_count > 1 && strcmp(arguments[1], "threads") == 0) {
