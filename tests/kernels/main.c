@@ -96,9 +96,10 @@ static uint32_t run_parts(struct check *check, const struct part *parts, size_t 
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: kernels_check [--device cpu|cuda] [--module FILE] [--level NAME] [--seed N] [--only PART] "
-                    "[--bench] [kernels|device]\n"
-                    "FILE: the CUDA module for cuda; otherwise the emulated one beside this program\n");
+    fprintf(stderr,
+            "usage: kernels_check [--device cpu|cuda] [--module FILE] [--level NAME|best] [--seed N] [--only PART] "
+            "[--bench] [kernels|device]\n"
+            "FILE: the CUDA module for cuda; otherwise the emulated one beside this program\n");
     return 2;
 }
 
@@ -257,6 +258,9 @@ int main(int argument_count, char **arguments)
         return 2;
     }
     printf("seed %llu\n", (unsigned long long)options.seed);
+    if (options.level != NULL && strcmp(options.level, "best") == 0) {
+        options.level = weft_cpu_level_name(best);
+    }
     for (int level = 0; level <= (int)best && is_wanted(&options, "cpu"); level++) {
         if (options.level == NULL || strcmp(options.level, weft_cpu_level_name((enum weft_cpu_level)level)) == 0) {
             failure_count += check_level(&options, (enum weft_cpu_level)level);
