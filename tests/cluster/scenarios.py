@@ -15,7 +15,7 @@ from cluster import Cluster
 from crd import pod_templates
 from kustomize import render
 from metrics_client import Scrape, get
-from weft_server import ROOT, WEFT, weft_pb2, weft_pb2_grpc
+from weft_server import ROOT, WEFT, retry_hint, weft_pb2, weft_pb2_grpc
 
 K8S, KSERVE = ROOT / "launch" / "k8s", ROOT / "launch" / "kserve"
 MODEL = ROOT / "launch" / "demo-model"
@@ -145,6 +145,66 @@ class Crowd:
             for call in filter(None, self.calls):
                 call.cancel()
             time.sleep(0.05)
+
+
+# Positions of a prompt in one step: the attention of each layer takes the reference kernels many seconds.
+LAYER_POSITIONS = 16384
+
+
+def in_long_layers(documents):
+    """The same with ranks whose step of LAYER_POSITIONS is for much longer in each layer than a leader has to end it."""
+    slow = {"WEFT_CPU_LEVEL": "ref", "WEFT_THREADS": "1", "WEFT_PREFILL_CHUNK": LAYER_POSITIONS}
+    for document in documents:
+        for _, template, _ in pod_templates(document):
+            container = template["spec"]["containers"][0]
+            container.setdefault("env", []).extend({"name": k, "value": str(v)} for k, v in slow.items())
+            container["args"] = ["1s" if word == "60s" else word for word in container.get("args", [])]  # --drain
+    return documents
+
+
+class LongLayer:
+    """A request whose first step is under way when the constructor returns."""
+
+    def __init__(self, pod):
+        request = weft_pb2.GenerateRequest(prompt_token_ids=[5] * LAYER_POSITIONS, max_tokens=4)
+        self.call = stub_of(pod).Generate(request, timeout=2 * HANG_S)
+        until(lambda: Scrape(9001, host=pod.address)["weft_requests_running"] == 1, "the request being read")
+
+    def check_shut_down(self):
+        with pytest.raises(grpc.RpcError) as caught:
+            list(self.call)
+        assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        assert retry_hint(caught.value) >= 3
+
+
+def check_in_order(cluster, pods):
+    """Every one of them has ended by itself, in time, with 0, and calls nobody dead."""
+    assert [p.exits for p in pods] == [[0]] * len(pods), cluster.report()
+    assert not any(word in p.log() for p in pods for word in ("grace", "failed:", "improperly")), cluster.report()
+
+
+def test_mpijob_drains_out_in_a_long_layer(cluster):
+    """The launcher's pod is deleted while every rank is in a layer that lasts longer than the drain, then the whole job."""
+    cluster.apply(in_long_layers(render(K8S / "overlays" / "mpijob-model")))
+    for end in (lambda launcher: cluster.delete_pods([launcher]), lambda launcher: cluster.delete("MPIJob")):
+        launcher = leader_of(cluster)
+        layer = LongLayer(launcher)
+        end(launcher)
+        layer.check_shut_down()
+        check_in_order(cluster, [launcher])
+    assert not any("grace" in p.log() for p in cluster.made), cluster.report()
+
+
+def test_leader_worker_set_drains_out_in_a_long_layer(cluster, secret):
+    """All pods get SIGTERM at once; the leader alone decides how long they stay."""
+    secret()
+    cluster.apply(in_long_layers(render(K8S / "overlays" / "lws-model")))
+    layer = LongLayer(leader_of(cluster))
+    pods = list(cluster.pods.values())
+    cluster.delete("LeaderWorkerSet")
+    layer.check_shut_down()
+    assert len(pods) == 4
+    check_in_order(cluster, pods)
 
 
 def test_mpijob(cluster, wanted):
