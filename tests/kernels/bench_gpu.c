@@ -142,7 +142,7 @@ static double weight_size(enum weft_dtype dtype)
 
 /* Row-parallel: eight equal leaves that are added up to one node. */
 static void open_copies(struct product *product, enum weft_dtype dtype, uint32_t rows, uint32_t columns,
-                        bool is_row_parallel)
+                        bool is_row_parallel, bool is_gated)
 {
     static const struct weft_tree_add adds[LEAVES - 1] = {{0, 1}, {2, 3}, {4, 5}, {6, 7}, {0, 2}, {4, 6}, {0, 4}};
     struct weft_range leaves[LEAVES];
@@ -163,6 +163,7 @@ static void open_copies(struct product *product, enum weft_dtype dtype, uint32_t
         desc.adds = adds;
         desc.add_count = LEAVES - 1;
     }
+    desc.is_gated = is_gated;
     product->copy_count = 1 + (uint32_t)(walked_bytes / size);
     product->copy_count = product->copy_count < COPIES_MAX ? product->copy_count : COPIES_MAX;
     for (uint32_t i = 0; i < product->copy_count; i++) {
@@ -190,7 +191,7 @@ static void bench_product(const struct bench *bench, const struct llama_8b_matri
 
     product.x = random_floats(bench, (size_t)token_max * columns);
     product.out = allocate(bench, sizeof(float) * token_max * rows);
-    open_copies(&product, dtype, rows, columns, shape->is_row_parallel);
+    open_copies(&product, dtype, rows, columns, shape->is_row_parallel, shape->is_gated);
     for (uint32_t i = 0; i < sizeof(token_counts) / sizeof(token_counts[0]); i++) {
         double seconds;
 
