@@ -12,7 +12,7 @@
 size_t weft_dtype_size(enum weft_dtype dtype)
 {
     assert(!weft_dtype_is_quantised(dtype));
-    return dtype == WEFT_F32 ? 4 : 2;
+    return dtype == WEFT_F32 ? 4 : dtype == WEFT_F8_E4M3 ? 1 : 2;
 }
 
 bool weft_dtype_is_quantised(enum weft_dtype dtype)
@@ -28,6 +28,7 @@ const char *weft_dtype_name(enum weft_dtype dtype)
     case WEFT_BF16: return "bf16";
     case WEFT_Q8_0: return "q8_0";
     case WEFT_Q4_0: return "q4_0";
+    case WEFT_F8_E4M3: return "f8_e4m3";
     }
     return "unknown";
 }

@@ -36,12 +36,13 @@ enum weft_dtype {
     WEFT_BF16 = 2,
     WEFT_Q8_0 = 3, /* weights only: blocks of 32 columns, see weft/quant.h */
     WEFT_Q4_0 = 4,
+    WEFT_F8_E4M3 = 5, /* weights only: bytes with scales, multiplied as bf16, see weft/f8.h */
 };
 
-/* Bytes per element: 4, 2, 2. Not for quantised types, whose blocks share a scale. */
+/* Bytes per element: 4, 2, 2; 1 of f8_e4m3, scales apart. Not for quantised types, whose blocks share a scale. */
 size_t weft_dtype_size(enum weft_dtype dtype);
 bool weft_dtype_is_quantised(enum weft_dtype dtype);
-/* "f32", "f16", "bf16", "q8_0", "q4_0". */
+/* "f32", "f16", "bf16", "q8_0", "q4_0", "f8_e4m3". */
 const char *weft_dtype_name(enum weft_dtype dtype);
 
 struct weft_device_options {
@@ -157,6 +158,8 @@ void weft_device_peer_close(struct weft_device *device, void *memory);
 struct weft_matrix_desc {
     enum weft_dtype dtype;
     enum weft_dtype source; /* of the rows written to a quantised matrix: f32, f16 or bf16; otherwise not used */
+    uint32_t scale_cols;    /* f8_e4m3 only, as weft/f8.h has them */
+    uint32_t scale_phase;
     uint32_t row_count;
     uint32_t col_count;
     const struct weft_range *leaves; /* [leaf_count] or NULL; copied */
@@ -177,8 +180,8 @@ WEFT_MUST_CHECK enum weft_status weft_matrix_open(struct weft_device *device, co
 void weft_matrix_close(struct weft_device *device, struct weft_matrix **matrix);
 /*
  * Packs rows [row_begin, row_begin + row_count) from rows[row_count][col_count] of the matrix's dtype (of its source
- * when it is quantised, which happens here), little endian, row stride row_stride bytes, host memory. Any order, each
- * row once.
+ * when it is quantised, which happens here; of f8_e4m3 each with its scales before it, weft/f8.h), little endian, row
+ * stride row_stride bytes, host memory. Any order, each row once.
  */
 WEFT_MUST_CHECK enum weft_status weft_matrix_write_rows(struct weft_device *device, struct weft_matrix *matrix,
                                                         uint32_t row_begin, uint32_t row_count, const void *rows,

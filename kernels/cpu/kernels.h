@@ -89,6 +89,10 @@ struct weft_cpu_kernels {
     weft_cpu_dot_quant_fn *dot_q8_0;
     weft_cpu_dot_quant_fn *dot_q4_0;
 
+    /* pairs[pair_count][16] <- the weights of bytes[2 * pair_count][16] with scales[16], as weft/f8.h has them: a pair
+     * panel. */
+    void (*unpack_f8)(const uint8_t *bytes, const float *scales, size_t pair_count, uint32_t *pairs);
+
     /* blocks[ceil(count / 32)] <- x[count], a short last block filled up with zeros. offset: 128 for q8_0, 8 for q4_0.
      */
     void (*quantise_x)(const float *x, uint32_t count, int32_t offset, struct weft_cpu_quant_x *blocks);
@@ -143,6 +147,7 @@ struct weft_cpu_kernels {
     X(dot_bf16_pairs)                                                                                                  \
     X(dot_q8_0)                                                                                                        \
     X(dot_q4_0)                                                                                                        \
+    X(unpack_f8)                                                                                                       \
     X(quantise_x)                                                                                                      \
     X(quantise_q8_0)                                                                                                   \
     X(quantise_q4_0)                                                                                                   \

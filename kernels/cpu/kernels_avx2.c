@@ -330,6 +330,47 @@ INLINE quant_ints quant_add_nibbles(quant_ints sum, quant_bytes even, quant_byte
 
 #include "cpu/dot_quant.h"
 
+/* ---- E4M3 ---- */
+
+/* f32 bits whose upper halves are the bf16 weights: eight bytes as f16 (2^8 too small, scales[8] as much too large). */
+INLINE __m256i f8_weights(__m128i halves, __m256 scales)
+{
+    __m256i bits = _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtph_ps(halves), scales));
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+
+    return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+}
+
+/* One column as f16: the sign, a bit of the exponent that is clear, then the byte's other bits. */
+INLINE __m256i f8_halves(const uint8_t *column)
+{
+    __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)column));
+
+    return _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16((short)0xbfff));
+}
+
+INLINE void f8_store(__m256i even, __m256i odd, uint32_t *pairs)
+{
+    _mm256_storeu_si256((__m256i *)pairs, _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa));
+}
+
+static void unpack_f8_avx2(const uint8_t *bytes, const float *scales, size_t pair_count, uint32_t *pairs)
+{
+    const __m256 up = _mm256_set1_ps(256.0f); /* exact: scales are at most the largest f32 / 448 */
+    const __m256 low = _mm256_mul_ps(_mm256_loadu_ps(scales), up);
+    const __m256 high = _mm256_mul_ps(_mm256_loadu_ps(scales + HALF_LANES), up);
+
+    for (size_t i = 0; i < pair_count; i++, bytes += 2 * WEFT_LANES, pairs += WEFT_LANES) {
+        __m256i even = f8_halves(bytes);
+        __m256i odd = f8_halves(bytes + WEFT_LANES);
+
+        _mm_prefetch((const char *)bytes + PREFETCH_SIZE, _MM_HINT_T0);
+        f8_store(f8_weights(_mm256_castsi256_si128(even), low), f8_weights(_mm256_castsi256_si128(odd), low), pairs);
+        f8_store(f8_weights(_mm256_extracti128_si256(even, 1), high),
+                 f8_weights(_mm256_extracti128_si256(odd, 1), high), pairs + HALF_LANES);
+    }
+}
+
 void weft_cpu_kernels_fill_avx2(struct weft_cpu_kernels *kernels)
 {
     kernels->dot_f32 = dot_f32_avx2;
@@ -338,5 +379,6 @@ void weft_cpu_kernels_fill_avx2(struct weft_cpu_kernels *kernels)
     kernels->dot_bf16_pairs = dot_bf16_pairs_avx2;
     kernels->dot_q8_0 = dot_q8_0;
     kernels->dot_q4_0 = dot_q4_0;
+    kernels->unpack_f8 = unpack_f8_avx2;
     fill_elementwise(kernels);
 }

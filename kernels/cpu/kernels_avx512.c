@@ -254,6 +254,87 @@ INLINE __m512i quant_add_nibbles(__m512i sum, __m512i even, __m512i odd, const i
 
 #include "cpu/dot_quant.h"
 
+/* ---- E4M3 ---- */
+
+/* f32 bits whose upper halves are the bf16 weights: 16 bytes as f16 (2^8 too small, the scales as much too large). */
+INLINE __m512i f8_weights(__m256i halves, __m512 scales)
+{
+    __m512i bits = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtph_ps(halves), scales));
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+
+    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+}
+
+/*
+ * Two columns, [even, odd][16] bytes, as weights in the same order: as f16 they are the sign, a bit of the exponent
+ * that is clear, then the byte's other bits.
+ */
+INLINE __m512i f8_columns(__m256i bytes, __m512 factors)
+{
+    const __m512i mask = _mm512_set1_epi16((short)0xbfff);
+    __m512i halves = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(bytes), 7), mask);
+    __m512i even = f8_weights(_mm512_castsi512_si256(halves), factors);
+    __m512i odd = f8_weights(_mm512_extracti64x4_epi64(halves, 1), factors);
+
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(even, 16))),
+                              _mm512_cvtepi32_epi16(_mm512_srli_epi32(odd, 16)), 1);
+}
+
+/* Weights of the 128 bytes without a sign, of a scale that all rows share: four vectors of 32. */
+INLINE void f8_table(__m512 factors, __m512i table[4])
+{
+    __m256i bytes = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22,
+                                     23, 24, 25, 26, 27, 28, 29, 30, 31);
+
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        table[i] = f8_columns(_mm256_add_epi8(bytes, _mm256_set1_epi8((char)(32 * i))), factors);
+    }
+}
+
+INLINE __m512i f8_look_up(__m256i bytes, const __m512i table[4])
+{
+    __m512i index = _mm512_cvtepu8_epi16(bytes);
+    __m512i small = _mm512_permutex2var_epi16(table[0], index, table[1]); /* by the low 6 bits */
+    __m512i large = _mm512_permutex2var_epi16(table[2], index, table[3]);
+    __mmask32 is_large = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x40));
+    __m512i sign = _mm512_and_si512(_mm512_slli_epi16(index, 8), _mm512_set1_epi16((short)0x8000));
+
+    return _mm512_xor_si512(_mm512_mask_blend_epi16(is_large, small, large), sign);
+}
+
+/* 2 columns of a table's weights cost 9 instructions, of computed ones 24: making a table pays from few columns on. */
+enum { F8_TABLE_PAIRS = 16 };
+
+static void unpack_f8_avx512(const uint8_t *bytes, const float *scales, size_t pair_count, uint32_t *pairs)
+{
+    const __m512 factors =
+        _mm512_mul_ps(_mm512_loadu_ps(scales), _mm512_set1_ps(256.0f)); /* exact: at most max / 448 */
+    const __m512i shared = _mm512_set1_epi32((int)weft_f32_bits(scales[0]));
+    const __m512i lanes = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006,
+                                            0x170007, 0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d,
+                                            0x1e000e, 0x1f000f); /* even and odd columns side by side */
+    bool is_shared = _mm512_cmpneq_epi32_mask(_mm512_loadu_si512(scales), shared) == 0;
+    __m512i table[4];
+
+    if (is_shared && pair_count >= F8_TABLE_PAIRS) {
+        f8_table(factors, table);
+        for (size_t i = 0; i < pair_count; i++, bytes += 2 * WEFT_LANES, pairs += WEFT_LANES) {
+            __m512i columns = f8_look_up(_mm256_loadu_si256((const __m256i *)bytes), table);
+
+            _mm_prefetch((const char *)bytes + STREAM_AHEAD, _MM_HINT_T0);
+            _mm512_storeu_si512(pairs, _mm512_permutexvar_epi16(lanes, columns));
+        }
+        return;
+    }
+    for (size_t i = 0; i < pair_count; i++, bytes += 2 * WEFT_LANES, pairs += WEFT_LANES) {
+        __m512i columns = f8_columns(_mm256_loadu_si256((const __m256i *)bytes), factors);
+
+        _mm_prefetch((const char *)bytes + STREAM_AHEAD, _MM_HINT_T0);
+        _mm512_storeu_si512(pairs, _mm512_permutexvar_epi16(lanes, columns));
+    }
+}
+
 void weft_cpu_kernels_fill_avx512(struct weft_cpu_kernels *kernels)
 {
     kernels->dot_f32 = dot_f32_avx512;
@@ -262,5 +343,6 @@ void weft_cpu_kernels_fill_avx512(struct weft_cpu_kernels *kernels)
     kernels->dot_bf16_pairs = dot_bf16_pairs_avx512;
     kernels->dot_q8_0 = dot_q8_0;
     kernels->dot_q4_0 = dot_q4_0;
+    kernels->unpack_f8 = unpack_f8_avx512;
     fill_elementwise(kernels);
 }

@@ -4,6 +4,7 @@
  */
 #include "cpu/elementwise.h"
 #include "cpu/quant_panel.h"
+#include "weft/f8.h"
 
 static float element_f32(const void *panel, uint32_t column, uint32_t lane)
 {
@@ -138,6 +139,16 @@ static void dot_q4_0_ref(const struct weft_cpu_dot_quant *args)
     dot_quant(args, WEFT_Q4_0, value_q4_0);
 }
 
+static void unpack_f8_ref(const uint8_t *bytes, const float *scales, size_t pair_count, uint32_t *pairs)
+{
+    for (size_t i = 0; i < pair_count * WEFT_LANES; i++) {
+        const uint8_t *even = bytes + i / WEFT_LANES * 2 * WEFT_LANES + i % WEFT_LANES;
+        float scale = scales[i % WEFT_LANES];
+
+        pairs[i] = weft_f8_weight(even[0], scale) | (uint32_t)weft_f8_weight(even[WEFT_LANES], scale) << 16;
+    }
+}
+
 void weft_cpu_kernels_fill_ref(struct weft_cpu_kernels *kernels)
 {
     kernels->dot_f32 = dot_f32_ref;
@@ -146,5 +157,6 @@ void weft_cpu_kernels_fill_ref(struct weft_cpu_kernels *kernels)
     kernels->dot_bf16_pairs = dot_bf16_pairs_ref;
     kernels->dot_q8_0 = dot_q8_0_ref;
     kernels->dot_q4_0 = dot_q4_0_ref;
+    kernels->unpack_f8 = unpack_f8_ref;
     fill_elementwise(kernels);
 }

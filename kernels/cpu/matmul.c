@@ -12,9 +12,11 @@
 enum {
     GROUP_PANELS = WEFT_DOT_PANELS_MAX,
     GROUP_ROWS = GROUP_PANELS * WEFT_LANES,
-    GROUPS_PER_THREAD = 4, /* at least, before groups are made smaller: keeps the shares about equal */
-    STREAM_TOKENS_MAX = 4, /* up to here one pass over the panels waits for memory alone: nothing to fetch ahead */
-    STATIC_TOKENS_MAX = 8, /* up to here a step is bound by memory: equal shares; beyond, free workers take more */
+    GROUPS_PER_THREAD = 4,  /* at least, before groups are made smaller: keeps the shares about equal */
+    STREAM_TOKENS_MAX = 4,  /* up to here one pass over the panels waits for memory alone: nothing to fetch ahead */
+    F8_COLUMNS = 256,       /* E4M3 unpacked at a time: a group's are 32 KiB of pairs */
+    F8_STREAM_COLUMNS = 64, /* for few tokens: panels take turns often enough to be streams that are fetched ahead */
+    STATIC_TOKENS_MAX = 8,  /* up to here a step is bound by memory: equal shares; beyond, free workers take more */
 };
 
 /* All tokens, or as many of a quantised matrix's as the scratch holds activations of. */
@@ -89,7 +91,8 @@ static void call_plain(const struct matmul_job *job, const struct leaf_call *cal
     case WEFT_F16: kernels->dot_f16(&args); break;
     case WEFT_BF16: kernels->dot_bf16_pairs(&args); break;
     case WEFT_Q8_0:
-    case WEFT_Q4_0: abort();
+    case WEFT_Q4_0:
+    case WEFT_F8_E4M3: abort();
     }
 }
 
@@ -119,6 +122,40 @@ static void call_quant(const struct matmul_job *job, const struct leaf_call *cal
     } else {
         kernels->dot_q4_0(&args);
     }
+}
+
+/* multiply_leaf() of E4M3: some columns are unpacked for all tokens, then the next; the sums go on where they were. */
+static void multiply_leaf_f8(const struct matmul_job *job, uint32_t index, uint32_t panel_first, uint32_t panels,
+                             uint32_t token_first, uint32_t token_count, float *sums, size_t stride)
+{
+    const struct weft_matrix *matrix = job->matrix;
+    const struct weft_cpu_kernels *kernels = &job->device->kernels;
+    struct weft_range leaf = matrix->leaves[index];
+    _Alignas(64) uint32_t pairs[GROUP_PANELS][F8_COLUMNS / 2 * WEFT_LANES];
+    const void *starts[GROUP_PANELS];
+    const float *x[WEFT_DOT_VECTORS_MAX];
+    struct weft_cpu_dot args = {.panels = starts, .panel_count = panels, .x = x, .out_stride = stride};
+    uint32_t columns_max = token_count > STREAM_TOKENS_MAX ? F8_COLUMNS : F8_STREAM_COLUMNS;
+    uint32_t column = leaf.begin;
+
+    do { /* once for an empty leaf, whose sum is +0.0 */
+        args.col_count = weft_min_u32(leaf.end - column, columns_max);
+        args.is_continued = column > leaf.begin;
+        for (uint32_t p = 0; p < panels; p++) {
+            weft_cpu_f8_unpack(matrix, kernels, matrix->panels + (panel_first + p) * matrix->panel_size,
+                               (struct weft_range){column, column + args.col_count}, pairs[p]);
+            starts[p] = pairs[p];
+        }
+        for (uint32_t token = 0; token < token_count; token += args.vector_count) {
+            args.vector_count = weft_min_u32(token_count - token, WEFT_DOT_VECTORS_MAX);
+            args.out = sums + token * stride;
+            for (uint32_t v = 0; v < args.vector_count; v++) {
+                x[v] = job->x + (size_t)(token_first + token + v) * matrix->col_count + column;
+            }
+            kernels->dot_bf16_pairs(&args);
+        }
+        column += args.col_count;
+    } while (column < leaf.end);
 }
 
 /* sums [token_count][stride] <- one leaf of `panels` panels from `panel_first` on, for tokens from token_first on. */
@@ -151,6 +188,14 @@ static void multiply_leaf(const struct matmul_job *job, uint32_t index, uint32_t
     }
 }
 
+typedef void multiply_leaf_fn(const struct matmul_job *job, uint32_t index, uint32_t panel_first, uint32_t panels,
+                              uint32_t token_first, uint32_t token_count, float *sums, size_t stride);
+
+static multiply_leaf_fn *multiply_leaf_of(const struct weft_matrix *matrix)
+{
+    return matrix->dtype == WEFT_F8_E4M3 ? multiply_leaf_f8 : multiply_leaf;
+}
+
 /* Leaf sums of one group and one block of tokens in scratch, then tree nodes, then the rows that exist. */
 static void multiply_by_leaves(const struct matmul_job *job, uint32_t worker, uint32_t panel_first, uint32_t panels,
                                uint32_t token_first, uint32_t token_count)
@@ -162,9 +207,10 @@ static void multiply_by_leaves(const struct matmul_job *job, uint32_t worker, ui
     uint32_t rows = weft_min_u32(panels * WEFT_LANES, matrix->row_count - row_first);
     size_t width = (size_t)panels * WEFT_LANES;
     size_t slot_size = token_count * width;
+    multiply_leaf_fn *multiply = multiply_leaf_of(matrix);
 
     for (uint32_t i = 0; i < matrix->leaf_count; i++) {
-        multiply_leaf(job, i, panel_first, panels, token_first, token_count, scratch + i * slot_size, width);
+        multiply(job, i, panel_first, panels, token_first, token_count, scratch + i * slot_size, width);
     }
     for (uint32_t i = 0; i < matrix->add_count; i++) {
         kernels->add(scratch + matrix->adds[i].left * slot_size, scratch + matrix->adds[i].right * slot_size,
@@ -203,7 +249,7 @@ static void multiply_gated(const struct matmul_job *job, uint32_t worker, uint32
     uint32_t count = weft_min_u32(panels / 2 * WEFT_LANES, gate_count - first);
     size_t width = (size_t)panels * WEFT_LANES;
 
-    multiply_leaf(job, 0, panel_first, panels, token_first, token_count, scratch, width);
+    multiply_leaf_of(job->matrix)(job, 0, panel_first, panels, token_first, token_count, scratch, width);
     for (uint32_t t = 0; t < token_count; t++) {
         if (job->bias != NULL) {
             add_gated_bias(job, first, count, scratch + t * width);
@@ -238,7 +284,8 @@ static void multiply_group(const struct matmul_job *job, uint32_t worker, uint32
     uint32_t rows = weft_min_u32(panels * WEFT_LANES, matrix->row_count - row_first);
 
     if (matrix->leaf_count == 1 && rows == panels * WEFT_LANES) { /* straight into the output */
-        multiply_leaf(job, 0, panel_first, panels, 0, job->token_count, job->out + row_first, matrix->row_count);
+        multiply_leaf_of(matrix)(job, 0, panel_first, panels, 0, job->token_count, job->out + row_first,
+                                 matrix->row_count);
     } else {
         uint32_t block = WEFT_CPU_SCRATCH_FLOATS / (matrix->leaf_count * GROUP_ROWS);
 

@@ -26,12 +26,16 @@ static size_t leaf_size(enum weft_dtype dtype, uint32_t col_count)
 size_t weft_cpu_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc)
 {
     size_t panel_size = desc->leaves == NULL ? leaf_size(desc->dtype, desc->col_count) : 0;
+    size_t panel_count = weft_cpu_panel_count(desc->row_count, desc->is_gated ? desc->row_count / 2 : 0);
 
     (void)device;
+    if (desc->dtype == WEFT_F8_E4M3) {
+        return panel_count * weft_cpu_f8_panel_size(desc);
+    }
     for (uint32_t i = 0; desc->leaves != NULL && i < desc->leaf_count; i++) {
         panel_size += leaf_size(desc->dtype, weft_range_count(desc->leaves[i]));
     }
-    return weft_cpu_panel_count(desc->row_count, desc->is_gated ? desc->row_count / 2 : 0) * panel_size;
+    return panel_count * panel_size;
 }
 
 /* The device has it from the start, but only quantised matrices touch its pages. */
@@ -69,6 +73,9 @@ static void set_leaves(struct weft_matrix *matrix, const struct weft_matrix_desc
         matrix->block_count += weft_quant_block_count(weft_range_count(leaf));
     }
     assert(column == matrix->col_count);
+    if (matrix->dtype == WEFT_F8_E4M3) { /* of which leaf_offsets know nothing */
+        matrix->panel_size = weft_cpu_f8_panel_size(desc);
+    }
     for (uint32_t i = 0; i < matrix->add_count; i++) {
         assert(matrix->adds[i].left < matrix->adds[i].right && matrix->adds[i].right < matrix->leaf_count);
         is_consumed[matrix->adds[i].right] = true;
@@ -92,6 +99,8 @@ enum weft_status weft_cpu_matrix_open(struct weft_device *device, const struct w
     }
     matrix->dtype = desc->dtype;
     matrix->source = desc->source;
+    matrix->scale_cols = desc->scale_cols;
+    matrix->scale_phase = desc->scale_phase;
     matrix->row_count = desc->row_count;
     matrix->gate_count = desc->is_gated ? desc->row_count / 2 : 0;
     assert(!desc->is_gated || (desc->row_count % 2 == 0 && desc->leaves == NULL));
@@ -162,6 +171,8 @@ static void pack_panel(const struct pack_job *job, uint32_t index)
     }
     if (weft_dtype_is_quantised(matrix->dtype)) {
         weft_cpu_quant_pack(matrix, job->kernels, rows, begin - panel_begin, end - begin, panel);
+    } else if (matrix->dtype == WEFT_F8_E4M3) {
+        weft_cpu_f8_pack(matrix, rows, begin - panel_begin, end - begin, panel);
     } else if (matrix->dtype == WEFT_F32) {
         pack_32((uint32_t *)panel, rows, begin - panel_begin, end - begin, matrix->col_count);
     } else if (matrix->dtype == WEFT_F16) {
@@ -220,6 +231,10 @@ static void unpack_row(const struct weft_matrix *matrix, uint32_t row, float *ou
 
     if (weft_dtype_is_quantised(matrix->dtype)) {
         weft_cpu_quant_unpack(matrix, panel, lane, out);
+        return;
+    }
+    if (matrix->dtype == WEFT_F8_E4M3) {
+        weft_cpu_f8_unpack_row(matrix, panel, lane, out);
         return;
     }
     for (uint32_t k = 0; k < matrix->col_count; k++) {

@@ -1,4 +1,4 @@
-/* A packed weight matrix, shared by matrix.c (packing), matrix_quant.c (of quantised ones) and matmul.c. */
+/* A packed weight matrix, shared by matrix.c (packing), matrix_quant.c and matrix_f8.c (of such ones) and matmul.c. */
 #ifndef WEFT_CPU_MATRIX_H
 #define WEFT_CPU_MATRIX_H
 
@@ -7,6 +7,8 @@
 struct weft_matrix {
     enum weft_dtype dtype;
     enum weft_dtype source; /* of rows written to a quantised matrix */
+    uint32_t scale_cols;    /* f8_e4m3 */
+    uint32_t scale_phase;
     uint32_t row_count;
     uint32_t gate_count; /* F of a gated matrix: panels of gates and of what they let through take turns; 0: none */
     uint32_t col_count;
@@ -42,6 +44,17 @@ static inline uint32_t weft_cpu_out_width(const struct weft_matrix *matrix)
 void weft_cpu_quant_pack(const struct weft_matrix *matrix, const struct weft_cpu_kernels *kernels,
                          const unsigned char *const *rows, uint32_t first_lane, uint32_t lane_count,
                          unsigned char *panel);
+
+/* Bytes of a panel of E4M3. */
+size_t weft_cpu_f8_panel_size(const struct weft_matrix_desc *desc);
+/* As weft_cpu_quant_pack(): rows as weft/f8.h has them. */
+void weft_cpu_f8_pack(const struct weft_matrix *matrix, const unsigned char *const *rows, uint32_t first_lane,
+                      uint32_t lane_count, unsigned char *panel);
+/* out[col_count] <- row `lane` of the panel. */
+void weft_cpu_f8_unpack_row(const struct weft_matrix *matrix, const unsigned char *panel, uint32_t lane, float *out);
+/* pairs[ceil(columns / 2)][16] <- columns of the panel, as bf16 pairs. */
+void weft_cpu_f8_unpack(const struct weft_matrix *matrix, const struct weft_cpu_kernels *kernels,
+                        const unsigned char *panel, struct weft_range columns, uint32_t *pairs);
 
 /* out[col_count] <- row `lane` of the panel. */
 void weft_cpu_quant_unpack(const struct weft_matrix *matrix, const unsigned char *panel, uint32_t lane, float *out);

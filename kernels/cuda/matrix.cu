@@ -10,6 +10,7 @@
 
 #include "cuda/matrix_fast.h"
 #include "cuda/matrix_quant.h"
+#include "weft/f8.h"
 
 static const uint32_t BLOCK = 256;          /* threads of the packing kernels */
 static const size_t PIECE_SIZE = 8 << 20;   /* bytes of raw rows packed at a time, at least one row */
@@ -135,6 +136,15 @@ static void make_program(const struct weft_matrix_desc *desc, struct program *pr
 
 /* ---- size, open, close ---- */
 
+/* E4M3 is kept as the bf16 that it is multiplied as: rows are converted on their way to the GPU. */
+static struct weft_matrix_desc kept_desc(const struct weft_matrix_desc *desc)
+{
+    struct weft_matrix_desc kept = *desc;
+
+    kept.dtype = desc->dtype == WEFT_F8_E4M3 ? WEFT_BF16 : desc->dtype;
+    return kept;
+}
+
 static size_t weights_size(const struct weft_matrix_desc *desc, uint32_t tile_count)
 {
     if (desc->dtype == WEFT_F32) {
@@ -156,11 +166,12 @@ static size_t program_size(uint32_t leaf_count, uint32_t chunk_count)
 size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc)
 {
     struct program program = {};
+    struct weft_matrix_desc kept = kept_desc(desc);
 
     (void)device;
-    make_program(desc, &program);
-    return weft_cuda_align_up(weights_size(desc, program.tile_count), MEMORY_ALIGNMENT) +
-           weft_cuda_align_up(program_size(leaf_count_of(desc), program.chunk_count), MEMORY_ALIGNMENT);
+    make_program(&kept, &program);
+    return weft_cuda_align_up(weights_size(&kept, program.tile_count), MEMORY_ALIGNMENT) +
+           weft_cuda_align_up(program_size(leaf_count_of(&kept), program.chunk_count), MEMORY_ALIGNMENT);
 }
 
 static uint32_t stack_depth(const struct weft_cuda_leaf *leaves, uint32_t count)
@@ -282,8 +293,13 @@ enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct 
 
     matrix = (struct weft_matrix *)calloc(1, sizeof(*matrix));
     if (matrix != NULL) {
-        set_shape(desc, matrix);
-        status = open_memory(device, desc, matrix);
+        struct weft_matrix_desc kept = kept_desc(desc);
+
+        set_shape(&kept, matrix);
+        matrix->is_from_f8 = desc->dtype == WEFT_F8_E4M3;
+        matrix->scale_cols = desc->scale_cols;
+        matrix->scale_phase = desc->scale_phase;
+        status = open_memory(device, &kept, matrix);
     }
     if (status == WEFT_OK && is_tensor(cuda, matrix)) {
         weft_cuda_few_init(cuda);
@@ -304,14 +320,15 @@ enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct 
 size_t weft_cuda_matrix_scratch_size(const struct weft_device *base, const struct weft_matrix_desc *desc)
 {
     const struct weft_cuda_device *device = reinterpret_cast<const struct weft_cuda_device *>(base);
+    struct weft_matrix_desc kept = kept_desc(desc);
     struct weft_matrix matrix = {};
 
-    set_shape(desc, &matrix);
+    set_shape(&kept, &matrix);
     unsigned char *program = (unsigned char *)malloc(program_size(matrix.leaf_count, matrix.chunk_count));
     if (program == NULL) {
         return 0; /* then opening the matrix will fail, too */
     }
-    describe(desc, &matrix, program);
+    describe(&kept, &matrix, program);
     free(program);
     return scratch_size(device, &matrix);
 }
@@ -411,11 +428,29 @@ static void pack(struct weft_cuda_device *device, const struct weft_matrix *matr
     device->has_fresh_weights = true;
 }
 
-/* to[row_count][row_size], without gaps. */
-static void gather_rows(unsigned char *to, const unsigned char *rows, size_t row_stride, uint32_t row_count,
-                        size_t row_size)
+/* to[col_count] <- a row of E4M3 as bf16. */
+static void convert_row(const struct weft_matrix *matrix, const unsigned char *row, uint16_t *to)
 {
-    for (uint32_t i = 0; i < row_count; i++) {
+    const unsigned char *bytes =
+        row + weft_f8_row_size(matrix->col_count, matrix->scale_cols, matrix->scale_phase) - matrix->col_count;
+
+    for (uint32_t k = 0; k < matrix->col_count; k++) {
+        float scale;
+
+        memcpy(&scale, row + weft_f8_scale_index(k, matrix->scale_cols, matrix->scale_phase) * sizeof(scale),
+               sizeof(scale));
+        to[k] = weft_f8_weight(bytes[k], scale);
+    }
+}
+
+/* to[row_count][row_size], without gaps. */
+static void gather_rows(const struct weft_matrix *matrix, unsigned char *to, const unsigned char *rows,
+                        size_t row_stride, uint32_t row_count, size_t row_size)
+{
+    for (uint32_t i = 0; i < row_count && matrix->is_from_f8; i++) {
+        convert_row(matrix, rows + i * row_stride, (uint16_t *)(to + i * row_size));
+    }
+    for (uint32_t i = 0; i < row_count && !matrix->is_from_f8; i++) {
         memcpy(to + i * row_size, rows + i * row_stride, row_size);
     }
 }
@@ -426,6 +461,7 @@ enum weft_status weft_cuda_matrix_write_rows(struct weft_device *device, struct 
     struct weft_cuda_device *cuda = weft_cuda_device(device);
     size_t row_size = raw_row_size(matrix);
     uint32_t piece_rows = raw_rows_max(matrix);
+    bool is_gathered = row_stride != row_size || matrix->is_from_f8;
     unsigned char *gathered = NULL;
     enum weft_status status = WEFT_OK;
     void *raw;
@@ -436,10 +472,10 @@ enum weft_status weft_cuda_matrix_write_rows(struct weft_device *device, struct 
     }
     piece_rows = piece_rows < row_count ? piece_rows : row_count;
     raw = weft_cuda_scratch(cuda, piece_rows * row_size);
-    if (row_stride != row_size) {
+    if (is_gathered) {
         gathered = (unsigned char *)malloc(piece_rows * row_size);
     }
-    if (raw == NULL || (row_stride != row_size && gathered == NULL)) {
+    if (raw == NULL || (is_gathered && gathered == NULL)) {
         free(gathered);
         return WEFT_ERR_MEMORY;
     }
@@ -448,7 +484,7 @@ enum weft_status weft_cuda_matrix_write_rows(struct weft_device *device, struct 
         const unsigned char *from = (const unsigned char *)rows + done * row_stride;
 
         if (gathered != NULL) {
-            gather_rows(gathered, from, row_stride, count, row_size);
+            gather_rows(matrix, gathered, from, row_stride, count, row_size);
             from = gathered;
         }
         status = weft_cuda_write(device, raw, from, count * row_size);

@@ -51,8 +51,11 @@ struct weft_cuda_leaf {
 struct weft_matrix {
     enum weft_dtype dtype;
     enum weft_dtype source; /* of rows to be packed */
-    uint32_t row_count;     /* of a gated matrix with padding: rows as they lie */
-    uint32_t gate_count;    /* F of a gated matrix, else 0 */
+    bool is_from_f8;        /* rows come as E4M3 (weft/f8.h), and become bf16 */
+    uint32_t scale_cols;
+    uint32_t scale_phase;
+    uint32_t row_count;  /* of a gated matrix with padding: rows as they lie */
+    uint32_t gate_count; /* F of a gated matrix, else 0 */
     uint32_t col_count;
     uint32_t leaf_count; /* 1 for a column-parallel matrix */
     uint32_t chunk_count;

@@ -20,7 +20,7 @@ static struct weft_cuda_host host;
 /* Declared in weft/device.h; libweft's own is not visible here. */
 size_t weft_dtype_size(enum weft_dtype dtype)
 {
-    return dtype == WEFT_F32 ? 4 : 2;
+    return dtype == WEFT_F32 ? 4 : dtype == WEFT_F8_E4M3 ? 1 : 2;
 }
 
 bool weft_dtype_is_quantised(enum weft_dtype dtype)

@@ -14,6 +14,7 @@
 enum {
     SUM_COUNT = 200,
     SUM_WARM = 20,
+    F8_BLOCK = 128, /* columns with a scale, of almost all FP8 checkpoints */
     SPEED_MS = 200, /* long enough for ranks that take turns on cores */
 };
 /* Less than this per rank stays in its last cache, which the probe does not. */
@@ -27,7 +28,10 @@ static double weight_size(const char *dtype)
     static const struct {
         const char *name;
         double size;
-    } sizes[] = {{"f32", 4}, {"q8_0", 34.0 / WEFT_QUANT_BLOCK}, {"q4_0", 18.0 / WEFT_QUANT_BLOCK}};
+    } sizes[] = {{"f32", 4},
+                 {"f8_e4m3", 1 + 4.0 / F8_BLOCK},
+                 {"q8_0", 34.0 / WEFT_QUANT_BLOCK},
+                 {"q4_0", 18.0 / WEFT_QUANT_BLOCK}};
 
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
         if (strcmp(dtype, sizes[i].name) == 0) {
@@ -43,7 +47,9 @@ double weft_doctor_token_size(const struct weft_model_summary *summary)
     double kv_heads = (double)summary->kv_head_count * summary->head_size;
     double layer = summary->width * (2 * heads + 2 * kv_heads + 3.0 * summary->ffn_width);
     const char *dtype = summary->weight_dtype;
-    const char *head_dtype = strcmp(dtype, "q4_0") == 0 ? "q8_0" : dtype;
+    /* FP8 checkpoints leave embedding and head as they were. */
+    bool is_f8 = strcmp(dtype, weft_dtype_name(WEFT_F8_E4M3)) == 0;
+    const char *head_dtype = strcmp(dtype, "q4_0") == 0 ? "q8_0" : is_f8 ? "bf16" : dtype;
 
     return summary->layer_count * layer * weight_size(dtype) +
            (double)summary->width * summary->vocab_size * weight_size(head_dtype);
@@ -116,6 +122,9 @@ static void fill_plan(const struct weft_doctor_rates_args *args, struct plan *pl
     plan->leaf_count = args->summary->leaf_count;
     (void)weft_quantise_parse(args->engine->quantize, &quantise); /* what is none was refused with the model */
     plan->dtype = (uint32_t)weft_speed_dtype(quantise);
+    if (strcmp(args->summary->weight_dtype, weft_dtype_name(WEFT_F8_E4M3)) == 0) {
+        plan->dtype = WEFT_F8_E4M3;
+    }
     for (uint32_t r = 0; r < args->rank_count; r++) {
         members[r] = args->facts[r].member;
         members[r].machine = args->facts[r].machine;

@@ -66,9 +66,10 @@ static enum weft_status take_model(const Weft__Wire__Model *message, struct weft
         return WEFT_ERR_FORMAT;
     }
     for (uint32_t i = 0; i < dtype_count(config); i++) {
-        if (message->dtypes[i] > WEFT_BF16) {
-            weft_log(WEFT_LOG_ERROR, "engine/group", "the leader's Model has element type %u: expected at most %d",
-                     message->dtypes[i], WEFT_BF16);
+        bool is_fp8 = config->fp8.is_there && message->dtypes[i] == WEFT_F8_E4M3;
+        if (message->dtypes[i] > WEFT_BF16 && !is_fp8) {
+            weft_log(WEFT_LOG_ERROR, "engine/group", "the leader's Model has element type %u: expected at most %d%s",
+                     message->dtypes[i], WEFT_BF16, config->fp8.is_there ? " or that of FP8" : "");
             return WEFT_ERR_FORMAT;
         }
         *dtype_at(&config->dtypes, i) = (enum weft_dtype)message->dtypes[i];

@@ -20,7 +20,8 @@
  */
 WEFT_MUST_CHECK enum weft_status weft_speed_measure(struct weft_device *device, enum weft_dtype dtype,
                                                     double *bytes_per_second_out);
-/* What to measure for a model whose layers are quantised so: bf16 stands for all that are not. */
+/* What to measure for a model whose layers are quantised so: bf16 stands for all that are not (FP8 too: a worker that
+ * is asked does not know the model yet). */
 enum weft_dtype weft_speed_dtype(enum weft_quantise quantise);
 
 /* The same in parts, for who wants to choose when: open, passes (about 10 ms each), close. */

@@ -373,7 +373,7 @@ static enum weft_status parse(const char *name, const json_t *root, const json_t
     WEFT_TRY(get_windows(name, root, traits, config));
     WEFT_TRY(get_dtype(name, root, &config->dtype));
     WEFT_TRY(weft_fp8_parse(name, root, &config->fp8));
-    config->dtype = config->fp8.is_there ? WEFT_BF16 : config->dtype;
+    config->dtype = config->fp8.is_there ? WEFT_F8_E4M3 : config->dtype;
     WEFT_TRY(get_special_tokens(name, root, generation, config));
     WEFT_TRY(weft_rope_init(name, root, config));
     set_dtypes(config);

@@ -24,8 +24,8 @@ enum weft_family { WEFT_FAMILY_LLAMA, WEFT_FAMILY_MISTRAL, WEFT_FAMILY_QWEN2, WE
 
 /*
  * How the matrices of a model are stored. A matrix made of several tensors (qkv, gate_up) has one dtype: the tensors'
- * own when they agree, else f32, which holds f16 and bf16 exactly; FP8 counts as bf16. They are kept in memory as that,
- * or quantised.
+ * own when they agree, bf16 when some are that and some FP8, else f32, which holds f16 and bf16 exactly. They are kept
+ * in memory as that, or quantised.
  */
 struct weft_model_dtypes {
     enum weft_dtype embedding;
@@ -64,7 +64,7 @@ struct weft_model_config {
     bool has_qk_norm;
     bool is_tied; /* one matrix is embedding and output head: tie_word_embeddings, unless the tensors say otherwise */
     uint32_t windows[WEFT_LAYER_COUNT_MAX]; /* sliding window per layer, 0: none */
-    enum weft_dtype dtype;                  /* torch_dtype or dtype: what the config says; bf16 with FP8 */
+    enum weft_dtype dtype;                  /* torch_dtype or dtype: what the config says; f8_e4m3 with FP8 */
     struct weft_model_dtypes dtypes;        /* what the tensors say; all `dtype` when only the config was read */
     struct weft_fp8 fp8;
     enum weft_quantise quantise; /* NONE as read; set by who loads the model, the same on all ranks */

@@ -41,7 +41,8 @@ enum weft_dtype weft_quantise_end(enum weft_quantise quantise, enum weft_dtype s
 
 enum weft_dtype weft_quantise_source(const struct weft_model_config *config, enum weft_dtype stored)
 {
-    bool is_fp8 = config->fp8.is_there && stored == WEFT_BF16; /* or bf16 beside it: f32 holds that exactly */
+    /* bf16 may be FP8 and bf16 side by side: f32 holds both exactly. */
+    bool is_fp8 = config->fp8.is_there && (stored == WEFT_F8_E4M3 || stored == WEFT_BF16);
 
     return is_fp8 && config->quantise != WEFT_QUANTISE_NONE ? WEFT_F32 : stored;
 }
@@ -50,13 +51,12 @@ const char *weft_weights_text(const struct weft_model_config *config, char *text
 {
     const char *kept = weft_dtype_name(weft_quantise_layer(config->quantise, config->dtype));
     const char *ends = config->quantise == WEFT_QUANTISE_Q4_0 ? " (embedding and head q8_0)" : "";
-    const char *stored = config->fp8.is_there ? "f8_e4m3" : weft_dtype_name(config->dtype);
-    const char *done = config->quantise != WEFT_QUANTISE_NONE ? "quantised" : "converted";
 
-    if (config->quantise == WEFT_QUANTISE_NONE && !config->fp8.is_there) {
-        snprintf(text, WEFT_WEIGHTS_TEXT_SIZE, "%s", kept);
+    if (config->quantise == WEFT_QUANTISE_NONE) {
+        snprintf(text, WEFT_WEIGHTS_TEXT_SIZE, "%s%s", kept, config->fp8.is_there ? " (bf16 on a GPU)" : "");
     } else {
-        snprintf(text, WEFT_WEIGHTS_TEXT_SIZE, "%s%s, %s while loading, from %s", kept, ends, done, stored);
+        snprintf(text, WEFT_WEIGHTS_TEXT_SIZE, "%s%s, quantised while loading, from %s", kept, ends,
+                 weft_dtype_name(config->dtype));
     }
     return text;
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "weft/f8.h"
 #include "weft/log.h"
 #include "weft/numeric.h"
 
@@ -160,6 +161,35 @@ static void narrow(float *values, size_t count)
     }
 }
 
+/* Bytes of a row as it is converted: f32 first, or FP8 as it is, with its scales. */
+static size_t converted_row_size(const struct weft_deliver_args *args)
+{
+    const struct weft_read *read = args->read;
+
+    if (read->to != WEFT_F8_E4M3 || read->matrix == NULL) {
+        return read->col_count * sizeof(float);
+    }
+    uint32_t block = args->fp8->block_cols;
+    return weft_f8_row_size(read->col_count, block, block == 0 ? 0 : read->col_begin % block);
+}
+
+/* Rows [done, done + count) of FP8 that stays FP8: each behind its scales. */
+static enum weft_status deliver_f8(const struct weft_deliver_args *args, uint32_t first, uint32_t done, uint32_t count,
+                                   const unsigned char *rows)
+{
+    const struct weft_read *read = args->read;
+    size_t size = converted_row_size(args), scales_size = size - read->col_count;
+    unsigned char *to = (unsigned char *)args->converted;
+
+    for (uint32_t i = done; i < done + count; i++) {
+        memcpy(to, (const unsigned char *)args->scales + i * scales_size, scales_size);
+        memcpy(to + scales_size, rows + i * args->stride, read->col_count);
+        to += size;
+    }
+    return weft_matrix_write_rows(args->device, read->matrix, read->row_begin + first + done, count, args->converted,
+                                  size);
+}
+
 /* Rows [done, done + count) of those that come from `first` on: they fit into `converted`. */
 static enum weft_status deliver_batch(const struct weft_deliver_args *args, uint32_t first, uint32_t done,
                                       uint32_t count, const unsigned char *rows)
@@ -167,6 +197,9 @@ static enum weft_status deliver_batch(const struct weft_deliver_args *args, uint
     const struct weft_read *read = args->read;
     size_t width = read->col_count;
 
+    if (read->matrix != NULL && read->to == WEFT_F8_E4M3) {
+        return deliver_f8(args, first, done, count, rows);
+    }
     for (uint32_t i = done; i < done + count; i++) {
         convert(args, i, rows + i * args->stride, args->converted + (i - done) * width);
     }
@@ -185,7 +218,7 @@ enum weft_status weft_read_deliver(const struct weft_deliver_args *args, uint32_
 {
     const struct weft_read *read = args->read;
     const unsigned char *bytes = rows;
-    uint32_t most = (uint32_t)(args->converted_size / ((size_t)read->col_count * sizeof(float)));
+    uint32_t most = (uint32_t)(args->converted_size / converted_row_size(args));
 
     if (read->matrix != NULL && read->from != WEFT_ELEMENT_F8_E4M3 && read->to == weft_element_dtype(read->from)) {
         return weft_matrix_write_rows(args->device, read->matrix, read->row_begin + first, count, rows, args->stride);
@@ -228,7 +261,8 @@ static enum weft_status deliver(struct reader *reader, const struct weft_read *r
                                            .table = reader->table,
                                            .scales = reader->scales,
                                            .converted = reader->converted,
-                                           .converted_size = reader->staging_size};
+                                           .converted_size =
+                                               weft_converted_size(reader->staging_size, reader->args->fp8)};
 
     if (read->from == WEFT_ELEMENT_F8_E4M3) {
         WEFT_TRY(prepare_fp8(reader, read, first, count, rows, stride));
@@ -337,7 +371,7 @@ static enum weft_status open_buffers(struct reader *reader)
     }
     /* The device's own kind of host memory: a GPU takes from it without another copy. */
     reader->staging = weft_device_alloc_host(args->device, reader->staging_size);
-    reader->converted = malloc(reader->staging_size);
+    reader->converted = malloc(weft_converted_size(reader->staging_size, args->fp8));
     reader->scales = scales > 0 ? malloc(scales * sizeof(float)) : NULL;
     if (reader->converted == NULL || (scales > 0 && reader->scales == NULL)) {
         weft_log(WEFT_LOG_ERROR, where, "out of memory for %zu bytes of staging", reader->staging_size);

@@ -35,6 +35,13 @@ struct weft_read {
 /* 8 MiB: far above the size from which one NVMe or network read is efficient, small next to any model. */
 #define WEFT_STAGING_SIZE ((size_t)8 << 20)
 
+/* Bytes for a staging buffer's rows when they are converted: those of the longest row, which may take all of it as f32,
+ * take a quarter more as FP8 with a scale for each byte. */
+static inline size_t weft_converted_size(size_t staging_size, const struct weft_fp8 *fp8)
+{
+    return fp8 != NULL && fp8->is_there ? staging_size + staging_size / 4 : staging_size;
+}
+
 /* Where rows of a read go, and what is needed on the way. */
 struct weft_deliver_args {
     struct weft_device *device;

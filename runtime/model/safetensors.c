@@ -53,7 +53,7 @@ int weft_tensor_element(const struct weft_tensor *tensor, enum weft_element *out
 
 size_t weft_element_size(enum weft_element element)
 {
-    return element == WEFT_ELEMENT_F8_E4M3 ? 1 : weft_dtype_size(weft_element_dtype(element));
+    return weft_dtype_size(weft_element_dtype(element));
 }
 
 enum weft_dtype weft_element_dtype(enum weft_element element)
@@ -61,8 +61,8 @@ enum weft_dtype weft_element_dtype(enum weft_element element)
     switch (element) {
     case WEFT_ELEMENT_F32: return WEFT_F32;
     case WEFT_ELEMENT_F16: return WEFT_F16;
-    case WEFT_ELEMENT_BF16:
-    case WEFT_ELEMENT_F8_E4M3: break;
+    case WEFT_ELEMENT_F8_E4M3: return WEFT_F8_E4M3;
+    case WEFT_ELEMENT_BF16: break;
     }
     return WEFT_BF16;
 }

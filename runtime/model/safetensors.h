@@ -50,7 +50,7 @@ enum weft_element { WEFT_ELEMENT_F32, WEFT_ELEMENT_F16, WEFT_ELEMENT_BF16, WEFT_
 int weft_tensor_element(const struct weft_tensor *tensor, enum weft_element *out);
 /* Bytes: 4, 2, 2, 1. */
 size_t weft_element_size(enum weft_element element);
-/* As which type a matrix of such elements is written to the device: the same; bf16 for FP8. */
+/* The type of a matrix of such elements. */
 enum weft_dtype weft_element_dtype(enum weft_element element);
 /* One element as f32, little endian, unaligned. Not FP8, whose value takes a scale (fp8.h). */
 float weft_element_value(const unsigned char *bytes, enum weft_element element);

@@ -96,7 +96,8 @@ static enum weft_status deliver(const struct stream *stream, uint32_t tensor, ui
                                            .table = stream->table,
                                            .scales = rows->scales,
                                            .converted = stream->converted,
-                                           .converted_size = stream->staging_size};
+                                           .converted_size =
+                                               weft_converted_size(stream->staging_size, &stream->args->config->fp8)};
 
     return weft_read_deliver(&args, first, count, rows->bytes);
 }
@@ -350,6 +351,10 @@ static enum weft_status check_message(const struct stream *stream, const struct 
         return refuse(message, "the next rows of this rank's slice");
     }
     enum weft_element from = (enum weft_element)message->from;
+    const struct weft_read *read = &stream->args->reader.reads[message->tensor];
+    if (read->matrix != NULL && read->to == WEFT_F8_E4M3 && from != WEFT_ELEMENT_F8_E4M3) {
+        return refuse(message, "FP8, which the matrix is kept as");
+    }
     uint64_t row_size = (uint64_t)weft_range_count(part.cols) * weft_element_size(from);
     uint64_t scales = scales_size(stream, from, part.cols, message->count);
     if (row_size == 0 || message->size != scales + message->count * row_size || scales > stream->scales_size ||
@@ -463,7 +468,7 @@ static enum weft_status open_stream(const struct weft_stream_args *args, struct 
         stream->tensor_count = weft_tensor_count(args->config, &stream->lists[0]);
         size_staging(stream);
         stream->staging = malloc(stream->scales_size + stream->staging_size);
-        stream->converted = malloc(stream->staging_size);
+        stream->converted = malloc(weft_converted_size(stream->staging_size, &args->config->fp8));
         stream->packed = malloc(args->rank == 0 ? stream->scales_size + stream->staging_size : 1);
         stream->sent_ns = calloc(args->rank_count, sizeof(stream->sent_ns[0]));
         stream->next_rows = calloc(stream->tensor_count, sizeof(stream->next_rows[0]));

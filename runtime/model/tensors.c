@@ -232,6 +232,16 @@ enum weft_status weft_tensor_locate(const struct weft_checkpoint *checkpoint, co
     return check(checkpoint, config, tensor, part, out);
 }
 
+/* Type of a matrix of tensors of both types; FP8 beside others becomes bf16, as a weight of it is one. */
+static enum weft_dtype merged(enum weft_dtype a, enum weft_dtype b)
+{
+    if (a != b) {
+        a = a == WEFT_F8_E4M3 ? WEFT_BF16 : a;
+        b = b == WEFT_F8_E4M3 ? WEFT_BF16 : b;
+    }
+    return a == b ? a : WEFT_F32;
+}
+
 static enum weft_status resolve_layer(const struct weft_checkpoint *checkpoint, const struct weft_part_list *list,
                                       uint32_t layer, struct weft_model_config *config)
 {
@@ -251,7 +261,7 @@ static enum weft_status resolve_layer(const struct weft_checkpoint *checkpoint, 
         WEFT_TRY(weft_tensor_locate(checkpoint, config, name, part, &stored));
         if (part->matrix >= 0) {
             enum weft_dtype dtype = weft_element_dtype(stored.element);
-            *to[part->matrix] = !is_seen[part->matrix] || *to[part->matrix] == dtype ? dtype : WEFT_F32;
+            *to[part->matrix] = is_seen[part->matrix] ? merged(*to[part->matrix], dtype) : dtype;
             is_seen[part->matrix] = true;
         }
     }

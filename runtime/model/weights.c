@@ -59,11 +59,20 @@ static enum weft_dtype end_source(const struct weft_model_config *config, bool i
     return weft_quantise_source(config, is_embedding ? config->dtypes.embedding : config->dtypes.head);
 }
 
+/* How the scales of an FP8 matrix lie whose columns begin at `first` of the tensors'. */
+static void plan_scales(const struct weft_model_config *config, uint32_t first, struct weft_matrix_desc *desc)
+{
+    if (desc->dtype == WEFT_F8_E4M3 && config->fp8.block_cols != 0) {
+        desc->scale_cols = config->fp8.block_cols;
+        desc->scale_phase = first % config->fp8.block_cols;
+    }
+}
+
 static void plan_matrix(const struct weft_model_config *config, const struct weft_slice *slice, uint32_t layer,
                         enum weft_layer_matrix matrix, struct matrix_plan *plan)
 {
     uint32_t heads = weft_range_count(slice->heads), kv_heads = weft_range_count(slice->kv_heads);
-    uint32_t ffn = weft_range_count(slice->ffn), width = config->width;
+    uint32_t ffn = weft_range_count(slice->ffn), width = config->width, first = 0;
 
     *plan = (struct matrix_plan){0};
     switch (matrix) {
@@ -74,6 +83,7 @@ static void plan_matrix(const struct weft_model_config *config, const struct wef
     case WEFT_ATTENTION_OUT:
         plan->desc = (struct weft_matrix_desc){.row_count = width, .col_count = heads * config->head_size};
         plan_leaves(config, slice, true, plan);
+        first = slice->heads.begin * config->head_size;
         break;
     case WEFT_GATE_UP:
         plan->desc = (struct weft_matrix_desc){.row_count = 2 * ffn, .col_count = width, .is_gated = true};
@@ -81,11 +91,13 @@ static void plan_matrix(const struct weft_model_config *config, const struct wef
     case WEFT_DOWN:
         plan->desc = (struct weft_matrix_desc){.row_count = width, .col_count = ffn};
         plan_leaves(config, slice, false, plan);
+        first = slice->ffn.begin;
         break;
     case WEFT_LAYER_MATRIX_COUNT: break;
     }
     plan->desc.source = layer_source(config, layer, matrix);
     plan->desc.dtype = weft_quantise_layer(config->quantise, plan->desc.source);
+    plan_scales(config, first, &plan->desc);
 }
 
 /* Of the embedding or the head. */
@@ -94,10 +106,13 @@ static struct weft_matrix_desc vocab_desc(const struct weft_model_config *config
 {
     enum weft_dtype source = end_source(config, is_embedding);
 
-    return (struct weft_matrix_desc){.dtype = weft_quantise_end(config->quantise, source),
-                                     .source = source,
-                                     .row_count = weft_range_count(slice->vocab),
-                                     .col_count = config->width};
+    struct weft_matrix_desc desc = {.dtype = weft_quantise_end(config->quantise, source),
+                                    .source = source,
+                                    .row_count = weft_range_count(slice->vocab),
+                                    .col_count = config->width};
+
+    plan_scales(config, 0, &desc);
+    return desc;
 }
 
 static uint32_t aligned(uint32_t count)

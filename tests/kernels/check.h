@@ -84,7 +84,7 @@ WEFT_CPU_KERNEL_LIST(CHECK_DECLARE)
 #undef CHECK_DECLARE
 
 /* check_numeric.c: weft/numeric.h. check_pool.c: the thread pool. check_device.c, check_matmul.c,
- * check_quant_matmul.c, check_attention.c, check_candidates.c, check_ordered.c: the device table. */
+ * check_quant_matmul.c, check_f8.c, check_attention.c, check_candidates.c, check_ordered.c: the device table. */
 void check_numeric(struct check *check);
 void check_pool(struct check *check);
 void check_device_options(struct check *check);
@@ -97,6 +97,7 @@ void check_device_matmul_exact(struct check *check);
 /* check_gated.c: gated matrices. */
 void check_device_gated(struct check *check);
 void check_device_rows(struct check *check);
+void check_device_matmul_f8(struct check *check);
 void check_device_angles(struct check *check);
 void check_device_attention(struct check *check);
 void check_device_candidates(struct check *check);

@@ -26,12 +26,12 @@ static const struct part kernel_parts[] = {WEFT_CPU_KERNEL_LIST(PART)};
 #undef PART
 
 static const struct part device_parts[] = {
-    {"options", check_device_options},       {"memory", check_device_memory},
-    {"matmul", check_device_matmul},         {"matmul quant", check_device_matmul_quant},
-    {"matmul gated", check_device_gated},    {"rows", check_device_rows},
-    {"angles", check_device_angles},         {"attention", check_device_attention},
-    {"candidates", check_device_candidates}, {"tree add", check_device_tree_add},
-    {"ordered", check_device_ordered},
+    {"options", check_device_options},     {"memory", check_device_memory},
+    {"matmul", check_device_matmul},       {"matmul quant", check_device_matmul_quant},
+    {"matmul f8", check_device_matmul_f8}, {"matmul gated", check_device_gated},
+    {"rows", check_device_rows},           {"angles", check_device_angles},
+    {"attention", check_device_attention}, {"candidates", check_device_candidates},
+    {"tree add", check_device_tree_add},   {"ordered", check_device_ordered},
 };
 
 /* A GPU has the CPU's bits when it multiplies as the CPU does; tensor cores keep to rules of their own. */
@@ -40,6 +40,7 @@ static const struct part gpu_parts[] = {
     {"matmul", check_device_matmul},
     {"matmul quant", check_device_matmul_quant},
     {"matmul gated", check_device_gated},
+    {"matmul f8", check_device_matmul_f8},
     {"rows", check_device_rows},
     {"angles", check_device_angles},
     {"attention", check_device_attention},
@@ -49,7 +50,8 @@ static const struct part gpu_parts[] = {
 };
 static const struct part gpu_exact_parts[] = {{"matmul exact", check_device_matmul_exact},
                                               {"matmul quant", check_device_matmul_quant},
-                                              {"matmul gated", check_device_gated}};
+                                              {"matmul gated", check_device_gated},
+                                              {"matmul f8", check_device_matmul_f8}};
 
 /* What does not depend on the level. */
 static const struct part common_parts[] = {{"numeric", check_numeric}, {"pool", check_pool}};

@@ -142,7 +142,7 @@ static void test_quantised_fp8_is_rounded_once(void **state)
     }
 }
 
-/* The configuration alone says bf16, and which form. */
+/* What is kept as FP8, and which form. */
 static void test_config_knows_the_form(void **state)
 {
     struct weft_model_config config;
@@ -155,11 +155,28 @@ static void test_config_knows_the_form(void **state)
         assert_true(config.fp8.is_there);
         assert_int_equal(config.fp8.block_rows, forms[i].block_cols != 0 ? forms[i].block_rows : 0);
         assert_int_equal(config.fp8.block_cols, forms[i].block_cols);
-        assert_int_equal(config.dtype, WEFT_BF16);
-        assert_int_equal(config.dtypes.down[1], WEFT_BF16);
-        assert_int_equal(config.dtypes.qkv[0], forms[i].is_mixed ? WEFT_F32 : WEFT_BF16);
+        assert_int_equal(config.dtype, WEFT_F8_E4M3);
+        assert_int_equal(config.dtypes.down[1], WEFT_F8_E4M3);
+        assert_int_equal(config.dtypes.head, forms[i].has_ends ? WEFT_F8_E4M3 : WEFT_BF16);
+        assert_int_equal(config.dtypes.qkv[0], forms[i].is_mixed ? WEFT_F32 : WEFT_F8_E4M3);
         folder_remove(fp8);
     }
+}
+
+/* A layer's matrix takes a byte for each weight, and its scales; slices take no more than their share. */
+static void test_memory_is_bytes_and_scales(void **state)
+{
+    const struct weft_device_options device_options = {.kind = "cpu", .thread_count = 1, .wait = WEFT_WAIT_YIELD};
+    const struct weft_matrix_desc f8 = {
+        .dtype = WEFT_F8_E4M3, .scale_cols = 128, .scale_phase = 96, .row_count = 160, .col_count = 1024};
+    const struct weft_matrix_desc bf16 = {.dtype = WEFT_BF16, .row_count = 160, .col_count = 1024};
+    struct weft_device *device = NULL;
+
+    (void)state;
+    assert_int_equal(weft_device_open(&device_options, &device), WEFT_OK);
+    assert_int_equal(weft_matrix_size(device, &f8), 160 * (1024 + 9 * sizeof(float)));
+    assert_int_equal(weft_matrix_size(device, &bf16), 160 * 1024 * 2);
+    weft_device_close(&device);
 }
 
 /* Every byte, against the definition. */
@@ -270,6 +287,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_byte),
         cmocka_unit_test(test_config_knows_the_form),
+        cmocka_unit_test(test_memory_is_bytes_and_scales),
         cmocka_unit_test(test_every_form_is_its_reference),
         cmocka_unit_test(test_quantised_fp8_is_rounded_once),
         cmocka_unit_test(test_damage_is_refused_in_one_line),

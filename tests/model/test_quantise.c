@@ -57,13 +57,16 @@ static void test_what_is_kept_as_what(void **state)
                         "q4_0 (embedding and head q8_0), quantised while loading, from bf16");
     assert_int_equal(weft_quantise_source(&config, WEFT_BF16), WEFT_BF16);
     config.fp8.is_there = true;
+    config.dtype = WEFT_F8_E4M3;
+    assert_int_equal(weft_quantise_source(&config, WEFT_F8_E4M3), WEFT_F32);
     assert_int_equal(weft_quantise_source(&config, WEFT_BF16), WEFT_F32);
     assert_int_equal(weft_quantise_source(&config, WEFT_F16), WEFT_F16);
     assert_string_equal(weft_weights_text(&config, text),
                         "q4_0 (embedding and head q8_0), quantised while loading, from f8_e4m3");
     config.quantise = WEFT_QUANTISE_NONE;
     assert_int_equal(weft_quantise_source(&config, WEFT_BF16), WEFT_BF16);
-    assert_string_equal(weft_weights_text(&config, text), "bf16, converted while loading, from f8_e4m3");
+    assert_int_equal(weft_quantise_source(&config, WEFT_F8_E4M3), WEFT_F8_E4M3);
+    assert_string_equal(weft_weights_text(&config, text), "f8_e4m3 (bf16 on a GPU)");
 }
 
 /* Of a model of round sizes, which no padding blurs: 34 and 18 bytes for each block of 32 weights. */

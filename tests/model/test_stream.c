@@ -267,7 +267,7 @@ static void test_damaged_fp8_is_noticed(void **state)
     } cases[] = {
         {{false, 0, 0, 1}, WEFT_ERR_IO, "arrived damaged: checksum"},   /* a scale */
         {{false, 0, 300, 1}, WEFT_ERR_IO, "arrived damaged: checksum"}, /* weights */
-        {{true, 1, 1, 3}, WEFT_ERR_FORMAT, "expected whole rows"},      /* f32 of that size */
+        {{true, 1, 1, 3}, WEFT_ERR_FORMAT, "expected FP8"},             /* f32 of that size */
         {{true, 1, 4, 4}, WEFT_ERR_FORMAT, "expected whole rows"},      /* a scale more, or less */
         {{true, 1, 0, 0}, WEFT_OK, ""},
     };

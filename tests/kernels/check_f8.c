@@ -1,0 +1,194 @@
+/*
+ * Weights kept as E4M3: unpacking of every byte by levels, against double precision, and the device's products against
+ * those of the same weights as bf16, by bits.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "model_matrix.h"
+#include "weft/numeric.h"
+
+enum { LANES = 16, PAIRS_MAX = 40, NAN_BITS = 0x7f };
+
+/* A byte that is a number. */
+static uint8_t random_byte(struct check *check)
+{
+    uint8_t byte = (uint8_t)check_below(check, 256);
+
+    return (byte & NAN_BITS) == NAN_BITS ? (uint8_t)(byte ^ 1) : byte;
+}
+
+/*
+ * Ordinary ones, half of them as short as bf16, whose products often lie midway between two of bf16; and those whose
+ * products are denormal, zero or almost too large.
+ */
+static float random_scale(struct check *check)
+{
+    static const float special[] = {0.0f, 0x1p-149f, -0x1.8p-120f, 0x1.234567p-126f, 0x1.fffffep+118f, -3.5f};
+    uint32_t i = check_below(check, 24), bits = check_below(check, 1 << 23);
+
+    bits &= check_below(check, 2) == 0 ? 0x7f0000U : UINT32_MAX;
+    return i < 6 ? special[i] : ldexpf(1.0f + (float)bits * 0x1p-23f, (int)i - 20);
+}
+
+/* bf16 nearest to the f32 that is nearest to byte x scale, from the format's definition. */
+static uint16_t model_weight(uint8_t byte, float scale)
+{
+    int exponent = byte >> 3 & 15, fraction = byte & 7;
+    double value = exponent == 0 ? ldexp(fraction, -9) : ldexp(8 + fraction, exponent - 10);
+    float product = (float)((byte & 0x80 ? -value : value) * (double)scale); /* exact in f64: 4 bits x 24 */
+    uint32_t bits = weft_f32_bits(product), rest = bits & 0xffff, half = bits >> 16;
+
+    return (uint16_t)(rest > 0x8000 || (rest == 0x8000 && half % 2 != 0) ? half + 1 : half);
+}
+
+void check_unpack_f8(struct check *check)
+{
+    for (uint32_t i = 0; i < 600; i++) {
+        uint32_t pair_count = check_below(check, PAIRS_MAX + 1);
+        struct check_buffer bytes = check_buffer((size_t)pair_count * 2 * LANES, check_below(check, 64));
+        struct check_buffer scales = check_floats(LANES, check_below(check, 16));
+        struct check_buffer pairs = check_floats((size_t)pair_count * LANES, check_below(check, 16));
+
+        for (uint32_t k = 0; k < pair_count * 2 * LANES; k++) {
+            ((uint8_t *)bytes.data)[k] = random_byte(check);
+        }
+        for (uint32_t k = 0; k < LANES; k++) {
+            ((float *)scales.data)[k] = i % 2 == 0 || k == 0 ? random_scale(check) : ((float *)scales.data)[0];
+        }
+        check->kernels->unpack_f8(bytes.data, scales.data, pair_count, pairs.data);
+        for (uint32_t k = 0; k < pair_count * 2 * LANES; k++) {
+            uint32_t column = k / LANES, lane = k % LANES;
+            uint16_t half = ((uint16_t *)pairs.data)[(column / 2 * LANES + lane) * 2 + column % 2];
+            float found = half;
+            float expected = model_weight(((uint8_t *)bytes.data)[k], ((float *)scales.data)[lane]);
+
+            check_same(check, &found, &expected, 1, "unpack_f8: byte %02x times %a", ((uint8_t *)bytes.data)[k],
+                       (double)((float *)scales.data)[lane]);
+        }
+        check_buffer_end(check, &bytes, "unpack_f8 bytes");
+        check_buffer_end(check, &scales, "unpack_f8 scales");
+        check_buffer_end(check, &pairs, "unpack_f8 pairs");
+    }
+}
+
+/* ---- the device's products ---- */
+
+struct blocks {
+    uint32_t cols;
+    uint32_t phase;
+};
+
+static uint32_t scale_count_of(const struct model_matrix *model, struct blocks blocks)
+{
+    return blocks.cols == 0 || model->col_count == 0 ? 1 : (blocks.phase + model->col_count - 1) / blocks.cols + 1;
+}
+
+/* rows [row][scales, bytes] of random FP8; the model's rows become the same as bf16. */
+static unsigned char *make_rows(struct check *check, struct model_matrix *model, struct blocks blocks)
+{
+    uint32_t scale_count = scale_count_of(model, blocks);
+    size_t stride = scale_count * sizeof(float) + model->col_count;
+    unsigned char *rows = malloc(model->row_count * stride + 1);
+
+    for (uint32_t row = 0; row < model->row_count; row++) {
+        float scales[64] = {0};
+
+        for (uint32_t s = 0; s < scale_count; s++) {
+            scales[s] = ldexpf(1.0f + (float)check_below(check, 1 << 23) * 0x1p-23f, (int)check_below(check, 8) - 9);
+        }
+        memcpy(rows + row * stride, scales, scale_count * sizeof(float));
+        for (uint32_t k = 0; k < model->col_count; k++) {
+            uint8_t byte = random_byte(check);
+            float scale = scales[blocks.cols == 0 ? 0 : (blocks.phase + k) / blocks.cols];
+
+            rows[row * stride + scale_count * sizeof(float) + k] = byte;
+            ((uint16_t *)model->rows)[(size_t)row * model->col_count + k] = model_weight(byte, scale);
+        }
+    }
+    return rows;
+}
+
+static struct weft_matrix *open_f8(struct check *check, struct weft_device *device, const struct model_matrix *model,
+                                   struct blocks blocks, const unsigned char *rows)
+{
+    struct weft_matrix_desc desc = {.dtype = WEFT_F8_E4M3,
+                                    .scale_cols = blocks.cols,
+                                    .scale_phase = blocks.phase,
+                                    .row_count = model->row_count,
+                                    .col_count = model->col_count,
+                                    .leaves = model->leaf_count > 0 ? model->leaves : NULL,
+                                    .leaf_count = model->leaf_count,
+                                    .adds = model->adds,
+                                    .add_count = model->add_count};
+    size_t stride = scale_count_of(model, blocks) * sizeof(float) + model->col_count;
+    uint32_t cut = check_below(check, model->row_count + 1);
+    struct weft_matrix *matrix;
+
+    if (weft_matrix_open(device, &desc, &matrix) != WEFT_OK ||
+        weft_matrix_write_rows(device, matrix, cut, model->row_count - cut, rows + cut * stride, stride) != WEFT_OK ||
+        weft_matrix_write_rows(device, matrix, 0, cut, rows, stride) != WEFT_OK) {
+        abort();
+    }
+    return matrix;
+}
+
+/* Both matrices: products of token_count tokens, and a row as an embedding. */
+static void compare(struct check *check, struct weft_device *device, const struct model_matrix *model,
+                    struct weft_matrix *const matrices[2], uint32_t token_count)
+{
+    size_t out_count = (size_t)model_matrix_nodes(model) * token_count * model->row_count;
+    float *x = malloc(((size_t)token_count * model->col_count + 1) * sizeof(*x));
+    float *outs[2], *rows[2];
+    uint32_t row = check_below(check, model->row_count);
+
+    check_fill(check, CHECK_PLAIN, x, (size_t)token_count * model->col_count);
+    for (int i = 0; i < 2; i++) {
+        outs[i] = calloc(out_count + 1, sizeof(float));
+        rows[i] = calloc(model->col_count + 1, sizeof(float));
+        model_matrix_multiply(check, device, matrices[i], model, token_count, x, NULL, outs[i]);
+        float *lent = check_lend(device, rows[i], model->col_count * sizeof(float));
+        weft_device_embed(device, matrices[i], &row, 1, lent);
+        check_return(check, device, lent, rows[i], model->col_count * sizeof(float));
+    }
+    check_same(check, outs[0], outs[1], out_count, "f8 [%u, %u], %u leaves, %u tokens", model->row_count,
+               model->col_count, model->leaf_count, token_count);
+    check_same(check, rows[0], rows[1], model->col_count, "f8 row %u of [%u, %u]", row, model->row_count,
+               model->col_count);
+    for (int i = 0; i < 2; i++) {
+        free(outs[i]);
+        free(rows[i]);
+    }
+    free(x);
+}
+
+void check_device_matmul_f8(struct check *check)
+{
+    static const uint32_t widths[] = {1, 2, 31, 128, 255, 256, 257, 600, 1030};
+    static const struct blocks forms[] = {{0, 0}, {128, 0}, {128, 96}, {40, 7}, {33, 32}, {2048, 5}};
+    static const uint32_t tokens[] = {1, 3, 9, 37};
+    struct weft_device *device = check_device(check, 2);
+
+    for (uint32_t i = 0; i < 9 * 6; i++) {
+        struct model_matrix model = {.dtype = WEFT_BF16, .row_count = 1 + check_below(check, 90)};
+        struct blocks blocks = forms[i % 6];
+        struct weft_matrix *matrices[2];
+
+        model.col_count = widths[i / 6];
+        if (i % 2 == 1) {
+            model_matrix_cut(check, &model, 1 + check_below(check, 12));
+        }
+        model_matrix_init(check, &model);
+        unsigned char *rows = make_rows(check, &model, blocks);
+        matrices[0] = open_f8(check, device, &model, blocks, rows);
+        matrices[1] = model_matrix_open(check, device, &model);
+        compare(check, device, &model, matrices, tokens[i % 4]);
+        weft_matrix_close(device, &matrices[0]);
+        weft_matrix_close(device, &matrices[1]);
+        free(rows);
+        model_matrix_fini(&model);
+    }
+    weft_device_close(&device);
+}
