@@ -7,6 +7,7 @@
  *   f32           [column][16] float
  *   f16, bf16     [column][16] uint16_t
  *   bf16 pairs    [column / 2][16] uint32_t: even column in the low half, odd column in the high half
+ *   f8 pairs      [column / 2][32] uint8_t: both columns of 16 rows, in the order of f8_pairs.h
  * An odd last column of a pair panel has an unspecified high half that is never used.
  *
  * A quantised panel (weft/quant.h) is chunk after chunk, leaf after leaf. A chunk of n blocks is the scales of all its
@@ -89,8 +90,8 @@ struct weft_cpu_kernels {
     weft_cpu_dot_quant_fn *dot_q8_0;
     weft_cpu_dot_quant_fn *dot_q4_0;
 
-    /* pairs[pair_count][16] <- the weights of bytes[2 * pair_count][16] with scales[16], as weft/f8.h has them: a pair
-     * panel. */
+    /* pairs[pair_count][16] <- the weights of bytes[pair_count][32], f8 pairs, with scales[16], as weft/f8.h has them:
+     * a bf16 pair panel. */
     void (*unpack_f8)(const uint8_t *bytes, const float *scales, size_t pair_count, uint32_t *pairs);
 
     /* blocks[ceil(count / 32)] <- x[count], a short last block filled up with zeros. offset: 128 for q8_0, 8 for q4_0.

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "cpu/elementwise.h"
+#include "cpu/f8_table.h"
 
 enum {
     TILE_SIZE = 4, /* panels x vectors */
@@ -332,42 +333,51 @@ INLINE quant_ints quant_add_nibbles(quant_ints sum, quant_bytes even, quant_byte
 
 /* ---- E4M3 ---- */
 
-/* f32 bits whose upper halves are the bf16 weights: eight bytes as f16 (2^8 too small, scales[8] as much too large). */
-INLINE __m256i f8_weights(__m128i halves, __m256 scales)
+/* Pairs of 8 rows; numbers are f16, 2^8 too small, and scales as much too large. */
+INLINE __m256i f8_pairs(__m128i even, __m128i odd, __m256 scales)
 {
-    __m256i bits = _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtph_ps(halves), scales));
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-
-    return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    return _mm256_blend_epi16(_mm256_srli_epi32(f8_weights(_mm256_cvtph_ps(even), scales), 16),
+                              f8_weights(_mm256_cvtph_ps(odd), scales), 0xaa);
 }
 
-/* One column as f16: the sign, a bit of the exponent that is clear, then the byte's other bits. */
-INLINE __m256i f8_halves(const uint8_t *column)
+/*
+ * Each weight computed. As f16, a byte is its sign, a bit of the exponent that is clear, then its other bits. Vectors
+ * have rows in the order of f8 pairs: 0-3 and 8-11, 4-7 and 12-15.
+ */
+static void unpack_f8_compute(const uint8_t *bytes, const float *scales, size_t pair_count, uint32_t *pairs)
 {
-    __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)column));
+    const __m256i mask = _mm256_set1_epi16((short)0xbf80);
+    const __m256 up = _mm256_set1_ps(256.0f); /* exact: scales are at most the largest f32 / 448 */
+    const __m256 low = _mm256_mul_ps(_mm256_loadu_ps(scales), up);
+    const __m256 high = _mm256_mul_ps(_mm256_loadu_ps(scales + HALF_LANES), up);
+    const __m256 first = _mm256_permute2f128_ps(low, high, 0x20);
+    const __m256 second = _mm256_permute2f128_ps(low, high, 0x31);
 
-    return _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16((short)0xbfff));
-}
+    for (size_t i = 0; i < pair_count; i++, bytes += 2 * WEFT_LANES, pairs += WEFT_LANES) {
+        __m256i both = _mm256_loadu_si256((const __m256i *)bytes);
+        __m256i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(both, 8), 1), mask);
+        __m256i odd = _mm256_and_si256(_mm256_srai_epi16(both, 1), mask);
+        __m256i a = f8_pairs(_mm256_castsi256_si128(even), _mm256_castsi256_si128(odd), first);
+        __m256i b = f8_pairs(_mm256_extracti128_si256(even, 1), _mm256_extracti128_si256(odd, 1), second);
 
-INLINE void f8_store(__m256i even, __m256i odd, uint32_t *pairs)
-{
-    _mm256_storeu_si256((__m256i *)pairs, _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa));
+        _mm_prefetch((const char *)bytes + PREFETCH_SIZE, _MM_HINT_T0);
+        _mm256_storeu_si256((__m256i *)pairs, _mm256_permute2x128_si256(a, b, 0x20));
+        _mm256_storeu_si256((__m256i *)(pairs + HALF_LANES), _mm256_permute2x128_si256(a, b, 0x31));
+    }
 }
 
 static void unpack_f8_avx2(const uint8_t *bytes, const float *scales, size_t pair_count, uint32_t *pairs)
 {
-    const __m256 up = _mm256_set1_ps(256.0f); /* exact: scales are at most the largest f32 / 448 */
-    const __m256 low = _mm256_mul_ps(_mm256_loadu_ps(scales), up);
-    const __m256 high = _mm256_mul_ps(_mm256_loadu_ps(scales + HALF_LANES), up);
+    if (!f8_has_table(scales)) {
+        unpack_f8_compute(bytes, scales, pair_count, pairs);
+        return;
+    }
+    const struct f8_table narrow = f8_make_table(scales[0]);
+    const struct f8_table_256 table = f8_widen_256(&narrow);
 
     for (size_t i = 0; i < pair_count; i++, bytes += 2 * WEFT_LANES, pairs += WEFT_LANES) {
-        __m256i even = f8_halves(bytes);
-        __m256i odd = f8_halves(bytes + WEFT_LANES);
-
         _mm_prefetch((const char *)bytes + PREFETCH_SIZE, _MM_HINT_T0);
-        f8_store(f8_weights(_mm256_castsi256_si128(even), low), f8_weights(_mm256_castsi256_si128(odd), low), pairs);
-        f8_store(f8_weights(_mm256_extracti128_si256(even, 1), high),
-                 f8_weights(_mm256_extracti128_si256(odd, 1), high), pairs + HALF_LANES);
+        f8_look_up_256(&table, bytes, pairs);
     }
 }
 

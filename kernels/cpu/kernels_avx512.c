@@ -7,6 +7,7 @@
 
 #include "cpu/dot_quant_avx512.h"
 #include "cpu/elementwise.h"
+#include "cpu/f8_table.h"
 
 enum {
     TILE_PANELS = 4,
@@ -257,7 +258,7 @@ INLINE __m512i quant_add_nibbles(__m512i sum, __m512i even, __m512i odd, const i
 /* ---- E4M3 ---- */
 
 /* f32 bits whose upper halves are the bf16 weights: 16 bytes as f16 (2^8 too small, the scales as much too large). */
-INLINE __m512i f8_weights(__m256i halves, __m512 scales)
+INLINE __m512i f8_weights_512(__m256i halves, __m512 scales)
 {
     __m512i bits = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtph_ps(halves), scales));
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -265,73 +266,104 @@ INLINE __m512i f8_weights(__m256i halves, __m512 scales)
     return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
 }
 
+/* The factors of 32 bytes, 16 and 16. */
+struct f8_factors {
+    __m512 low;
+    __m512 high;
+};
+
 /*
- * Two columns, [even, odd][16] bytes, as weights in the same order: as f16 they are the sign, a bit of the exponent
- * that is clear, then the byte's other bits.
+ * 32 bytes as weights in the same order: as f16 they are the sign, a bit of the exponent that is clear, then the byte's
+ * other bits.
  */
-INLINE __m512i f8_columns(__m256i bytes, __m512 factors)
+INLINE __m512i f8_compute(__m256i bytes, struct f8_factors factors)
 {
     const __m512i mask = _mm512_set1_epi16((short)0xbfff);
     __m512i halves = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(bytes), 7), mask);
-    __m512i even = f8_weights(_mm512_castsi512_si256(halves), factors);
-    __m512i odd = f8_weights(_mm512_extracti64x4_epi64(halves, 1), factors);
+    __m512i low = f8_weights_512(_mm512_castsi512_si256(halves), factors.low);
+    __m512i high = f8_weights_512(_mm512_extracti64x4_epi64(halves, 1), factors.high);
 
-    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(even, 16))),
-                              _mm512_cvtepi32_epi16(_mm512_srli_epi32(odd, 16)), 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(low, 16))),
+                              _mm512_cvtepi32_epi16(_mm512_srli_epi32(high, 16)), 1);
 }
 
-/* Weights of the 128 bytes without a sign, of a scale that all rows share: four vectors of 32. */
-INLINE void f8_table(__m512 factors, __m512i table[4])
-{
-    __m256i bytes = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22,
-                                     23, 24, 25, 26, 27, 28, 29, 30, 31);
+/* The table of f8_table.h in all quarters of each vector. */
+struct f8_table_512 {
+    __m512i low;
+    __m512i high;
+    __m512i low_change;
+    __m512i high_change;
+    __m512i exponents;
+};
 
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        table[i] = f8_columns(_mm256_add_epi8(bytes, _mm256_set1_epi8((char)(32 * i))), factors);
+INLINE struct f8_table_512 f8_widen_512(const struct f8_table *table)
+{
+    return (struct f8_table_512){_mm512_broadcast_i32x4(table->low), _mm512_broadcast_i32x4(table->high),
+                                 _mm512_broadcast_i32x4(table->low_change), _mm512_broadcast_i32x4(table->high_change),
+                                 _mm512_broadcast_i32x4(table->exponents)};
+}
+
+/* f8_look_up_256() of two pairs of columns, bytes[2][32]. */
+INLINE void f8_look_up_512(const struct f8_table_512 *table, const uint8_t *bytes, uint32_t *pairs)
+{
+    __m512i both = _mm512_loadu_si512(bytes);
+    __m512i index = _mm512_and_si512(both, _mm512_set1_epi8(0x7f));
+    __m512i denormal = _mm512_add_epi8(index, _mm512_set1_epi8(0x78));
+    __m512i upper = _mm512_and_si512(_mm512_srli_epi16(both, 4), _mm512_set1_epi8(0xf));
+    __m512i low =
+        _mm512_xor_si512(_mm512_shuffle_epi8(table->low, index), _mm512_shuffle_epi8(table->low_change, denormal));
+    __m512i high =
+        _mm512_xor_si512(_mm512_shuffle_epi8(table->high, index), _mm512_shuffle_epi8(table->high_change, denormal));
+
+    high = _mm512_add_epi8(high, _mm512_shuffle_epi8(table->exponents, upper));
+    __m512i first = _mm512_unpacklo_epi8(low, high); /* rows 0-7 of both pairs */
+    __m512i second = _mm512_unpackhi_epi8(low, high);
+    _mm512_storeu_si512(pairs, _mm512_shuffle_i64x2(first, second, 0x44));
+    _mm512_storeu_si512(pairs + WEFT_LANES, _mm512_shuffle_i64x2(first, second, 0xee));
+}
+
+static void unpack_f8_table(const uint8_t *bytes, float scale, size_t pair_count, uint32_t *pairs)
+{
+    const struct f8_table narrow = f8_make_table(scale);
+    const struct f8_table_512 table = f8_widen_512(&narrow);
+
+    for (; pair_count >= 2; pair_count -= 2, bytes += 4 * WEFT_LANES, pairs += 2 * WEFT_LANES) {
+        _mm_prefetch((const char *)bytes + STREAM_AHEAD, _MM_HINT_T0);
+        f8_look_up_512(&table, bytes, pairs);
+    }
+    if (pair_count > 0) {
+        const struct f8_table_256 last = f8_widen_256(&narrow);
+
+        f8_look_up_256(&last, bytes, pairs);
     }
 }
 
-INLINE __m512i f8_look_up(__m256i bytes, const __m512i table[4])
+/* The two columns of a row have its scale, and rows are where weft_cpu_f8_place() has them. */
+INLINE struct f8_factors f8_factors_of(const float *scales)
 {
-    __m512i index = _mm512_cvtepu8_epi16(bytes);
-    __m512i small = _mm512_permutex2var_epi16(table[0], index, table[1]); /* by the low 6 bits */
-    __m512i large = _mm512_permutex2var_epi16(table[2], index, table[3]);
-    __mmask32 is_large = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x40));
-    __m512i sign = _mm512_and_si512(_mm512_slli_epi16(index, 8), _mm512_set1_epi16((short)0x8000));
+    const __m512i low = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 8, 8, 9, 9, 10, 10, 11, 11);
+    __m512 factors = _mm512_mul_ps(_mm512_loadu_ps(scales), _mm512_set1_ps(256.0f)); /* exact: at most max / 448 */
 
-    return _mm512_xor_si512(_mm512_mask_blend_epi16(is_large, small, large), sign);
+    return (struct f8_factors){_mm512_permutexvar_ps(low, factors),
+                               _mm512_permutexvar_ps(_mm512_add_epi32(low, _mm512_set1_epi32(4)), factors)};
 }
 
-/* 2 columns of a table's weights cost 9 instructions, of computed ones 24: making a table pays from few columns on. */
-enum { F8_TABLE_PAIRS = 16 };
+INLINE void f8_store(__m512i weights, uint32_t *pairs)
+{
+    _mm512_storeu_si512(pairs, _mm512_shuffle_i32x4(weights, weights, 0xd8)); /* rows 0-3, 4-7, 8-11, 12-15 */
+}
 
 static void unpack_f8_avx512(const uint8_t *bytes, const float *scales, size_t pair_count, uint32_t *pairs)
 {
-    const __m512 factors =
-        _mm512_mul_ps(_mm512_loadu_ps(scales), _mm512_set1_ps(256.0f)); /* exact: at most max / 448 */
-    const __m512i shared = _mm512_set1_epi32((int)weft_f32_bits(scales[0]));
-    const __m512i lanes = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006,
-                                            0x170007, 0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d,
-                                            0x1e000e, 0x1f000f); /* even and odd columns side by side */
-    bool is_shared = _mm512_cmpneq_epi32_mask(_mm512_loadu_si512(scales), shared) == 0;
-    __m512i table[4];
-
-    if (is_shared && pair_count >= F8_TABLE_PAIRS) {
-        f8_table(factors, table);
-        for (size_t i = 0; i < pair_count; i++, bytes += 2 * WEFT_LANES, pairs += WEFT_LANES) {
-            __m512i columns = f8_look_up(_mm256_loadu_si256((const __m256i *)bytes), table);
-
-            _mm_prefetch((const char *)bytes + STREAM_AHEAD, _MM_HINT_T0);
-            _mm512_storeu_si512(pairs, _mm512_permutexvar_epi16(lanes, columns));
-        }
+    if (f8_has_table(scales)) {
+        unpack_f8_table(bytes, scales[0], pair_count, pairs);
         return;
     }
-    for (size_t i = 0; i < pair_count; i++, bytes += 2 * WEFT_LANES, pairs += WEFT_LANES) {
-        __m512i columns = f8_columns(_mm256_loadu_si256((const __m256i *)bytes), factors);
+    const struct f8_factors factors = f8_factors_of(scales);
 
+    for (size_t i = 0; i < pair_count; i++, bytes += 2 * WEFT_LANES, pairs += WEFT_LANES) {
         _mm_prefetch((const char *)bytes + STREAM_AHEAD, _MM_HINT_T0);
-        _mm512_storeu_si512(pairs, _mm512_permutexvar_epi16(lanes, columns));
+        f8_store(f8_compute(_mm256_loadu_si256((const __m256i *)bytes), factors), pairs);
     }
 }
 

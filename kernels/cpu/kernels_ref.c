@@ -3,8 +3,8 @@
  * multiply-add instruction in the baseline (libm's fmaf is exact, a call each).
  */
 #include "cpu/elementwise.h"
+#include "cpu/f8_pairs.h"
 #include "cpu/quant_panel.h"
-#include "weft/f8.h"
 
 static float element_f32(const void *panel, uint32_t column, uint32_t lane)
 {
@@ -141,12 +141,7 @@ static void dot_q4_0_ref(const struct weft_cpu_dot_quant *args)
 
 static void unpack_f8_ref(const uint8_t *bytes, const float *scales, size_t pair_count, uint32_t *pairs)
 {
-    for (size_t i = 0; i < pair_count * WEFT_LANES; i++) {
-        const uint8_t *even = bytes + i / WEFT_LANES * 2 * WEFT_LANES + i % WEFT_LANES;
-        float scale = scales[i % WEFT_LANES];
-
-        pairs[i] = weft_f8_weight(even[0], scale) | (uint32_t)weft_f8_weight(even[WEFT_LANES], scale) << 16;
-    }
+    weft_cpu_f8_unpack_plain(bytes, scales, pair_count, pairs);
 }
 
 void weft_cpu_kernels_fill_ref(struct weft_cpu_kernels *kernels)

@@ -12,11 +12,10 @@
 enum {
     GROUP_PANELS = WEFT_DOT_PANELS_MAX,
     GROUP_ROWS = GROUP_PANELS * WEFT_LANES,
-    GROUPS_PER_THREAD = 4,  /* at least, before groups are made smaller: keeps the shares about equal */
-    STREAM_TOKENS_MAX = 4,  /* up to here one pass over the panels waits for memory alone: nothing to fetch ahead */
-    F8_COLUMNS = 256,       /* E4M3 unpacked at a time: a group's are 32 KiB of pairs */
-    F8_STREAM_COLUMNS = 64, /* for few tokens: panels take turns often enough to be streams that are fetched ahead */
-    STATIC_TOKENS_MAX = 8,  /* up to here a step is bound by memory: equal shares; beyond, free workers take more */
+    GROUPS_PER_THREAD = 4, /* at least, before groups are made smaller: keeps the shares about equal */
+    STREAM_TOKENS_MAX = 4, /* up to here one pass over the panels waits for memory alone: nothing to fetch ahead */
+    F8_COLUMNS = 64,       /* E4M3 unpacked at a time: panels take turns often enough to be streams fetched ahead */
+    STATIC_TOKENS_MAX = 8, /* up to here a step is bound by memory: equal shares; beyond, free workers take more */
 };
 
 /* All tokens, or as many of a quantised matrix's as the scratch holds activations of. */
@@ -135,11 +134,10 @@ static void multiply_leaf_f8(const struct matmul_job *job, uint32_t index, uint3
     const void *starts[GROUP_PANELS];
     const float *x[WEFT_DOT_VECTORS_MAX];
     struct weft_cpu_dot args = {.panels = starts, .panel_count = panels, .x = x, .out_stride = stride};
-    uint32_t columns_max = token_count > STREAM_TOKENS_MAX ? F8_COLUMNS : F8_STREAM_COLUMNS;
     uint32_t column = leaf.begin;
 
     do { /* once for an empty leaf, whose sum is +0.0 */
-        args.col_count = weft_min_u32(leaf.end - column, columns_max);
+        args.col_count = weft_min_u32(leaf.end - column, F8_COLUMNS);
         args.is_continued = column > leaf.begin;
         for (uint32_t p = 0; p < panels; p++) {
             weft_cpu_f8_unpack(matrix, kernels, matrix->panels + (panel_first + p) * matrix->panel_size,

@@ -52,7 +52,7 @@ void weft_cpu_f8_pack(const struct weft_matrix *matrix, const unsigned char *con
                       uint32_t lane_count, unsigned char *panel);
 /* out[col_count] <- row `lane` of the panel. */
 void weft_cpu_f8_unpack_row(const struct weft_matrix *matrix, const unsigned char *panel, uint32_t lane, float *out);
-/* pairs[ceil(columns / 2)][16] <- columns of the panel, as bf16 pairs. */
+/* pairs[ceil(columns / 2)][16] <- columns of the panel from an even one on, as bf16 pairs. */
 void weft_cpu_f8_unpack(const struct weft_matrix *matrix, const struct weft_cpu_kernels *kernels,
                         const unsigned char *panel, struct weft_range columns, uint32_t *pairs);
 

@@ -170,6 +170,31 @@ static void tile_q4_0(struct bench *bench)
     run_dot_quant(bench, bench->kernels.dot_q4_0, Q4_0_SIZE, (size_t)COLUMNS / 8 * Q4_0_SIZE, 8);
 }
 
+/* ---- E4M3, unpacked 64 columns at a time as few tokens are multiplied ---- */
+
+static void run_unpack_f8(struct bench *bench, float step)
+{
+    enum { PAIRS = 32 };
+    float scales[WEFT_LANES];
+
+    for (uint32_t i = 0; i < WEFT_LANES; i++) {
+        scales[i] = 0.01f + (float)i * step;
+    }
+    for (uint32_t i = 0; i < COUNT / 2 / WEFT_LANES; i += PAIRS) {
+        bench->kernels.unpack_f8(bench->stream + (size_t)i * 2 * WEFT_LANES, scales, PAIRS, (uint32_t *)bench->out);
+    }
+}
+
+static void bench_unpack_f8(struct bench *bench)
+{
+    run_unpack_f8(bench, 0);
+}
+
+static void bench_unpack_f8_rows(struct bench *bench)
+{
+    run_unpack_f8(bench, 0.001f);
+}
+
 static void bench_quantise_x(struct bench *bench)
 {
     bench->kernels.quantise_x(bench->a, COUNT, 128, bench->quant_x);
@@ -278,6 +303,8 @@ static const struct entry entries[] = {
     {"dot_bf16_pairs 8 vectors", tile_bf16_pairs, 10, 0, TILE_WORK, "Gmac/s"},
     {"dot_q8_0 8 vectors", tile_q8_0, 10, 0, TILE_WORK, "Gmac/s"},
     {"dot_q4_0 8 vectors", tile_q4_0, 10, 0, TILE_WORK, "Gmac/s"},
+    {"unpack_f8, blocks", bench_unpack_f8, 50, 0, COUNT, "Gelem/s"},
+    {"unpack_f8, rows", bench_unpack_f8_rows, 50, 0, COUNT, "Gelem/s"},
     {"quantise_x", bench_quantise_x, 50, 0, COUNT, "Gelem/s"},
     {"quantise_q8_0", bench_quantise_q8_0, 20, 0, COUNT, "Gelem/s"},
     {"quantise_q4_0", bench_quantise_q4_0, 20, 0, COUNT, "Gelem/s"},
@@ -332,11 +359,28 @@ static void bench_kernels(struct bench *bench, enum weft_cpu_level best, const c
 
 /* ---- the device: decode and prefill of one large matrix ---- */
 
-static void bench_matmul(enum weft_dtype dtype, enum weft_cpu_level level, uint32_t threads, double peak)
+struct weights {
+    const char *name;
+    enum weft_dtype dtype;
+    uint32_t scale_cols; /* of E4M3 */
+    uint32_t row_stride; /* bytes: 0 makes every row the same */
+};
+
+static const struct weights all_weights[] = {{"bf16", WEFT_BF16, 0, 0},
+                                             {"q8_0", WEFT_Q8_0, 0, 0},
+                                             {"q4_0", WEFT_Q4_0, 0, 0},
+                                             {"f8", WEFT_F8_E4M3, 128, 0},
+                                             {"f8 rows", WEFT_F8_E4M3, 0, sizeof(float)}};
+
+static void bench_matmul(const struct weights *weights, enum weft_cpu_level level, uint32_t threads, double peak)
 {
     enum { ROWS = 131072, TOKENS = 128, PREFILL_ROWS = 4096 };
     struct weft_device_options options = {.cpu_level = weft_cpu_level_name(level), .thread_count = threads};
-    struct weft_matrix_desc desc = {.dtype = dtype, .source = WEFT_BF16, .row_count = ROWS, .col_count = COLUMNS};
+    struct weft_matrix_desc desc = {.dtype = weights->dtype,
+                                    .source = WEFT_BF16,
+                                    .scale_cols = weights->scale_cols,
+                                    .row_count = ROWS,
+                                    .col_count = COLUMNS};
     double bytes;
     struct weft_device *device;
     struct weft_matrix *large;
@@ -357,9 +401,12 @@ static void bench_matmul(enum weft_dtype dtype, enum weft_cpu_level level, uint3
     if (weft_matrix_open(device, &desc, &small) != WEFT_OK || x == NULL || out == NULL) {
         exit(1);
     }
-    /* Stride 0: every row is the same; what counts is that the pages are real. */
-    if (weft_matrix_write_rows(device, large, 0, ROWS, x, 0) != WEFT_OK ||
-        weft_matrix_write_rows(device, small, 0, PREFILL_ROWS, x, 0) != WEFT_OK) {
+    /* Any small numbers, of each type that reads them; what counts is that the pages are real. */
+    for (uint32_t i = 0; i < TOKENS * COLUMNS; i++) {
+        x[i] = 0.01f + (float)(i % 1000) * 0.0001f;
+    }
+    if (weft_matrix_write_rows(device, large, 0, ROWS, x, weights->row_stride) != WEFT_OK ||
+        weft_matrix_write_rows(device, small, 0, PREFILL_ROWS, x, weights->row_stride) != WEFT_OK) {
         exit(1);
     }
     for (uint32_t round = 0; round < (level == WEFT_CPU_REF ? 1 : ROUNDS); round++) {
@@ -377,10 +424,9 @@ static void bench_matmul(enum weft_dtype dtype, enum weft_cpu_level level, uint3
         weft_device_matmul(device, small, x, TOKENS, NULL, out);
         prefill = bench_now() - middle < prefill ? bench_now() - middle : prefill;
     }
-    printf("%-5s %-26s decode %7.2f ms %6.1f GB/s %3.0f%%   x 2, 4, 8 %5.2f %5.2f %5.2f   prefill %8.1f Gmac/s\n",
-           weft_dtype_name(dtype), weft_device_name(device), decode * 1e3, bytes / decode * 1e-9,
-           bytes / decode / peak * 100, few[0] / decode, few[1] / decode, few[2] / decode,
-           (double)TOKENS * PREFILL_ROWS * COLUMNS / prefill * 1e-9);
+    printf("%-7s %-26s decode %7.2f ms %6.1f GB/s %3.0f%%   x 2, 4, 8 %5.2f %5.2f %5.2f   prefill %8.1f Gmac/s\n",
+           weights->name, weft_device_name(device), decode * 1e3, bytes / decode * 1e-9, bytes / decode / peak * 100,
+           few[0] / decode, few[1] / decode, few[2] / decode, (double)TOKENS * PREFILL_ROWS * COLUMNS / prefill * 1e-9);
     weft_matrix_close(device, &large);
     weft_matrix_close(device, &small);
     weft_device_free(device, x);
@@ -417,9 +463,9 @@ void bench_run(enum weft_cpu_level best, const char *only)
            COLUMNS);
     for (int level = 0; level <= (int)best && is_wanted(only, "matmul"); level++) {
         for (uint32_t threads = 1; threads <= 2; threads++) {
-            bench_matmul(WEFT_BF16, (enum weft_cpu_level)level, threads, peaks[threads - 1].wall);
-            bench_matmul(WEFT_Q8_0, (enum weft_cpu_level)level, threads, peaks[threads - 1].wall);
-            bench_matmul(WEFT_Q4_0, (enum weft_cpu_level)level, threads, peaks[threads - 1].wall);
+            for (size_t i = 0; i < sizeof(all_weights) / sizeof(all_weights[0]); i++) {
+                bench_matmul(&all_weights[i], (enum weft_cpu_level)level, threads, peaks[threads - 1].wall);
+            }
         }
     }
     free(bench.stream);

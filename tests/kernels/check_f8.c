@@ -12,12 +12,10 @@
 
 enum { LANES = 16, PAIRS_MAX = 40, NAN_BITS = 0x7f };
 
-/* A byte that is a number. */
-static uint8_t random_byte(struct check *check)
+/* Bytes are numbers: the two that are NaN become their neighbours. */
+static uint8_t number_byte(uint32_t byte)
 {
-    uint8_t byte = (uint8_t)check_below(check, 256);
-
-    return (byte & NAN_BITS) == NAN_BITS ? (uint8_t)(byte ^ 1) : byte;
+    return (byte & NAN_BITS) == NAN_BITS ? (uint8_t)(byte ^ 1) : (uint8_t)byte;
 }
 
 /*
@@ -26,11 +24,23 @@ static uint8_t random_byte(struct check *check)
  */
 static float random_scale(struct check *check)
 {
-    static const float special[] = {0.0f, 0x1p-149f, -0x1.8p-120f, 0x1.234567p-126f, 0x1.fffffep+118f, -3.5f};
-    uint32_t i = check_below(check, 24), bits = check_below(check, 1 << 23);
+    static const float special[] = {0.0f,
+                                    -0.0f,
+                                    0x1p-149f,
+                                    -0x1.8p-120f,
+                                    0x1.234567p-126f,
+                                    0x1p-119f,
+                                    0x1.fffffep-120f,
+                                    -0x1.fffffep-119f,
+                                    0x1.fffffep+118f,
+                                    -0x1.2492p+119f,
+                                    1.0f,
+                                    -3.5f};
+    enum { SPECIAL_COUNT = sizeof(special) / sizeof(special[0]) };
+    uint32_t i = check_below(check, 3 * SPECIAL_COUNT), bits = check_below(check, 1 << 23);
 
     bits &= check_below(check, 2) == 0 ? 0x7f0000U : UINT32_MAX;
-    return i < 6 ? special[i] : ldexpf(1.0f + (float)bits * 0x1p-23f, (int)i - 20);
+    return i < SPECIAL_COUNT ? special[i] : ldexpf(1.0f + (float)bits * 0x1p-23f, (int)i - 30);
 }
 
 /* bf16 nearest to the f32 that is nearest to byte x scale, from the format's definition. */
@@ -44,28 +54,40 @@ static uint16_t model_weight(uint8_t byte, float scale)
     return (uint16_t)(rest > 0x8000 || (rest == 0x8000 && half % 2 != 0) ? half + 1 : half);
 }
 
+/* Rows of f8 pairs by where they are: the definition of cpu/f8_pairs.h written out. */
+static uint32_t model_place(uint32_t lane)
+{
+    static const uint8_t places[LANES] = {0, 2, 4, 6, 16, 18, 20, 22, 8, 10, 12, 14, 24, 26, 28, 30};
+
+    return places[lane];
+}
+
+/* Scales of rows in odd rounds, one for all in even ones; each second time every byte, 32 to a pair of columns. */
 void check_unpack_f8(struct check *check)
 {
-    for (uint32_t i = 0; i < 600; i++) {
-        uint32_t pair_count = check_below(check, PAIRS_MAX + 1);
+    for (uint32_t i = 0; i < 800; i++) {
+        bool has_all = i % 4 < 2;
+        uint32_t pair_count = has_all ? 8 + check_below(check, 4) : check_below(check, PAIRS_MAX + 1);
+        uint32_t first = check_below(check, 256);
         struct check_buffer bytes = check_buffer((size_t)pair_count * 2 * LANES, check_below(check, 64));
         struct check_buffer scales = check_floats(LANES, check_below(check, 16));
         struct check_buffer pairs = check_floats((size_t)pair_count * LANES, check_below(check, 16));
 
         for (uint32_t k = 0; k < pair_count * 2 * LANES; k++) {
-            ((uint8_t *)bytes.data)[k] = random_byte(check);
+            ((uint8_t *)bytes.data)[k] = number_byte(has_all ? (first + k) & 255 : check_below(check, 256));
         }
         for (uint32_t k = 0; k < LANES; k++) {
-            ((float *)scales.data)[k] = i % 2 == 0 || k == 0 ? random_scale(check) : ((float *)scales.data)[0];
+            ((float *)scales.data)[k] = i % 2 != 0 || k == 0 ? random_scale(check) : ((float *)scales.data)[0];
         }
         check->kernels->unpack_f8(bytes.data, scales.data, pair_count, pairs.data);
         for (uint32_t k = 0; k < pair_count * 2 * LANES; k++) {
             uint32_t column = k / LANES, lane = k % LANES;
+            uint8_t byte = ((uint8_t *)bytes.data)[column / 2 * 2 * LANES + model_place(lane) + column % 2];
             uint16_t half = ((uint16_t *)pairs.data)[(column / 2 * LANES + lane) * 2 + column % 2];
             float found = half;
-            float expected = model_weight(((uint8_t *)bytes.data)[k], ((float *)scales.data)[lane]);
+            float expected = model_weight(byte, ((float *)scales.data)[lane]);
 
-            check_same(check, &found, &expected, 1, "unpack_f8: byte %02x times %a", ((uint8_t *)bytes.data)[k],
+            check_same(check, &found, &expected, 1, "unpack_f8: byte %02x times %a", byte,
                        (double)((float *)scales.data)[lane]);
         }
         check_buffer_end(check, &bytes, "unpack_f8 bytes");
@@ -76,9 +98,12 @@ void check_unpack_f8(struct check *check)
 
 /* ---- the device's products ---- */
 
+/* Columns and rows that have a scale. */
 struct blocks {
-    uint32_t cols;
+    uint32_t cols; /* 0: one for all */
     uint32_t phase;
+    uint32_t rows;
+    uint32_t row_phase;
 };
 
 static uint32_t scale_count_of(const struct model_matrix *model, struct blocks blocks)
@@ -92,16 +117,15 @@ static unsigned char *make_rows(struct check *check, struct model_matrix *model,
     uint32_t scale_count = scale_count_of(model, blocks);
     size_t stride = scale_count * sizeof(float) + model->col_count;
     unsigned char *rows = malloc(model->row_count * stride + 1);
+    float scales[64] = {0};
 
     for (uint32_t row = 0; row < model->row_count; row++) {
-        float scales[64] = {0};
-
-        for (uint32_t s = 0; s < scale_count; s++) {
+        for (uint32_t s = 0; s < scale_count && (row == 0 || (row + blocks.row_phase) % blocks.rows == 0); s++) {
             scales[s] = ldexpf(1.0f + (float)check_below(check, 1 << 23) * 0x1p-23f, (int)check_below(check, 8) - 9);
         }
         memcpy(rows + row * stride, scales, scale_count * sizeof(float));
         for (uint32_t k = 0; k < model->col_count; k++) {
-            uint8_t byte = random_byte(check);
+            uint8_t byte = number_byte(check_below(check, 256));
             float scale = scales[blocks.cols == 0 ? 0 : (blocks.phase + k) / blocks.cols];
 
             rows[row * stride + scale_count * sizeof(float) + k] = byte;
@@ -167,17 +191,20 @@ static void compare(struct check *check, struct weft_device *device, const struc
 void check_device_matmul_f8(struct check *check)
 {
     static const uint32_t widths[] = {1, 2, 31, 128, 255, 256, 257, 600, 1030};
-    static const struct blocks forms[] = {{0, 0}, {128, 0}, {128, 96}, {40, 7}, {33, 32}, {2048, 5}};
+    static const struct blocks forms[] = {{0, 0, 1, 0},    {128, 0, 128, 0},  {128, 96, 128, 100},
+                                          {40, 7, 1, 0},   {33, 32, 24, 5},   {2048, 5, 16, 0},
+                                          {0, 0, 1000, 0}, {128, 127, 16, 0}, {64, 62, 33, 30}};
     static const uint32_t tokens[] = {1, 3, 9, 37};
+    enum { FORM_COUNT = sizeof(forms) / sizeof(forms[0]), WIDTH_COUNT = sizeof(widths) / sizeof(widths[0]) };
     struct weft_device *device = check_device(check, 2);
 
-    for (uint32_t i = 0; i < 9 * 6; i++) {
+    for (uint32_t i = 0; i < WIDTH_COUNT * FORM_COUNT; i++) {
         struct model_matrix model = {.dtype = WEFT_BF16, .row_count = 1 + check_below(check, 90)};
-        struct blocks blocks = forms[i % 6];
+        struct blocks blocks = forms[i % FORM_COUNT];
         struct weft_matrix *matrices[2];
 
-        model.col_count = widths[i / 6];
-        if (i % 2 == 1) {
+        model.col_count = widths[i / FORM_COUNT];
+        if (check_below(check, 2) == 1) {
             model_matrix_cut(check, &model, 1 + check_below(check, 12));
         }
         model_matrix_init(check, &model);
