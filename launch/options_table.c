@@ -16,7 +16,7 @@ static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", 
 static const char *const numerics[] = {"exact", "reference", "fast", NULL};
 static const char *const kv_dtypes[] = {"f32", "bf16", NULL};
 static const char *const weights[] = {"local", "stream", NULL};
-static const char *const quantizations[] = {"none", "q8_0", "q4_0", NULL};
+static const char *const quantizations[] = {"none", "bf16", "q8_0", "q4_0", NULL};
 static const char *const outputs[] = {"text", "json", NULL};
 
 static const char prompt_group[] = "Prompt";
@@ -97,9 +97,9 @@ const struct weft_option weft_options[] = {
     {"weights", 0, WEFT_OPTION_CHOICE, ENGINE, model_group, "local|stream",
      "local: every rank reads its part of the model folder; stream: rank 0 reads it once and sends the others theirs, "
      "which need no folder", "local", "WEFT_WEIGHTS", AT(weights), .choices = weights},
-    {"quantize", 0, WEFT_OPTION_CHOICE, ALL, model_group, "none|q8_0|q4_0",
+    {"quantize", 0, WEFT_OPTION_CHOICE, ALL, model_group, "none|bf16|q8_0|q4_0",
      "weights in memory: as they are stored, or quantised while they are loaded, 8.5 or 4.5 bits each; fewer bits are "
-     "faster and change the numbers", "none", "WEFT_QUANTIZE", AT(quantize), .choices = quantizations},
+     "faster and change the numbers; bf16: FP8 as bf16, the same numbers", "none", "WEFT_QUANTIZE", AT(quantize), .choices = quantizations},
     {"context", 'c', WEFT_OPTION_U32, RUN | SERVE | INFO | DOCTOR, model_group, "N", "positions per request, prompt and answer together",
      "the model's", "WEFT_CONTEXT", AT(context), .min = 1, .max = U32MAX},
     {"memory", 0, WEFT_OPTION_SIZE, ALL, model_group, "SIZE",

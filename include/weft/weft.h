@@ -79,7 +79,8 @@ struct weft_engine_options {
     const char *interface;       /* networks between hosts, by preference: names or CIDRs, "eth0,10.0.0.0/8" */
     const char *kv_dtype;        /* NULL: "f32"; "bf16" halves the cache (and changes the bits) */
     const char *quantize;        /* NULL or "none": weights as they are stored; "q8_0", "q4_0": quantised while they are
-                                    loaded, 8.5 or 4.5 bits each (and other numbers) */
+                                    loaded, 8.5 or 4.5 bits each (and other numbers); "bf16": FP8 converted to that
+                                    (and the same numbers), others as they are stored */
     uint64_t memory_limit;       /* bytes per rank for weights + KV + activations; 0: 90 % of what is available there */
     uint32_t context_length;     /* positions per request; 0: the model's */
     uint32_t sequence_count_max; /* requests running at once; 0: 16 */
@@ -107,6 +108,7 @@ WEFT_API void weft_engine_options_init(struct weft_engine_options *options);
 struct weft_model_summary {
     char architecture[48];
     char weight_dtype[8]; /* of the layers' matrices in memory */
+    uint32_t scale_cols;  /* columns that share a scale when that is f8_e4m3; 0: each row has one, or the tensor */
     char weight_text[96]; /* "q4_0 (embedding and head q8_0), quantised while loading, from bf16" */
     uint64_t parameter_count;
     uint32_t layer_count;

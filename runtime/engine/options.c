@@ -118,7 +118,7 @@ enum weft_status weft_options_resolve(const struct weft_engine_options *options,
     static const char *const comms[] = {"auto", "self", "shm", "tcp", "ucx", "mpi", "nccl", NULL};
     static const char *const dtypes[] = {"f32", "bf16", NULL};
     static const char *const weights[] = {"local", "stream", NULL};
-    static const char *const quantize[] = {"none", "q8_0", "q4_0", NULL};
+    static const char *const quantize[] = {"none", "bf16", "q8_0", "q4_0", NULL};
     struct weft_engine_options resolved = *options;
     enum weft_device_kind kind;
     uint32_t gpu_index;

@@ -36,8 +36,8 @@ struct weft_model_dtypes {
     enum weft_dtype down[WEFT_LAYER_COUNT_MAX];
 };
 
-/* To what matrices are quantised while they are loaded; see quantise.h. */
-enum weft_quantise { WEFT_QUANTISE_NONE, WEFT_QUANTISE_Q8_0, WEFT_QUANTISE_Q4_0 };
+/* To what matrices are quantised, or FP8 is converted, while they are loaded; see quantise.h. */
+enum weft_quantise { WEFT_QUANTISE_NONE, WEFT_QUANTISE_Q8_0, WEFT_QUANTISE_Q4_0, WEFT_QUANTISE_BF16 };
 
 /* Whether matrices may be stored as FP8 (E4M3), and how their scales lie; see fp8.h. */
 struct weft_fp8 {

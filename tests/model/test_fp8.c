@@ -142,6 +142,45 @@ static void test_quantised_fp8_is_rounded_once(void **state)
     }
 }
 
+/* Bytes of a folder's weights in the memory of one rank. */
+static size_t memory_of(struct weft_device *device, const char *folder, enum weft_quantise quantise)
+{
+    const struct weft_model_limits limits = {
+        .token_count_max = 1, .logit_row_max = 1, .page_count = 1, .kv_dtype = WEFT_BF16};
+    struct weft_model_config config;
+    struct weft_model_memory memory;
+    struct weft_slice slice;
+
+    assert_int_equal(weft_model_config_read(folder, &config), WEFT_OK);
+    config.quantise = quantise;
+    weft_slice_init(&config, 8, (struct weft_range){0, 8}, &slice);
+    weft_model_memory(device, &config, &slice, &limits, &memory);
+    return memory.weights;
+}
+
+/* Converted to bf16 it is the reference, in its bits and in its memory; kept it takes less. */
+static void test_converted_is_its_reference(void **state)
+{
+    const struct weft_device_options device_options = {.kind = "cpu", .thread_count = 1, .wait = WEFT_WAIT_YIELD};
+    struct weft_device *device = NULL;
+    char fp8[4096], reference[4096];
+
+    (void)state;
+    assert_int_equal(weft_device_open(&device_options, &device), WEFT_OK);
+    for (size_t i = 0; i < FORM_COUNT; i++) {
+        if (i % 2 == 0) {
+            check_form(&forms[i], WEFT_QUANTISE_BF16);
+        }
+        fp8_model_make(&forms[i], fp8, reference);
+        size_t wanted = memory_of(device, reference, WEFT_QUANTISE_NONE);
+        assert_int_equal(memory_of(device, fp8, WEFT_QUANTISE_BF16), wanted);
+        assert_true(memory_of(device, fp8, WEFT_QUANTISE_NONE) < wanted);
+        folder_remove(fp8);
+        folder_remove(reference);
+    }
+    weft_device_close(&device);
+}
+
 /* What is kept as FP8, and which form. */
 static void test_config_knows_the_form(void **state)
 {
@@ -290,6 +329,7 @@ int main(void)
         cmocka_unit_test(test_memory_is_bytes_and_scales),
         cmocka_unit_test(test_every_form_is_its_reference),
         cmocka_unit_test(test_quantised_fp8_is_rounded_once),
+        cmocka_unit_test(test_converted_is_its_reference),
         cmocka_unit_test(test_damage_is_refused_in_one_line),
         cmocka_unit_test(test_scales_must_fit_the_form),
     };

@@ -31,12 +31,14 @@ static void test_names(void **state)
     enum weft_quantise found;
 
     (void)state;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         assert_int_equal(weft_quantise_parse(weft_quantise_name((enum weft_quantise)i), &found), 0);
         assert_int_equal(found, i);
     }
     assert_int_equal(weft_quantise_parse(NULL, &found), 0);
     assert_int_equal(found, WEFT_QUANTISE_NONE);
+    assert_int_equal(weft_quantise_parse("bf16", &found), 0);
+    assert_int_equal(found, WEFT_QUANTISE_BF16);
     assert_int_equal(weft_quantise_parse("q5_0", &found), -1);
 }
 
@@ -67,6 +69,27 @@ static void test_what_is_kept_as_what(void **state)
     assert_int_equal(weft_quantise_source(&config, WEFT_BF16), WEFT_BF16);
     assert_int_equal(weft_quantise_source(&config, WEFT_F8_E4M3), WEFT_F8_E4M3);
     assert_string_equal(weft_weights_text(&config, text), "f8_e4m3 (bf16 on a GPU)");
+}
+
+/* bf16 is for FP8 alone. */
+static void test_what_is_converted(void **state)
+{
+    struct weft_model_config config = {.dtype = WEFT_F8_E4M3, .fp8.is_there = true, .quantise = WEFT_QUANTISE_BF16};
+    static const enum weft_dtype others[] = {WEFT_F32, WEFT_F16, WEFT_BF16};
+    char text[WEFT_WEIGHTS_TEXT_SIZE];
+
+    (void)state;
+    assert_int_equal(weft_quantise_layer(WEFT_QUANTISE_BF16, WEFT_F8_E4M3), WEFT_BF16);
+    assert_int_equal(weft_quantise_end(WEFT_QUANTISE_BF16, WEFT_F8_E4M3), WEFT_BF16);
+    assert_int_equal(weft_quantise_source(&config, WEFT_F8_E4M3), WEFT_BF16);
+    assert_string_equal(weft_weights_text(&config, text), "bf16, converted while loading, from f8_e4m3");
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+        assert_int_equal(weft_quantise_layer(WEFT_QUANTISE_BF16, others[i]), others[i]);
+        assert_int_equal(weft_quantise_end(WEFT_QUANTISE_BF16, others[i]), others[i]);
+        assert_int_equal(weft_quantise_source(&config, others[i]), others[i]);
+    }
+    config = (struct weft_model_config){.dtype = WEFT_F16, .quantise = WEFT_QUANTISE_BF16};
+    assert_string_equal(weft_weights_text(&config, text), "f16");
 }
 
 /* Of a model of round sizes, which no padding blurs: 34 and 18 bytes for each block of 32 weights. */
@@ -221,6 +244,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_what_is_kept_as_what),
+        cmocka_unit_test(test_what_is_converted),
         cmocka_unit_test(test_memory_by_bits),
         cmocka_unit_test(test_streamed_is_read),
         cmocka_unit_test(test_logits_stay_close),
