@@ -14,7 +14,6 @@
 enum {
     SUM_COUNT = 200,
     SUM_WARM = 20,
-    F8_BLOCK = 128, /* columns with a scale, of almost all FP8 checkpoints */
     SPEED_MS = 200, /* long enough for ranks that take turns on cores */
 };
 /* Less than this per rank stays in its last cache, which the probe does not. */
@@ -23,13 +22,13 @@ static const double SIZE_WORTH = 64 << 20;
 static const uint64_t MEMORY_WORTH = (uint64_t)1 << 30;
 
 /* Bytes of one weight of a matrix kept as `dtype`, the scales of its blocks included. */
-static double weight_size(const char *dtype)
+static double weight_size(const struct weft_model_summary *summary, const char *dtype)
 {
-    static const struct {
+    const struct {
         const char *name;
         double size;
     } sizes[] = {{"f32", 4},
-                 {"f8_e4m3", 1 + 4.0 / F8_BLOCK},
+                 {"f8_e4m3", summary->scale_cols > 0 ? 1 + 4.0 / summary->scale_cols : 1},
                  {"q8_0", 34.0 / WEFT_QUANT_BLOCK},
                  {"q4_0", 18.0 / WEFT_QUANT_BLOCK}};
 
@@ -41,6 +40,11 @@ static double weight_size(const char *dtype)
     return 2; /* f16, bf16 */
 }
 
+static bool is_f8(const struct weft_model_summary *summary)
+{
+    return strcmp(summary->weight_dtype, weft_dtype_name(WEFT_F8_E4M3)) == 0;
+}
+
 double weft_doctor_token_size(const struct weft_model_summary *summary)
 {
     double heads = (double)summary->head_count * summary->head_size;
@@ -48,11 +52,10 @@ double weft_doctor_token_size(const struct weft_model_summary *summary)
     double layer = summary->width * (2 * heads + 2 * kv_heads + 3.0 * summary->ffn_width);
     const char *dtype = summary->weight_dtype;
     /* FP8 checkpoints leave embedding and head as they were. */
-    bool is_f8 = strcmp(dtype, weft_dtype_name(WEFT_F8_E4M3)) == 0;
-    const char *head_dtype = strcmp(dtype, "q4_0") == 0 ? "q8_0" : is_f8 ? "bf16" : dtype;
+    const char *head_dtype = strcmp(dtype, "q4_0") == 0 ? "q8_0" : is_f8(summary) ? "bf16" : dtype;
 
-    return summary->layer_count * layer * weight_size(dtype) +
-           (double)summary->width * summary->vocab_size * weight_size(head_dtype);
+    return summary->layer_count * layer * weight_size(summary, dtype) +
+           (double)summary->width * summary->vocab_size * weight_size(summary, head_dtype);
 }
 
 void weft_doctor_predict(const struct weft_model_summary *summary, const struct weft_rank_summary *ranks,
@@ -87,7 +90,7 @@ struct plan {
     uint32_t is_wanted;
     uint32_t width;
     uint32_t leaf_count;
-    uint32_t dtype; /* enum weft_dtype of the weights to measure with */
+    struct weft_speed_weights weights;
     uint32_t alone_thread_count;
     uint32_t thread_counts[WEFT_LEAF_COUNT_MAX];
     uint32_t waits[WEFT_LEAF_COUNT_MAX]; /* enum weft_wait_policy */
@@ -121,10 +124,8 @@ static void fill_plan(const struct weft_doctor_rates_args *args, struct plan *pl
     plan->width = args->summary->width;
     plan->leaf_count = args->summary->leaf_count;
     (void)weft_quantise_parse(args->engine->quantize, &quantise); /* what is none was refused with the model */
-    plan->dtype = (uint32_t)weft_speed_dtype(quantise);
-    if (strcmp(args->summary->weight_dtype, weft_dtype_name(WEFT_F8_E4M3)) == 0) {
-        plan->dtype = WEFT_F8_E4M3;
-    }
+    plan->weights =
+        weft_speed_weights(quantise, is_f8(args->summary) ? WEFT_F8_E4M3 : WEFT_BF16, args->summary->scale_cols);
     for (uint32_t r = 0; r < args->rank_count; r++) {
         members[r] = args->facts[r].member;
         members[r].machine = args->facts[r].machine;
@@ -166,7 +167,7 @@ struct speed_args {
     struct weft_comm *comm;
     uint32_t thread_count;
     enum weft_wait_policy wait;
-    enum weft_dtype dtype;
+    const struct weft_speed_weights *weights;
     bool is_counted; /* this rank is among them */
 };
 
@@ -181,7 +182,7 @@ static enum weft_status measure_speed(const struct speed_args *args, double *byt
     enum weft_status status = args->is_counted ? weft_device_open(&options, &device) : WEFT_OK;
 
     if (status == WEFT_OK && args->is_counted) {
-        status = weft_speed_probe_open(device, args->dtype, &probe);
+        status = weft_speed_probe_open(device, args->weights, &probe);
     }
     if (status == WEFT_OK && args->is_counted) {
         status = weft_speed_probe_run(probe, &seconds); /* pages and clocks warm up */
@@ -227,12 +228,12 @@ static enum weft_status measure(const struct weft_doctor_rates_args *args, struc
     const struct speed_args alone = {.comm = comm,
                                      .thread_count = plan->alone_thread_count,
                                      .wait = WEFT_WAIT_SPIN,
-                                     .dtype = (enum weft_dtype)plan->dtype,
+                                     .weights = &plan->weights,
                                      .is_counted = rank == 0};
     const struct speed_args together = {.comm = comm,
                                         .thread_count = plan->thread_counts[rank],
                                         .wait = (enum weft_wait_policy)plan->waits[rank],
-                                        .dtype = (enum weft_dtype)plan->dtype,
+                                        .weights = &plan->weights,
                                         .is_counted = true};
     size_t sizes[WEFT_LEAF_COUNT_MAX];
     double own = 0;

@@ -202,12 +202,13 @@ static enum weft_status deal_seats(struct opening *opening, const struct weft_me
 static enum weft_status deal_leaves_by_speed(struct opening *opening)
 {
     struct weft_group *group = opening->group;
-    const struct weft_speed_args args = {.bootstrap = group->bootstrap,
-                                         .rank_count = group->rank_count,
-                                         .seats = opening->seats,
-                                         .device = group->device,
-                                         .dtype = weft_speed_dtype(group->config->quantise),
-                                         .timeout_ms = group->timeout_ms};
+    const struct weft_speed_args args = {
+        .bootstrap = group->bootstrap,
+        .rank_count = group->rank_count,
+        .seats = opening->seats,
+        .device = group->device,
+        .weights = weft_speed_weights(group->config->quantise, group->config->dtype, group->config->fp8.block_cols),
+        .timeout_ms = group->timeout_ms};
     double speeds[WEFT_RANK_COUNT_MAX];
     uint32_t shares[WEFT_RANK_COUNT_MAX];
 
@@ -319,9 +320,7 @@ static enum weft_status hear_setup(struct opening *opening, struct weft_setup *s
         return WEFT_OK;
     }
     enum weft_status status = take_seat(opening, &setup_out->seat);
-    WEFT_TRY(weft_speed_answer(group->bootstrap, group->device,
-                               weft_speed_dtype(weft_options_quantise(opening->args->options)), status,
-                               group->timeout_ms));
+    WEFT_TRY(weft_speed_answer(group->bootstrap, group->device, &setup_out->weights, status, group->timeout_ms));
     return weft_setup_recv(group->bootstrap, UINT32_MAX, setup_out);
 }
 

@@ -185,6 +185,8 @@ enum weft_status weft_setup_send(struct weft_bootstrap *bootstrap, uint32_t rank
     message.status = setup->status;
     message.text = reason;
     message.is_probe = setup->is_probe;
+    message.probe_dtype = (uint32_t)setup->weights.dtype;
+    message.probe_scale_cols = setup->weights.scale_cols;
     message.thread_count = setup->seat.thread_count;
     message.gpu = setup->seat.gpu == WEFT_NO_GPU ? 0 : (uint32_t)setup->seat.gpu + 1;
     message.wait_policy = setup->seat.wait;
@@ -215,6 +217,13 @@ static bool has_group(const Weft__Wire__Setup *message, uint32_t rank_count)
            message->context_length >= 1;
 }
 
+/* Weights that can be measured; another Setup has none. */
+static bool has_weights(const Weft__Wire__Setup *message)
+{
+    return message->probe_dtype <= WEFT_F8_E4M3 &&
+           (message->probe_scale_cols == 0 || (message->is_probe && message->probe_dtype == WEFT_F8_E4M3));
+}
+
 static enum weft_status take_setup(const Weft__Wire__Setup *message, uint32_t rank_count, struct weft_setup *setup)
 {
     *setup = (struct weft_setup){.generation = message->generation, .status = take_status(message->status)};
@@ -224,7 +233,7 @@ static enum weft_status take_setup(const Weft__Wire__Setup *message, uint32_t ra
     }
     setup->is_probe = message->is_probe != 0;
     if (message->thread_count < 1 || message->thread_count > WEFT_CPU_COUNT_MAX || message->gpu > WEFT_MEMBER_GPU_MAX ||
-        (!setup->is_probe && !has_group(message, rank_count))) {
+        !has_weights(message) || (!setup->is_probe && !has_group(message, rank_count))) {
         weft_log(WEFT_LOG_ERROR, "engine/group", "the leader's Setup does not describe a group of %u ranks",
                  rank_count);
         return WEFT_ERR_FORMAT;
@@ -232,6 +241,8 @@ static enum weft_status take_setup(const Weft__Wire__Setup *message, uint32_t ra
     setup->seat = (struct weft_rank_seat){.thread_count = message->thread_count,
                                           .gpu = message->gpu == 0 ? WEFT_NO_GPU : (int32_t)message->gpu - 1,
                                           .wait = take_wait(message->wait_policy)};
+    setup->weights = (struct weft_speed_weights){.dtype = (enum weft_dtype)message->probe_dtype,
+                                                 .scale_cols = message->probe_scale_cols};
     for (uint32_t r = 0; r < rank_count && !setup->is_probe; r++) {
         setup->leaves[r] = (struct weft_range){message->leaf_begins[r], message->leaf_ends[r]};
     }

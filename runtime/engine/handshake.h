@@ -44,9 +44,16 @@ struct weft_rank_seat {
     enum weft_wait_policy wait;
 };
 
+/* What weights are multiplied to measure speed. */
+struct weft_speed_weights {
+    enum weft_dtype dtype;
+    uint32_t scale_cols; /* f8_e4m3: columns that share a scale; 0: rows have their own */
+};
+
 struct weft_setup {
-    bool is_probe; /* only `seat` is set: to be answered with a speed; the real Setup follows */
+    bool is_probe; /* only `seat` and `weights` are set: to be answered with a speed; the real Setup follows */
     struct weft_rank_seat seat;
+    struct weft_speed_weights weights;
     uint64_t generation;
     struct weft_range leaves[WEFT_RANK_COUNT_MAX]; /* [rank_count] */
     struct weft_plan_limits limits;

@@ -37,7 +37,8 @@ static void fill_summary(const struct weft_model_config *config, const struct we
                                            .vocab_size = config->vocab_size,
                                            .context_length = config->context_length,
                                            .leaf_count = options->leaf_count,
-                                           .rank_count = rank_count};
+                                           .rank_count = rank_count,
+                                           .scale_cols = config->fp8.block_cols};
     snprintf(summary->architecture, sizeof(summary->architecture), "%s", config->architecture);
     snprintf(summary->weight_dtype, sizeof(summary->weight_dtype), "%s",
              weft_dtype_name(weft_quantise_layer(config->quantise, config->dtype)));

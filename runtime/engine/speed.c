@@ -3,9 +3,11 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "model/quantise.h"
+#include "weft/f8.h"
 #include "weft/log.h"
 
 enum {
@@ -26,11 +28,31 @@ struct weft_speed_probe {
     float *y;           /* [ROW_COUNT] */
 };
 
-static enum weft_status fill_probe(struct weft_speed_probe *probe, enum weft_dtype dtype)
+/* rows[ROW_STRIP] of zeros, as a matrix is given them; scales of FP8 are ordinary numbers, each row's its own if it has
+ * just one: what is shared is multiplied faster. */
+static void fill_rows(const struct weft_matrix_desc *desc, unsigned char *rows, size_t row_size)
 {
-    const struct weft_matrix_desc desc = {
-        .dtype = dtype, .source = WEFT_BF16, .row_count = ROW_COUNT, .col_count = COL_COUNT};
-    uint16_t *rows = calloc((size_t)ROW_STRIP * COL_COUNT, sizeof(*rows));
+    uint32_t scale_count = desc->dtype == WEFT_F8_E4M3 ? weft_f8_scale_count(COL_COUNT, desc->scale_cols, 0) : 0;
+
+    for (uint32_t row = 0; row < ROW_STRIP; row++) {
+        float scale = desc->scale_cols == 0 ? 1.0f + (float)row : 1.0f;
+
+        for (uint32_t i = 0; i < scale_count; i++) {
+            memcpy(rows + row * row_size + i * sizeof(scale), &scale, sizeof(scale));
+        }
+    }
+}
+
+static enum weft_status fill_probe(struct weft_speed_probe *probe, const struct weft_speed_weights *weights)
+{
+    const struct weft_matrix_desc desc = {.dtype = weights->dtype,
+                                          .source = WEFT_BF16,
+                                          .scale_cols = weights->scale_cols,
+                                          .row_count = ROW_COUNT,
+                                          .col_count = COL_COUNT};
+    size_t row_size = weights->dtype == WEFT_F8_E4M3 ? weft_f8_row_size(COL_COUNT, weights->scale_cols, 0)
+                                                     : COL_COUNT * weft_dtype_size(WEFT_BF16);
+    unsigned char *rows = calloc(ROW_STRIP, row_size);
     enum weft_status status = WEFT_OK;
 
     probe->x = weft_device_alloc(probe->device, COL_COUNT * sizeof(float));
@@ -39,21 +61,24 @@ static enum weft_status fill_probe(struct weft_speed_probe *probe, enum weft_dty
         weft_log(WEFT_LOG_ERROR, "engine/speed", "out of memory for measuring");
         status = WEFT_ERR_MEMORY;
     }
+    if (rows != NULL) {
+        fill_rows(&desc, rows, row_size);
+    }
     probe->matrix_size = weft_matrix_size(probe->device, &desc);
     probe->count = (uint32_t)((PROBE_SIZE + probe->matrix_size - 1) / probe->matrix_size);
     probe->count = probe->count < MATRIX_MAX ? probe->count : MATRIX_MAX;
     for (uint32_t i = 0; i < probe->count && status == WEFT_OK; i++) {
         status = weft_matrix_open(probe->device, &desc, &probe->matrices[i]);
         for (uint32_t row = 0; row < ROW_COUNT && status == WEFT_OK; row += ROW_STRIP) {
-            status = weft_matrix_write_rows(probe->device, probe->matrices[i], row, ROW_STRIP, rows,
-                                            COL_COUNT * sizeof(*rows));
+            status = weft_matrix_write_rows(probe->device, probe->matrices[i], row, ROW_STRIP, rows, row_size);
         }
     }
     free(rows);
     return status;
 }
 
-enum weft_status weft_speed_probe_open(struct weft_device *device, enum weft_dtype dtype, struct weft_speed_probe **out)
+enum weft_status weft_speed_probe_open(struct weft_device *device, const struct weft_speed_weights *weights,
+                                       struct weft_speed_probe **out)
 {
     struct weft_speed_probe *probe = calloc(1, sizeof(*probe));
     enum weft_status status;
@@ -63,7 +88,7 @@ enum weft_status weft_speed_probe_open(struct weft_device *device, enum weft_dty
         return WEFT_ERR_MEMORY;
     }
     probe->device = device;
-    status = fill_probe(probe, dtype);
+    status = fill_probe(probe, weights);
     if (status != WEFT_OK) {
         weft_speed_probe_close(&probe);
         return status;
@@ -105,16 +130,19 @@ double weft_speed_probe_size(const struct weft_speed_probe *probe)
     return (double)probe->count * (double)probe->matrix_size;
 }
 
-enum weft_dtype weft_speed_dtype(enum weft_quantise quantise)
+struct weft_speed_weights weft_speed_weights(enum weft_quantise quantise, enum weft_dtype stored, uint32_t scale_cols)
 {
-    return weft_quantise_layer(quantise, WEFT_BF16);
+    enum weft_dtype dtype = weft_quantise_layer(quantise, stored == WEFT_F8_E4M3 ? WEFT_F8_E4M3 : WEFT_BF16);
+
+    return (struct weft_speed_weights){.dtype = dtype, .scale_cols = dtype == WEFT_F8_E4M3 ? scale_cols : 0};
 }
 
-enum weft_status weft_speed_measure(struct weft_device *device, enum weft_dtype dtype, double *bytes_per_second_out)
+enum weft_status weft_speed_measure(struct weft_device *device, const struct weft_speed_weights *weights,
+                                    double *bytes_per_second_out)
 {
     struct weft_speed_probe *probe = NULL;
     double best = 0, size = 0;
-    enum weft_status status = weft_speed_probe_open(device, dtype, &probe);
+    enum weft_status status = weft_speed_probe_open(device, weights, &probe);
 
     for (int round = 0; round < ROUND_COUNT && status == WEFT_OK; round++) {
         double seconds = 0;
@@ -167,10 +195,10 @@ static enum weft_status hear_speed(const struct weft_speed_args *args, uint32_t 
 enum weft_status weft_speed_ask(const struct weft_speed_args *args, double *speeds_out)
 {
     for (uint32_t r = 1; r < args->rank_count; r++) {
-        const struct weft_setup probe = {.is_probe = true, .seat = args->seats[r]};
+        const struct weft_setup probe = {.is_probe = true, .seat = args->seats[r], .weights = args->weights};
         WEFT_TRY(weft_setup_send(args->bootstrap, r, &probe, args->timeout_ms));
     }
-    enum weft_status status = weft_speed_measure(args->device, args->dtype, &speeds_out[0]);
+    enum weft_status status = weft_speed_measure(args->device, &args->weights, &speeds_out[0]);
     for (uint32_t r = 1; r < args->rank_count; r++) { /* all of them: they say it in any case */
         enum weft_status heard = hear_speed(args, r, &speeds_out[r]);
         status = status == WEFT_OK ? heard : status;
@@ -178,13 +206,14 @@ enum weft_status weft_speed_ask(const struct weft_speed_args *args, double *spee
     return status;
 }
 
-enum weft_status weft_speed_answer(struct weft_bootstrap *bootstrap, struct weft_device *device, enum weft_dtype dtype,
-                                   enum weft_status status, uint32_t timeout_ms)
+enum weft_status weft_speed_answer(struct weft_bootstrap *bootstrap, struct weft_device *device,
+                                   const struct weft_speed_weights *weights, enum weft_status status,
+                                   uint32_t timeout_ms)
 {
     struct weft_speed speed = {.status = status};
 
     if (status == WEFT_OK) {
-        speed.status = weft_speed_measure(device, dtype, &speed.bytes_per_second);
+        speed.status = weft_speed_measure(device, weights, &speed.bytes_per_second);
     }
     if (speed.status != WEFT_OK) {
         snprintf(speed.reason, sizeof(speed.reason), "%s", weft_log_last_error());

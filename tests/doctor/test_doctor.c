@@ -308,7 +308,9 @@ static void test_prediction(void **state)
     assert_float_equal(weft_doctor_token_size(&model), 2.0 * (10 * 12e6 + 8e6), 1);
     snprintf(alone.weight_dtype, sizeof(alone.weight_dtype), "q8_0"); /* 34 bytes for 32 weights */
     assert_float_equal(weft_doctor_token_size(&alone), 34.0 / 32 * (10 * 12e6 + 8e6), 1);
-    snprintf(alone.weight_dtype, sizeof(alone.weight_dtype), "f8_e4m3"); /* a scale for 128, but the head is bf16 */
+    snprintf(alone.weight_dtype, sizeof(alone.weight_dtype), "f8_e4m3"); /* rows have a scale, but the head is bf16 */
+    assert_float_equal(weft_doctor_token_size(&alone), 10 * 12e6 + 2.0 * 8e6, 1);
+    alone.scale_cols = 128;
     assert_float_equal(weft_doctor_token_size(&alone), (1 + 4.0 / 128) * 10 * 12e6 + 2.0 * 8e6, 1);
     snprintf(alone.weight_dtype, sizeof(alone.weight_dtype), "q4_0"); /* 18, but the head is q8_0 */
     assert_float_equal(weft_doctor_token_size(&alone), 18.0 / 32 * 10 * 12e6 + 34.0 / 32 * 8e6, 1);

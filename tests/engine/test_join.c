@@ -13,6 +13,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "fp8_model.h"
+#include "support.h"
 #include "weft/log.h"
 
 enum { RANKS = 3 };
@@ -178,7 +180,7 @@ static void test_ranks_without_a_folder(void **state)
 }
 
 /* Who reads faster gets more leaves; who computes by the reference kernels is far slower. */
-static void check_shares_by_speed(const char *quantize)
+static void check_shares_by_speed(const char *folder, const char *quantize)
 {
     struct answer wanted;
     struct answer got;
@@ -189,6 +191,9 @@ static void check_shares_by_speed(const char *quantize)
         choose_port();
         for (uint32_t r = 0; r < RANKS; r++) {
             joiner_init(&joiners[r], "llama3", r);
+            if (folder != NULL) {
+                snprintf(joiners[r].model, sizeof(joiners[r].model), "%.511s", folder);
+            }
             joiners[r].options.is_share_measured = is_measured;
             joiners[r].options.quantize = quantize;
             joiners[r].options.thread_count = 1;
@@ -203,9 +208,21 @@ static void check_shares_by_speed(const char *quantize)
 
 static void test_shares_by_speed(void **state)
 {
+    static const struct fp8_form form = {.golden = "llama3",
+                                         .config = "{\"quant_method\": \"fp8\", \"fmt\": \"e4m3\", "
+                                                   "\"weight_block_size\": [16, 16]}",
+                                         .ending = "_scale_inv",
+                                         .block_rows = 16,
+                                         .block_cols = 16,
+                                         .scale_type = "F32"};
+    char folder[4096];
+
     (void)state;
-    check_shares_by_speed(NULL);
-    check_shares_by_speed("q4_0");
+    check_shares_by_speed(NULL, NULL);
+    check_shares_by_speed(NULL, "q4_0");
+    fp8_model_make(&form, folder, NULL);
+    check_shares_by_speed(folder, NULL);
+    folder_remove(folder);
 }
 
 static void check_refused(struct joiner *joiners, const char *reason)
