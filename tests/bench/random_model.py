@@ -2,9 +2,10 @@
 """Writes a model folder with random bf16 weights, of Llama-3.2-1B's shape (2.5 GB) or Llama-3-8B's (16 GB): for timing
 only, never committed.
 
-usage: random_model.py FOLDER [--shape 1b|8b|tiny] [--layers N] [--fp8]
+usage: random_model.py FOLDER [--shape 1b|8b|tiny] [--layers N] [--fp8 [blocks|rows]]
 
---fp8: the layers' matrices as E4M3 with a scale for each 128 x 128, as DeepSeek-V3 and Qwen3-FP8 have them.
+--fp8: the layers' matrices as E4M3 with a scale for each 128 x 128, as DeepSeek-V3 and Qwen3-FP8 have them; rows: with one
+for each row, as compressed-tensors has them.
 Needs numpy. Vocabulary ids have one token each ("t0", "t1", ...), so that any id the model picks has a text.
 """
 import argparse
@@ -71,7 +72,21 @@ def config_of(shape):
     return {k: v for k, v in {**CONFIG, **SHAPES[shape]}.items() if v is not None}
 
 
-FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+FP8 = {
+    "blocks": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+    "rows": {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "input_activations": None,
+                "weights": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"},
+            }
+        },
+    },
+}
 
 
 def tensors(config):
@@ -100,7 +115,10 @@ def typed_tensors(config):
     for name, shape in tensors(config):
         if "quantization_config" in config and "_proj" in name:
             yield name, shape, "F8_E4M3", 1
-            yield name + "_scale_inv", tuple(-(-side // 128) for side in shape), "BF16", 2
+            if "weight_block_size" in config["quantization_config"]:
+                yield name + "_scale_inv", tuple(-(-side // 128) for side in shape), "BF16", 2
+            else:
+                yield name + "_scale", (shape[0], 1), "BF16", 2
         else:
             yield name, shape, "BF16", 2
 
@@ -130,7 +148,7 @@ def write_weights(path, config):
     # Bytes from 1/4 up to 3.75, either sign; times their scales about as large as the others.
     fp8 = (generator.integers(0x28, 0x48, 1 << 24) | generator.integers(0, 2, 1 << 24) << 7).astype(numpy.uint8)
     fp8 = numpy.concatenate([fp8, fp8])
-    one, fp8_scale = numpy.uint16(0x3F80), numpy.uint16(0x3C23)
+    one, fp8_scale = numpy.uint16(0x3F80), 0x3C00  # bf16; scales are this and up to twice as much
 
     def parts():
         """(place in the file, values), up to 32 MiB each."""
@@ -138,8 +156,9 @@ def write_weights(path, config):
         for name, shape, dtype, _ in shapes:
             count = int(numpy.prod(shape))
             values = fp8 if dtype == "F8_E4M3" else block
-            if len(shape) == 1 or name.endswith("_scale_inv"):
-                yield place, numpy.full(count, one if len(shape) == 1 else fp8_scale)
+            if len(shape) == 1 or "_scale" in name:
+                scales = generator.integers(fp8_scale, fp8_scale + 128, count).astype("<u2")
+                yield place, numpy.full(count, one) if len(shape) == 1 else scales
                 place += 2 * count
                 continue
             while count > 0:
@@ -192,12 +211,12 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--fp8", action="store_true")
+    parser.add_argument("--fp8", choices=FP8, nargs="?", const="blocks")
     arguments = parser.parse_args()
     config = config_of(arguments.shape)
     config["num_hidden_layers"] = arguments.layers or config["num_hidden_layers"]
     if arguments.fp8:
-        config["quantization_config"] = FP8
+        config["quantization_config"] = FP8[arguments.fp8]
     write_model(arguments.folder, config)
 
 
