@@ -34,6 +34,7 @@ struct reception {
     struct half *halves;           /* [rank_count] */
     char (*places)[TCP_TEXT_SIZE]; /* [rank_count / local_count] host names of those without a number, by arrival */
     uint32_t local_count;
+    enum weft_status end_status;            /* of the rank that cannot take part */
     uint32_t stranger_count;                /* refused for another secret */
     char stranger[STRANGER_TEXT];           /* the last of them */
     int watch_fd;                           /* -1: none, or at its end */
@@ -117,6 +118,10 @@ static enum weft_status take_excuse(struct reception *reception, struct tcp_gues
 {
     char reason[STAR_REASON_SIZE];
 
+    if (reception->bootstrap->failed_rank < 0 && guest->answer.trouble_status < 0 &&
+        guest->answer.trouble_status >= WEFT_ERR_LAST) {
+        reception->end_status = (enum weft_status)guest->answer.trouble_status;
+    }
     weft_tcp_trouble_text(guest->answer.trouble, reason);
     weft_star_fail(reception->bootstrap, rank, guest->answer.host, reason, -1);
     reception->halves[rank].is_told = true;
@@ -421,7 +426,7 @@ static enum weft_status receive_all(struct reception *reception)
         WEFT_TRY(attend(reception, tell < deadline ? tell : deadline));
         if (reception->bootstrap->failed_rank >= 0) {
             call_last(reception);
-            return WEFT_ERR_PEER;
+            return reception->end_status;
         }
     }
     return WEFT_OK;
@@ -481,6 +486,7 @@ static struct reception *open_reception(struct weft_bootstrap *bootstrap, const 
     }
     reception->bootstrap = bootstrap;
     reception->invite = invite;
+    reception->end_status = WEFT_ERR_PEER;
     reception->watch_fd = invite->watch_fd > 0 ? invite->watch_fd : -1;
     reception->local_count =
         invite->local_count > 0 && bootstrap->rank_count % invite->local_count == 0 ? invite->local_count : 1;

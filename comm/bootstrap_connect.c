@@ -287,6 +287,7 @@ enum weft_status weft_tcp_join(struct weft_bootstrap *bootstrap, const struct tc
 
     WEFT_TRY(weft_tcp_random(answer.session, sizeof(answer.session)));
     (void)gethostname(answer.host, sizeof(answer.host) - 1);
+    answer.trouble_status = join->trouble_status;
     (void)snprintf(answer.trouble, sizeof(answer.trouble), "%s", join->trouble != NULL ? join->trouble : "");
     while (!try_all(join, &answer, &attempt, fds)) {
         int left = weft_star_left_ms(attempt.deadline);

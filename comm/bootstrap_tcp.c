@@ -128,7 +128,8 @@ static enum weft_status meet(struct weft_bootstrap *bootstrap, const struct weft
                             .local_rank = options->local_rank,
                             .local_count = options->local_count,
                             .timeout_ms = options->timeout_ms,
-                            .trouble = options->trouble};
+                            .trouble = options->trouble,
+                            .trouble_status = options->trouble_status};
     struct tcp_invite invite = {.secret = join.secret,
                                 .timeout_ms = options->timeout_ms,
                                 .local_count = options->local_count,

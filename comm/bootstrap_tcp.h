@@ -26,7 +26,7 @@ struct tcp_secret {
 };
 
 /* Changes with every incompatible change of anything that ranks say to each other. */
-#define TCP_HELLO_VERSION 5u
+#define TCP_HELLO_VERSION 6u
 
 enum { TCP_TEXT_SIZE = 64, TCP_WHY_SIZE = 112, TCP_TROUBLE_SIZE = 216 };
 
@@ -51,6 +51,7 @@ struct tcp_answer {
     uint32_t local_rank;
     uint32_t local_count;
     uint32_t channel;               /* enum star_channel */
+    int32_t trouble_status;         /* enum weft_status */
     char trouble[TCP_TROUBLE_SIZE]; /* why this rank cannot take part, on the first channel and only there; else "" */
     uint8_t session[16];            /* of this process: its channels belong together */
     uint8_t nonce[32];
@@ -126,7 +127,7 @@ void weft_tcp_trouble_text(const char *trouble, char reason_out[STAR_REASON_SIZE
  * Leader: takes in every other rank until the deadline, and says now and then who is missing. Strangers are refused and
  * logged; none can hold the rendezvous up. ERR_TIMEOUT: logged with the missing ranks, and those who came have been
  * told. A rank that cannot take part is logged at once, the others are told, for a moment also those that come later:
- * ERR_PEER, or ERR_STATE (not logged) when it is the leader itself.
+ * its status, or ERR_STATE (not logged) when it is the leader itself.
  */
 WEFT_MUST_CHECK enum weft_status weft_tcp_accept_all(struct weft_bootstrap *bootstrap, const struct tcp_invite *invite);
 
@@ -153,6 +154,7 @@ struct tcp_join {
     uint32_t local_count; /* 0: 1 */
     uint32_t timeout_ms;
     const char *trouble; /* NULL, or why this rank cannot take part */
+    enum weft_status trouble_status;
 };
 
 /*

@@ -44,9 +44,10 @@ struct weft_bootstrap_tcp_options {
     uint32_t local_count; /* 0: 1; divides rank_count; the same everywhere, on the leader too */
     uint32_t timeout_ms;  /* until all have come; the error names who is missing, as does a line every few seconds */
     const char *secret; /* the same on all ranks, proved, never sent; "" or NULL: none. Strangers are refused, logged */
-    const char *program;      /* name and version, the same on all ranks: others are refused; NULL: "" */
-    const char *const *hosts; /* [rank_count] names for messages, an entry or all NULL: not known */
-    const char *trouble;      /* NULL, or why this rank cannot take part: see below */
+    const char *program;             /* name and version, the same on all ranks: others are refused; NULL: "" */
+    const char *const *hosts;        /* [rank_count] names for messages, an entry or all NULL: not known */
+    const char *trouble;             /* NULL, or why this rank cannot take part: see below */
+    enum weft_status trouble_status; /* of it; what the leader's open returns when a worker has trouble */
     int watch_fd; /* > 0: leader; whoever starts the ranks writes "RANK REASON\n" when it cannot: ends the wait */
 };
 

@@ -258,12 +258,12 @@ static enum weft_status prepare(struct weft_engine *engine, const struct weft_en
 }
 
 /* The others are not to wait for a rank that knows by itself that it cannot take part. */
-static void excuse(const struct weft_engine_options *options)
+static void excuse(const struct weft_engine_options *options, enum weft_status status)
 {
     char trouble[512];
 
     snprintf(trouble, sizeof(trouble), "%s", weft_log_last_error());
-    weft_rendezvous_excuse(options, trouble);
+    weft_rendezvous_excuse(options, status, trouble);
     weft_log_keep_error("%s", trouble);
 }
 
@@ -273,7 +273,7 @@ static enum weft_status open_all(struct weft_engine *engine, const struct weft_e
     enum weft_status status = prepare(engine, options);
 
     if (status != WEFT_OK) {
-        excuse(options);
+        excuse(options, status);
         return status;
     }
     int64_t begin = weft_clock_ns();

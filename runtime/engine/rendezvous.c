@@ -14,7 +14,7 @@ uint32_t weft_rendezvous_timeout_ms(const struct weft_engine_options *options)
 }
 
 static enum weft_status meet(const struct weft_engine_options *options, const char *trouble,
-                             struct weft_bootstrap **out)
+                             enum weft_status trouble_status, struct weft_bootstrap **out)
 {
     char program[64];
     const struct weft_bootstrap_tcp_options tcp = {.leader = options->leader,
@@ -27,6 +27,7 @@ static enum weft_status meet(const struct weft_engine_options *options, const ch
                                                    .local_rank = options->local_rank,
                                                    .local_count = options->local_rank_count,
                                                    .trouble = trouble,
+                                                   .trouble_status = trouble_status,
                                                    .watch_fd = options->launcher_fd};
 
     (void)snprintf(program, sizeof(program), "weft %s", weft_version());
@@ -46,7 +47,7 @@ enum weft_status weft_rendezvous_open(const struct weft_engine_options *options,
     struct weft_bootstrap *bootstrap;
     enum weft_status status;
 
-    WEFT_TRY(meet(options, NULL, &bootstrap));
+    WEFT_TRY(meet(options, NULL, WEFT_OK, &bootstrap));
     status = weft_bootstrap_heartbeat(bootstrap, &heartbeat);
     if (status != WEFT_OK) {
         weft_bootstrap_close(&bootstrap);
@@ -63,7 +64,7 @@ void weft_rendezvous_leave(const struct weft_engine_options *options, struct wef
     }
 }
 
-void weft_rendezvous_excuse(const struct weft_engine_options *options, const char *trouble)
+void weft_rendezvous_excuse(const struct weft_engine_options *options, enum weft_status status, const char *trouble)
 {
     struct weft_bootstrap *bootstrap;
     bool was_quiet;
@@ -72,7 +73,7 @@ void weft_rendezvous_excuse(const struct weft_engine_options *options, const cha
         return; /* the others do not wait, or cannot be found */
     }
     was_quiet = weft_log_set_quiet(true); /* should the leader not be found either, one reason is enough */
-    if (meet(options, trouble, &bootstrap) == WEFT_OK) {
+    if (meet(options, trouble, status, &bootstrap) == WEFT_OK) {
         weft_bootstrap_close(&bootstrap);
     }
     (void)weft_log_set_quiet(was_quiet);

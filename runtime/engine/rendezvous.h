@@ -20,9 +20,9 @@ WEFT_MUST_CHECK enum weft_status weft_rendezvous_open(const struct weft_engine_o
 void weft_rendezvous_leave(const struct weft_engine_options *options, struct weft_bootstrap *bootstrap);
 
 /*
- * For a rank that cannot take part: where the others would wait for it (TCP), goes there to say why, quietly. Takes
- * until they know, at most as long as the rendezvous.
+ * For a rank that cannot take part: where the others would wait for it (TCP), goes there to say why, quietly; the
+ * leader fails with the same status. Takes until they know, at most as long as the rendezvous.
  */
-void weft_rendezvous_excuse(const struct weft_engine_options *options, const char *trouble);
+void weft_rendezvous_excuse(const struct weft_engine_options *options, enum weft_status status, const char *trouble);
 
 #endif

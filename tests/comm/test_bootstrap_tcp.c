@@ -197,13 +197,13 @@ static void test_refusals(void **state)
     struct place place = free_place();
     static const char *const reasons[] = {"the secret differs", "the secret differs",
                                           "the rank count differs: the leader has 3, this rank was told 4",
-                                          "is another version: weft 1 (protocol 5), this is weft 2 (protocol 5)",
+                                          "is another version: weft 1 (protocol 6), this is weft 2 (protocol 6)",
                                           "no place left among 3 ranks, 1 on each host; this host starts 3"};
     static const char *const said[] = {"rank 2 on ",
                                        "rank 2 on ",
                                        "the leader has 3",
                                        "rank 1 is there already",
-                                       "is another version: weft 2 (protocol 5), the leader is weft 1 (protocol 5)",
+                                       "is another version: weft 2 (protocol 6), the leader is weft 1 (protocol 6)",
                                        "a rank on "};
     struct listener listener = {.text = ""};
 

@@ -48,11 +48,12 @@ static void check_worker(uint32_t come)
     for (uint32_t i = 0; i < come; i++) {
         openers[i].options.secret = "a";
         openers[i].options.trouble = i == 2 ? "its disk is full" : NULL;
+        openers[i].options.trouble_status = i == 2 ? WEFT_ERR_LIMIT : WEFT_OK;
         start(&openers[i], &place, i, RANK_COUNT);
     }
     for (uint32_t i = 0; i < come; i++) {
         pthread_join(openers[i].thread, NULL);
-        assert_int_equal(openers[i].status, i == 2 ? WEFT_ERR_STATE : WEFT_ERR_PEER);
+        assert_int_equal(openers[i].status, i == 2 ? WEFT_ERR_STATE : i == 0 ? WEFT_ERR_LIMIT : WEFT_ERR_PEER);
         assert_null(openers[i].bootstrap);
     }
     weft_log_configure(WEFT_LOG_INFO, NULL, NULL);

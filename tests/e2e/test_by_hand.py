@@ -8,7 +8,7 @@ import socket
 import subprocess
 
 import pytest
-from weft_cli import CONFIG, FAILED, PROMPT, ROOT, WEFT, answer, free_port, group_of, is_alive, model_folder, one_error_line, until, weft
+from weft_cli import CONFIG, PROMPT, ROOT, WEFT, answer, free_port, group_of, is_alive, model_folder, one_error_line, until, weft
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -178,7 +178,7 @@ def test_a_rank_that_cannot_take_part_says_so_while_another_is_missing(model, tm
     lines = {}
     for rank, process in processes.items():
         out, errors = process.communicate(timeout=90)
-        assert (process.returncode, out, len(errors.splitlines())) == (CONFIG if rank == 2 else FAILED, "", 1), errors
+        assert (process.returncode, out, len(errors.splitlines())) == (CONFIG, "", 1), errors
         lines[rank] = errors
     name = re.escape(socket.gethostname())
     assert re.match(rf"weft\[0\]: comm/bootstrap: rank 2 on {name} failed: cannot take part: " + re.escape(trouble), lines[0])

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import slow_steps
-from weft_cli import PROMPT, ROOT, WEFT, answer, model_folder, weft
+from weft_cli import CONFIG, PROMPT, ROOT, WEFT, answer, model_folder, weft
 
 sys.path.insert(0, str(ROOT / "tests" / "serve"))
 import grpc  # noqa: E402
@@ -67,7 +67,7 @@ exec {WEFT} "$@"
     weft_.chmod(0o755)
     done = subprocess.run(["bash", str(SCRIPT), "run", "--quiet", "--prompt", PROMPT, "--threads", "1"], capture_output=True,
                           text=True, timeout=90, env={**environment, "WEFT_BINARY": str(weft_)}, stdin=subprocess.DEVNULL)
-    assert done.returncode == 1
+    assert done.returncode == CONFIG
     said = [line for line in done.stderr.splitlines() if line.startswith("weft[0]")]
     assert len(said) == 1, done.stderr
     assert re.search(r"rank 2 on \S+ failed: cannot take part: engine/identity: /nowhere: no such model folder$", said[0])

@@ -212,7 +212,7 @@ def test_a_host_without_the_model(lab):
     finish(lab.start(0, "cp", "-rL", MODEL, "/dev/shm/model"))
     code, out, errors = finish(hosts(lab, command=[*RUN[:1], "--model", "/dev/shm/model", *RUN[3:]], list_="node0,node1"))
     finish(lab.start(0, "rm", "-r", "/dev/shm/model"))
-    assert (code, out) == (1, "")
+    assert (code, out) == (78, "")  # EX_CONFIG
     said = [line for line in errors.splitlines() if line.startswith("weft[0]")]
     assert said == ["weft[0]: comm/bootstrap: rank 1 on node1 failed: cannot take part: engine/identity: "
                     "/dev/shm/model: no such model folder"], errors
