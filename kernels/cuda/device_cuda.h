@@ -154,7 +154,7 @@ bool weft_cuda_peer_norm(struct weft_cuda_device *device, const struct weft_add_
 /* Loads its code, which may be recorded before it is ever issued. */
 void weft_cuda_peer_norm_init(struct weft_cuda_device *device);
 
-/* matrix.cu: packing and multiplication */
+/* matrix.cu, pack.cu */
 size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
 size_t weft_cuda_matrix_scratch_size(const struct weft_device *device, const struct weft_matrix_desc *desc);
 enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct weft_matrix_desc *desc,

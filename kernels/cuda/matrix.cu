@@ -1,19 +1,12 @@
-/*
- * Weight matrices: the program of sums, packing at load, rows of embeddings, and who multiplies.
- *
- * Rows are packed on the GPU: they are copied as they are into scratch, piece by piece, and a kernel puts them in
- * their places, so that the host only copies.
- */
+/* Weight matrices: the program of sums, rows of embeddings, and who multiplies. */
 #include <assert.h>
 #include <stdlib.h>
-#include <string.h>
 
+#include "cuda/matrix_f8.h"
 #include "cuda/matrix_fast.h"
 #include "cuda/matrix_quant.h"
-#include "weft/f8.h"
 
-static const uint32_t BLOCK = 256;          /* threads of the packing kernels */
-static const size_t PIECE_SIZE = 8 << 20;   /* bytes of raw rows packed at a time, at least one row */
+static const uint32_t BLOCK = 256;          /* threads of the embedding's kernel */
 static const size_t MEMORY_ALIGNMENT = 256; /* of the parts of a matrix's memory */
 
 /* ---- the program ---- */
@@ -62,7 +55,7 @@ static struct tiling tiling_of(enum weft_dtype dtype)
     if (weft_dtype_is_quantised(dtype)) {
         return {WEFT_QUANT_BLOCK, WEFT_QUANT_CHUNK_BLOCKS, WEFT_CUDA_PAIR};
     }
-    return {WEFT_CUDA_TILE, WEFT_CUDA_CHUNK_TILES, 1};
+    return {WEFT_CUDA_TILE, WEFT_CUDA_CHUNK_TILES, dtype == WEFT_F8_E4M3 ? WEFT_CUDA_F8_PAIR : 1};
 }
 
 /* Chunks of one leaf: their tiles differ by one at most, but for padding; the cut depends on the leaf's width alone. */
@@ -136,12 +129,14 @@ static void make_program(const struct weft_matrix_desc *desc, struct program *pr
 
 /* ---- size, open, close ---- */
 
-/* E4M3 is kept as the bf16 that it is multiplied as: rows are converted on their way to the GPU. */
+/* E4M3 that cannot be kept is kept as the bf16 that it is multiplied as: rows are converted on their way to the GPU. */
 static struct weft_matrix_desc kept_desc(const struct weft_matrix_desc *desc)
 {
     struct weft_matrix_desc kept = *desc;
 
-    kept.dtype = desc->dtype == WEFT_F8_E4M3 ? WEFT_BF16 : desc->dtype;
+    if (desc->dtype == WEFT_F8_E4M3 && !weft_cuda_f8_can_keep(desc)) {
+        kept.dtype = WEFT_BF16;
+    }
     return kept;
 }
 
@@ -155,12 +150,17 @@ static size_t weights_size(const struct weft_matrix_desc *desc, uint32_t tile_co
         return (size_t)weft_cuda_divide_up(row_count_of(desc), WEFT_CUDA_TILE) * (tile_count / WEFT_CUDA_PAIR) *
                weft_cuda_pair_size(desc->dtype == WEFT_Q4_0);
     }
+    if (desc->dtype == WEFT_F8_E4M3) {
+        return weft_cuda_f8_size(desc, row_count_of(desc), tile_count);
+    }
     return (size_t)weft_cuda_divide_up(row_count_of(desc), WEFT_CUDA_TILE) * tile_count * WEFT_CUDA_TILE_SIZE;
 }
 
-static size_t program_size(uint32_t leaf_count, uint32_t chunk_count)
+/* Chunks, leaves, and for E4M3 the columns of the tiles. */
+static size_t program_size(const struct weft_matrix_desc *desc, uint32_t chunk_count, uint32_t tile_count)
 {
-    return chunk_count * sizeof(struct weft_cuda_chunk) + leaf_count * sizeof(struct weft_cuda_leaf);
+    return chunk_count * sizeof(struct weft_cuda_chunk) + leaf_count_of(desc) * sizeof(struct weft_cuda_leaf) +
+           (desc->dtype == WEFT_F8_E4M3 ? tile_count * sizeof(uint32_t) : 0);
 }
 
 size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft_matrix_desc *desc)
@@ -171,7 +171,7 @@ size_t weft_cuda_matrix_size(const struct weft_device *device, const struct weft
     (void)device;
     make_program(&kept, &program);
     return weft_cuda_align_up(weights_size(&kept, program.tile_count), MEMORY_ALIGNMENT) +
-           weft_cuda_align_up(program_size(leaf_count_of(&kept), program.chunk_count), MEMORY_ALIGNMENT);
+           weft_cuda_align_up(program_size(&kept, program.chunk_count, program.tile_count), MEMORY_ALIGNMENT);
 }
 
 static uint32_t stack_depth(const struct weft_cuda_leaf *leaves, uint32_t count)
@@ -189,7 +189,7 @@ static uint32_t stack_depth(const struct weft_cuda_leaf *leaves, uint32_t count)
     return most;
 }
 
-/* Fills what follows from the description, and the program in host memory: chunks, then leaves. */
+/* Fills what follows from the description, and the program in host memory: chunks, leaves, columns. */
 static void describe(const struct weft_matrix_desc *desc, struct weft_matrix *matrix, unsigned char *host)
 {
     struct program program = {};
@@ -201,6 +201,14 @@ static void describe(const struct weft_matrix_desc *desc, struct weft_matrix *ma
     matrix->is_aligned = desc->col_count % 4 == 0;
     for (uint32_t i = 0; i < matrix->chunk_count; i++) {
         matrix->is_aligned = matrix->is_aligned && program.chunks[i].column_begin % 4 == 0;
+        if (program.chunks[i].tile_count > matrix->chunk_tiles) {
+            matrix->chunk_tiles = program.chunks[i].tile_count;
+        }
+    }
+    if (desc->dtype == WEFT_F8_E4M3) {
+        matrix->scales = weft_cuda_f8_scales(desc);
+        weft_cuda_f8_set_columns(desc, program.chunks, matrix->chunk_count,
+                                 (uint32_t *)(program.leaves + matrix->leaf_count));
     }
     for (uint32_t i = 0; i < matrix->leaf_count; i++) {
         const struct weft_cuda_leaf *leaf = &program.leaves[i];
@@ -215,7 +223,7 @@ static void describe(const struct weft_matrix_desc *desc, struct weft_matrix *ma
 static enum weft_status open_memory(struct weft_device *device, const struct weft_matrix_desc *desc,
                                     struct weft_matrix *matrix)
 {
-    size_t size = program_size(matrix->leaf_count, matrix->chunk_count);
+    size_t size = program_size(desc, matrix->chunk_count, matrix->tile_count);
     unsigned char *host = (unsigned char *)malloc(size);
     enum weft_status status = WEFT_ERR_MEMORY;
     unsigned char *program;
@@ -226,6 +234,11 @@ static enum weft_status open_memory(struct weft_device *device, const struct wef
         program = matrix->memory + weft_cuda_align_up(matrix->weights_size, MEMORY_ALIGNMENT);
         matrix->chunks = (const struct weft_cuda_chunk *)program;
         matrix->leaves = (const struct weft_cuda_leaf *)(matrix->chunks + matrix->chunk_count);
+        if (desc->dtype == WEFT_F8_E4M3) {
+            matrix->scales.columns = (const uint32_t *)(matrix->leaves + matrix->leaf_count);
+            matrix->scales.values =
+                (const float *)(matrix->memory + weft_cuda_f8_tiles_size(matrix->row_count, matrix->tile_count));
+        }
         status = weft_cuda_write(device, program, host, size);
     }
     free(host);
@@ -251,6 +264,8 @@ static void set_shape(const struct weft_matrix_desc *desc, struct weft_matrix *m
     matrix->row_count = row_count_of(desc);
     matrix->gate_count = gate_count_of(desc);
     matrix->col_count = desc->col_count;
+    matrix->scale_cols = desc->scale_cols;
+    matrix->scale_phase = desc->scale_phase;
     matrix->leaf_count = leaf_count_of(desc);
     matrix->node_count = matrix->leaf_count - (desc->leaves != NULL ? desc->add_count : 0);
     matrix->chunk_count = counts.chunk_count;
@@ -258,23 +273,10 @@ static void set_shape(const struct weft_matrix_desc *desc, struct weft_matrix *m
     matrix->weights_size = weights_size(desc, counts.tile_count);
 }
 
-/* Bytes of a row to be packed, and how many are packed at a time, at most. */
-static size_t raw_row_size(const struct weft_matrix *matrix)
-{
-    return matrix->col_count * weft_dtype_size(matrix->source);
-}
-
-static uint32_t raw_rows_max(const struct weft_matrix *matrix)
-{
-    size_t rows = raw_row_size(matrix) == 0 ? matrix->row_count : PIECE_SIZE / raw_row_size(matrix);
-
-    return rows < 1 ? 1 : rows < matrix->row_count ? (uint32_t)rows : matrix->row_count;
-}
-
 /* Of packing, and of multiplying on tensor cores. */
 static size_t scratch_size(const struct weft_cuda_device *device, const struct weft_matrix *matrix)
 {
-    size_t raw = raw_row_size(matrix) * (matrix->row_count > 0 ? raw_rows_max(matrix) : 0);
+    size_t raw = weft_cuda_pack_scratch(matrix);
     size_t tiles = is_tensor(device, matrix) ? weft_cuda_tiles_scratch(device, matrix) : 0;
     size_t few = weft_dtype_is_quantised(matrix->dtype) ? weft_cuda_quant_few_scratch(matrix) : 0;
     size_t fast = weft_cuda_fast_scratch(device, matrix);
@@ -296,9 +298,7 @@ enum weft_status weft_cuda_matrix_open(struct weft_device *device, const struct 
         struct weft_matrix_desc kept = kept_desc(desc);
 
         set_shape(&kept, matrix);
-        matrix->is_from_f8 = desc->dtype == WEFT_F8_E4M3;
-        matrix->scale_cols = desc->scale_cols;
-        matrix->scale_phase = desc->scale_phase;
+        matrix->is_from_f8 = desc->dtype != kept.dtype;
         status = open_memory(device, &kept, matrix);
     }
     if (status == WEFT_OK && is_tensor(cuda, matrix)) {
@@ -324,7 +324,7 @@ size_t weft_cuda_matrix_scratch_size(const struct weft_device *base, const struc
     struct weft_matrix matrix = {};
 
     set_shape(&kept, &matrix);
-    unsigned char *program = (unsigned char *)malloc(program_size(matrix.leaf_count, matrix.chunk_count));
+    unsigned char *program = (unsigned char *)malloc(program_size(&kept, matrix.chunk_count, matrix.tile_count));
     if (program == NULL) {
         return 0; /* then opening the matrix will fail, too */
     }
@@ -342,161 +342,17 @@ void weft_cuda_matrix_close(struct weft_device *device, struct weft_matrix *matr
     free(matrix);
 }
 
-/* ---- packing ---- */
-
-/* Raw rows in device memory and where they go. */
-struct pack_args {
-    const unsigned char *rows; /* [row_count][col_count] */
-    unsigned char *weights;
-    const struct weft_cuda_chunk *chunks;
-    uint32_t tile_count;
-    uint32_t col_count;
-    uint32_t gate_count;
-    uint32_t row_begin;
-    uint32_t row_count;
-};
-
-/* A block has one row; threads have its columns. */
-static __global__ void pack_32(struct pack_args args)
-{
-    uint32_t row = weft_cuda_row_place(args.row_begin + blockIdx.x, args.gate_count);
-    const float *from = (const float *)args.rows + (size_t)blockIdx.x * args.col_count;
-    float *to = (float *)args.weights + (size_t)(row / WEFT_CUDA_PANEL) * args.col_count * WEFT_CUDA_PANEL;
-
-    for (uint32_t k = threadIdx.x; k < args.col_count; k += blockDim.x) {
-        to[(size_t)k * WEFT_CUDA_PANEL + row % WEFT_CUDA_PANEL] = from[k];
-    }
-}
-
-/*
- * A block has one row tile and one chunk, a thread the four columns of one row that a lane has. Eight neighbouring
- * threads have the two rows of four lanes, 16 columns each, read and written in whole 32-byte sectors.
- */
-static __global__ void pack_16(struct pack_args args)
-{
-    struct weft_cuda_chunk chunk = args.chunks[blockIdx.y];
-    uint32_t row_tile = args.row_begin / WEFT_CUDA_TILE + blockIdx.x;
-
-    for (uint32_t i = threadIdx.x; i < chunk.tile_count * 64; i += blockDim.x) {
-        uint32_t tile = i / 64;
-        uint32_t lane = i % 64 / 2;
-        uint32_t row = row_tile * WEFT_CUDA_TILE + lane / 4 + i % 2 * 8;
-        uint32_t column = tile * WEFT_CUDA_TILE + lane % 4 * 4;
-
-        if (row >= args.row_begin && row < args.row_begin + args.row_count) {
-            const uint16_t *from = (const uint16_t *)args.rows + (size_t)(row - args.row_begin) * args.col_count +
-                                   chunk.column_begin + column;
-            uint32_t place = weft_cuda_row_place(row, args.gate_count);
-            ushort2 *to = (ushort2 *)(args.weights +
-                                      ((size_t)(place / WEFT_CUDA_TILE) * args.tile_count + chunk.tile_begin + tile) *
-                                          WEFT_CUDA_TILE_SIZE) +
-                          (place % 8 * 4 + lane % 4) * 4 + place % WEFT_CUDA_TILE / 8;
-
-            to[0] =
-                make_ushort2(column < chunk.column_count ? from[0] : 0, column + 1 < chunk.column_count ? from[1] : 0);
-            to[2] = make_ushort2(column + 2 < chunk.column_count ? from[2] : 0,
-                                 column + 3 < chunk.column_count ? from[3] : 0);
-        }
-    }
-}
-
-/* Packs rows that lie in device memory. */
-static void pack(struct weft_cuda_device *device, const struct weft_matrix *matrix, uint32_t row_begin,
-                 uint32_t row_count, const void *rows)
-{
-    struct pack_args args = {};
-    uint32_t tile_begin = row_begin / WEFT_CUDA_TILE;
-    uint32_t tile_end = weft_cuda_divide_up(row_begin + row_count, WEFT_CUDA_TILE);
-
-    args.rows = (const unsigned char *)rows;
-    args.weights = matrix->memory;
-    args.chunks = matrix->chunks;
-    args.tile_count = matrix->tile_count;
-    args.col_count = matrix->col_count;
-    args.gate_count = matrix->gate_count;
-    args.row_begin = row_begin;
-    args.row_count = row_count;
-    if (weft_dtype_is_quantised(matrix->dtype)) {
-        weft_cuda_quantise_rows(device, matrix, row_begin, row_count, rows);
-    } else if (matrix->dtype == WEFT_F32) {
-        WEFT_CUDA_LAUNCH(pack_32, dim3(row_count), dim3(BLOCK), 0, device->stream, args);
-    } else {
-        WEFT_CUDA_LAUNCH(pack_16, dim3(tile_end - tile_begin, matrix->chunk_count), dim3(BLOCK), 0, device->stream,
-                         args);
-    }
-    weft_cuda_launched(device, "packing a matrix");
-    device->has_fresh_weights = true;
-}
-
-/* to[col_count] <- a row of E4M3 as bf16. */
-static void convert_row(const struct weft_matrix *matrix, const unsigned char *row, uint16_t *to)
-{
-    const unsigned char *bytes =
-        row + weft_f8_row_size(matrix->col_count, matrix->scale_cols, matrix->scale_phase) - matrix->col_count;
-
-    for (uint32_t k = 0; k < matrix->col_count; k++) {
-        float scale;
-
-        memcpy(&scale, row + weft_f8_scale_index(k, matrix->scale_cols, matrix->scale_phase) * sizeof(scale),
-               sizeof(scale));
-        to[k] = weft_f8_weight(bytes[k], scale);
-    }
-}
-
-/* to[row_count][row_size], without gaps. */
-static void gather_rows(const struct weft_matrix *matrix, unsigned char *to, const unsigned char *rows,
-                        size_t row_stride, uint32_t row_count, size_t row_size)
-{
-    for (uint32_t i = 0; i < row_count && matrix->is_from_f8; i++) {
-        convert_row(matrix, rows + i * row_stride, (uint16_t *)(to + i * row_size));
-    }
-    for (uint32_t i = 0; i < row_count && !matrix->is_from_f8; i++) {
-        memcpy(to + i * row_size, rows + i * row_stride, row_size);
-    }
-}
-
-enum weft_status weft_cuda_matrix_write_rows(struct weft_device *device, struct weft_matrix *matrix, uint32_t row_begin,
-                                             uint32_t row_count, const void *rows, size_t row_stride)
-{
-    struct weft_cuda_device *cuda = weft_cuda_device(device);
-    size_t row_size = raw_row_size(matrix);
-    uint32_t piece_rows = raw_rows_max(matrix);
-    bool is_gathered = row_stride != row_size || matrix->is_from_f8;
-    unsigned char *gathered = NULL;
-    enum weft_status status = WEFT_OK;
-    void *raw;
-
-    assert(row_begin <= matrix->row_count && row_count <= matrix->row_count - row_begin);
-    if (row_count == 0 || row_size == 0) {
-        return WEFT_OK;
-    }
-    piece_rows = piece_rows < row_count ? piece_rows : row_count;
-    raw = weft_cuda_scratch(cuda, piece_rows * row_size);
-    if (is_gathered) {
-        gathered = (unsigned char *)malloc(piece_rows * row_size);
-    }
-    if (raw == NULL || (is_gathered && gathered == NULL)) {
-        free(gathered);
-        return WEFT_ERR_MEMORY;
-    }
-    for (uint32_t done = 0; done < row_count && status == WEFT_OK; done += piece_rows) {
-        uint32_t count = row_count - done < piece_rows ? row_count - done : piece_rows;
-        const unsigned char *from = (const unsigned char *)rows + done * row_stride;
-
-        if (gathered != NULL) {
-            gather_rows(matrix, gathered, from, row_stride, count, row_size);
-            from = gathered;
-        }
-        status = weft_cuda_write(device, raw, from, count * row_size);
-        if (status == WEFT_OK) {
-            pack(cuda, matrix, row_begin + done, count, raw);
-        }
-    }
-    free(gathered);
-    return status;
-}
-
 /* ---- embedding ---- */
+
+static __device__ __forceinline__ float embedded(const struct weft_cuda_product *product, enum weft_dtype dtype,
+                                                 const struct weft_cuda_chunk *chunk, uint32_t row, uint32_t column)
+{
+    if (dtype == WEFT_Q8_0 || dtype == WEFT_Q4_0) {
+        return weft_cuda_quant_weight(product, dtype == WEFT_Q4_0, chunk, row, column);
+    }
+    return dtype == WEFT_F8_E4M3 ? weft_cuda_f8_weight(product, chunk, row, column)
+                                 : weft_cuda_weight(product, dtype, chunk, row, column);
+}
 
 /* A block has one row of the output and one chunk of the columns. */
 static __global__ void embed(struct weft_cuda_product product, enum weft_dtype dtype, const uint32_t *rows)
@@ -509,9 +365,7 @@ static __global__ void embed(struct weft_cuda_product product, enum weft_dtype d
         if (row == WEFT_NO_ROW) {
             out[k] = -0.0f;
         } else {
-            out[k] = dtype == WEFT_Q8_0 || dtype == WEFT_Q4_0
-                         ? weft_cuda_quant_weight(&product, dtype == WEFT_Q4_0, &chunk, row, k)
-                         : weft_cuda_weight(&product, dtype, &chunk, row, k);
+            out[k] = embedded(&product, dtype, &chunk, row, k);
         }
     }
 }
@@ -526,6 +380,8 @@ static struct weft_cuda_product product_of(const struct weft_matrix *matrix)
     product.leaf_count = matrix->leaf_count;
     product.chunk_count = matrix->chunk_count;
     product.tile_count = matrix->tile_count;
+    product.chunk_tiles = matrix->chunk_tiles;
+    product.scales = matrix->scales;
     product.row_count = matrix->row_count;
     product.gate_count = matrix->gate_count;
     product.col_count = matrix->col_count;
@@ -581,8 +437,7 @@ void weft_cuda_matmul(struct weft_device *device, const struct weft_matrix *matr
             weft_cuda_multiply_reference(cuda, matrix, &product);
         } else if (weft_dtype_is_quantised(matrix->dtype) && weft_cuda_is_quant_few(matrix, product.token_count)) {
             weft_cuda_multiply_quant_few(cuda, matrix, &product);
-        } else if (!weft_dtype_is_quantised(matrix->dtype) &&
-                   weft_cuda_is_few(matrix, product.x, product.token_count)) {
+        } else if (!weft_dtype_is_quantised(matrix->dtype) && weft_cuda_is_few(matrix, &product)) {
             weft_cuda_multiply_few(cuda, matrix, &product);
         } else {
             weft_cuda_multiply_tiles(cuda, matrix, &product);

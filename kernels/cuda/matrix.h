@@ -4,9 +4,9 @@
  * Every matrix is summed by one program. Its columns are cut into *chunks* of at most WEFT_CUDA_CHUNK_TILES tiles of 16
  * columns: each leaf of the tree into as few and as equal ones as possible, so that the cut depends on the leaf alone.
  * On tensor cores a chunk is one chain of multiply-adds in ascending order of columns; a leaf is its chunks added in
- * ascending order; nodes are leaves added along the tree. That is the whole numerics contract of 16-bit weights here:
- * which block or warp computes a chunk, and for how many tokens at once, is free. Quantised weights have the chunks of
- * weft/quant.h, and tiles that are blocks of 32 columns.
+ * ascending order; nodes are leaves added along the tree. That is the whole numerics contract of 16-bit weights, and of
+ * E4M3, here: which block or warp computes a chunk, and for how many tokens at once, is free. Quantised weights have
+ * the chunks of weft/quant.h, and tiles that are blocks of 32 columns.
  */
 #ifndef WEFT_CUDA_MATRIX_H
 #define WEFT_CUDA_MATRIX_H
@@ -28,8 +28,8 @@ static const uint32_t WEFT_CUDA_TOKENS_MAX = 2048;
 static const uint32_t WEFT_CUDA_STACK_MAX = WEFT_LEAF_COUNT_MAX;
 
 /* Columns [column_begin, column_begin + column_count), padded with zeros to tiles [tile_begin, tile_begin +
- * tile_count), both even for quantised weights. Chunks tile the columns and the tiles in ascending order; an empty leaf
- * is one empty chunk. */
+ * tile_count), both even for quantised weights and E4M3. Chunks tile the columns and the tiles in ascending order; an
+ * empty leaf is one empty chunk. */
 struct weft_cuda_chunk {
     uint32_t column_begin;
     uint32_t column_count;
@@ -48,11 +48,21 @@ struct weft_cuda_leaf {
     int32_t node;
 };
 
+/* Scales of weights kept as E4M3: matrix_f8.h. */
+struct weft_cuda_scales {
+    const float *values;     /* [row tile][count][16] */
+    const uint32_t *columns; /* [tile] */
+    uint32_t count;          /* of a row */
+    uint32_t shift;          /* column c has scale (phase + c) >> shift */
+    uint32_t phase;
+    uint32_t chunk_count; /* of a row in a chunk, at most */
+};
+
 struct weft_matrix {
     enum weft_dtype dtype;
     enum weft_dtype source; /* of rows to be packed */
     bool is_from_f8;        /* rows come as E4M3 (weft/f8.h), and become bf16 */
-    uint32_t scale_cols;
+    uint32_t scale_cols;    /* of E4M3, kept or not: as in its description */
     uint32_t scale_phase;
     uint32_t row_count;  /* of a gated matrix with padding: rows as they lie */
     uint32_t gate_count; /* F of a gated matrix, else 0 */
@@ -61,14 +71,16 @@ struct weft_matrix {
     uint32_t chunk_count;
     uint32_t node_count;
     uint32_t tile_count;                          /* of one row of tiles */
+    uint32_t chunk_tiles;                         /* of the longest chunk */
     uint32_t stack_depth;                         /* most sums pushed at a time */
     bool is_aligned;                              /* chunks begin at multiples of 4 columns, and so do rows of x */
     size_t weights_size;                          /* bytes */
     uint32_t node_tile_ends[WEFT_LEAF_COUNT_MAX]; /* node i has the tiles from the end of node i - 1 on */
     struct weft_cuda_fast_matrix *fast;           /* matrix_fast.cu; NULL: multiplied as in exact; owned */
-    unsigned char *memory;                        /* owned: weights, chunks, leaves */
+    unsigned char *memory;                        /* owned: weights with their scales, chunks, leaves, columns */
     const struct weft_cuda_chunk *chunks;         /* [chunk_count], device memory */
     const struct weft_cuda_leaf *leaves;          /* [leaf_count], device memory */
+    struct weft_cuda_scales scales;               /* kept E4M3, device memory */
 };
 
 /* Elements of a row of its products. */
@@ -81,7 +93,7 @@ static inline uint32_t weft_cuda_out_width(const struct weft_matrix *matrix)
  * What the kernels get. Weights of 16 bits: [row tile][tile][lane][columns / 2][row / 8][2], the operand of one lane in
  * 16 bytes as mma has it: lane l has rows l / 4 and l / 4 + 8, of each the four columns from 4 (l % 4) on. (The tensor
  * core's columns are thereby permuted inside a tile, for weights and activations alike.) Weights of 32 bits:
- * [panel][column][32 rows]. Quantised weights: matrix_quant.h. Rows of padding are zero.
+ * [panel][column][32 rows]. Quantised weights: matrix_quant.h; E4M3: matrix_f8.h. Rows of padding are zero.
  *
  * Of a gated matrix a row tile has 8 gates, then the 8 rows that they let through: the two of a pair are in one lane's
  * operand, and their sums in one thread.
@@ -93,6 +105,7 @@ struct weft_cuda_product {
     uint32_t leaf_count;
     uint32_t chunk_count;
     uint32_t tile_count;
+    uint32_t chunk_tiles; /* of the longest chunk */
     uint32_t row_count;
     uint32_t gate_count;
     uint32_t col_count;
@@ -101,6 +114,7 @@ struct weft_cuda_product {
     const float *bias;  /* [N] or NULL */
     float *out;         /* [nodes, T, N] */
     size_t node_stride; /* elements from one node to the next in out */
+    struct weft_cuda_scales scales;
 };
 
 /* Of the rows of a gated matrix (gate_count 0: any other) the place of the one that is written as `row`. */
@@ -119,7 +133,7 @@ static __device__ __forceinline__ uint32_t weft_cuda_tile_index(uint32_t row, ui
     return row % 8 * 32 + column / 4 * 8 + column % 4 / 2 * 4 + row / 8 * 2 + column % 2;
 }
 
-/* Element (row, column of the chunk) as f32; exact. */
+/* Element (row, column of the chunk) of f32 or 16 bits as f32; exact. */
 static __device__ __forceinline__ float weft_cuda_weight(const struct weft_cuda_product *product, enum weft_dtype dtype,
                                                          const struct weft_cuda_chunk *chunk, uint32_t row,
                                                          uint32_t column)
@@ -205,12 +219,15 @@ static __device__ __forceinline__ void weft_cuda_finish(const struct weft_cuda_p
     }
 }
 
+/* pack.cu: scratch of packing the matrix's rows. */
+size_t weft_cuda_pack_scratch(const struct weft_matrix *matrix);
+
 /* matrix_reference.cu: the CPU's order and bits, for every dtype. */
 void weft_cuda_multiply_reference(struct weft_cuda_device *device, const struct weft_matrix *matrix,
                                   const struct weft_cuda_product *product);
 
-/* matrix_few.cu: 16-bit weights on tensor cores, decode's few tokens; is_few says whether it can. */
-bool weft_cuda_is_few(const struct weft_matrix *matrix, const float *x, uint32_t token_count);
+/* matrix_few.cu: 16-bit weights and E4M3 on tensor cores, decode's few tokens; is_few says whether it can. */
+bool weft_cuda_is_few(const struct weft_matrix *matrix, const struct weft_cuda_product *product);
 void weft_cuda_multiply_few(struct weft_cuda_device *device, const struct weft_matrix *matrix,
                             const struct weft_cuda_product *product);
 
@@ -220,8 +237,8 @@ void weft_cuda_multiply_quant_few(struct weft_cuda_device *device, const struct 
                                   const struct weft_cuda_product *product);
 size_t weft_cuda_quant_few_scratch(const struct weft_matrix *matrix);
 
-/* matrix_tiles.cu: 16-bit and quantised weights on tensor cores, up to WEFT_CUDA_TOKENS_MAX tokens, in scratch of at
- * most weft_cuda_tiles_scratch() bytes. */
+/* matrix_tiles.cu: 16-bit weights, E4M3 and quantised ones on tensor cores, up to WEFT_CUDA_TOKENS_MAX tokens, in
+ * scratch of at most weft_cuda_tiles_scratch() bytes. */
 void weft_cuda_multiply_tiles(struct weft_cuda_device *device, const struct weft_matrix *matrix,
                               const struct weft_cuda_product *product);
 size_t weft_cuda_tiles_scratch(const struct weft_cuda_device *device, const struct weft_matrix *matrix);

@@ -1,5 +1,6 @@
 /*
- * Numerics fast: 16-bit weights times many tokens by cuBLASLt, which has them as rows. Contract in matrix.h.
+ * Numerics fast: 16-bit weights and E4M3 times many tokens by cuBLASLt, which has them as 16-bit rows. Contract in
+ * matrix.h.
  *
  * The weights stay packed as every other kernel wants them. For a product of many tokens a slab of rows at a time is
  * unpacked into scratch, then multiplied with all tokens: 4 bytes moved per weight beside 2 T operations. So there is
@@ -11,6 +12,7 @@
 #include <stdlib.h>
 
 #include "cuda/blas.h"
+#include "cuda/matrix_f8.h"
 #include "cuda/matrix_fast.h"
 #include "cuda/matrix_tensor.h"
 
@@ -59,6 +61,13 @@ struct weft_cuda_fast_matrix {
 
 /* ---- kernels ---- */
 
+/* A lane's operand of a tile of 16 bits into rows: to the first of its columns of row l / 4. */
+static __device__ __forceinline__ void store_operand(uint16_t *to, size_t stride, uint4 four)
+{
+    *(uint2 *)to = make_uint2(four.x, four.z);
+    *(uint2 *)(to + 8 * stride) = make_uint2(four.y, four.w);
+}
+
 /* rows [row tiles x 16][columns padded by leaf] <- tiles. A block has one row tile and BLOCK_TILES tiles. */
 static __global__ void unpack(const unsigned char *weights, uint32_t row_tile_begin, uint32_t tile_count,
                               uint16_t *rows)
@@ -73,10 +82,36 @@ static __global__ void unpack(const unsigned char *weights, uint32_t row_tile_be
 
 #pragma unroll 4
     for (uint32_t tile = begin + threadIdx.x / WEFT_CUDA_WARP; tile < end; tile += BLOCK / WEFT_CUDA_WARP) {
-        uint4 four = *(const uint4 *)(from + (size_t)tile * WEFT_CUDA_TILE_SIZE);
+        store_operand(to + (size_t)tile * WEFT_CUDA_TILE, stride,
+                      *(const uint4 *)(from + (size_t)tile * WEFT_CUDA_TILE_SIZE));
+    }
+}
 
-        *(uint2 *)(to + (size_t)tile * WEFT_CUDA_TILE) = make_uint2(four.x, four.z);
-        *(uint2 *)(to + 8 * stride + (size_t)tile * WEFT_CUDA_TILE) = make_uint2(four.y, four.w);
+/* The same of E4M3, as bf16. */
+static __global__ void unpack_f8(struct weft_cuda_product product, uint32_t row_tile_begin, uint16_t *rows)
+{
+    uint32_t lane = threadIdx.x % WEFT_CUDA_WARP;
+    uint32_t row_tile = row_tile_begin + blockIdx.x;
+    uint32_t begin = blockIdx.y * BLOCK_TILES + threadIdx.x / WEFT_CUDA_WARP * WEFT_CUDA_F8_PAIR;
+    uint32_t end = min(blockIdx.y * BLOCK_TILES + BLOCK_TILES, product.tile_count);
+    size_t stride = (size_t)product.tile_count * WEFT_CUDA_TILE;
+    const float *scales = weft_cuda_f8_row_scales(&product.scales, row_tile) + weft_cuda_f8_scale_place(0, lane / 4);
+    const unsigned char *from =
+        product.weights + (size_t)row_tile * product.tile_count * WEFT_CUDA_F8_TILE_SIZE + lane * sizeof(uint4);
+    uint16_t *to = rows + ((size_t)blockIdx.x * WEFT_CUDA_TILE + lane / 4) * stride + lane % 4 * 4;
+
+#pragma unroll 4
+    for (uint32_t first = begin; first < end; first += BLOCK / WEFT_CUDA_WARP * WEFT_CUDA_F8_PAIR) {
+        uint4 pair = *(const uint4 *)(from + (size_t)first * WEFT_CUDA_F8_TILE_SIZE);
+
+#pragma unroll
+        for (uint32_t t = 0; t < WEFT_CUDA_F8_PAIR; t++) {
+            uint32_t scale = product.scales.columns[first + t] >> product.scales.shift;
+            float2 two = *(const float2 *)(scales + weft_cuda_f8_scale_place(scale, 0));
+
+            store_operand(to + (size_t)(first + t) * WEFT_CUDA_TILE, stride,
+                          weft_cuda_f8_operand(weft_cuda_f8_of_pair(pair, t), two));
+        }
     }
 }
 
@@ -163,7 +198,7 @@ static size_t sums_size(const struct weft_matrix *matrix)
 /* Whether the library takes it: it wants rows of `out` aligned, and a sum over no columns is none of its business. */
 static bool is_fit(const struct weft_cuda_device *device, const struct weft_matrix *matrix)
 {
-    bool is_fit = device->fast != NULL && (matrix->dtype == WEFT_BF16 || matrix->dtype == WEFT_F16) &&
+    bool is_fit = device->fast != NULL && matrix->dtype != WEFT_F32 && !weft_dtype_is_quantised(matrix->dtype) &&
                   matrix->row_count > 0 && matrix->row_count % (WEFT_BLAS_ALIGNMENT / sizeof(float)) == 0;
 
     for (uint32_t i = 0; i < matrix->node_count; i++) {
@@ -260,7 +295,7 @@ enum weft_status weft_cuda_fast_matrix_open(struct weft_cuda_device *device, str
         shape.column_count = (matrix->node_tile_ends[i / 2] - tile_begin) * WEFT_CUDA_TILE;
         shape.in_stride = matrix->tile_count * WEFT_CUDA_TILE;
         shape.out_stride = matrix->gate_count > 0 ? shape.row_count : matrix->row_count;
-        shape.is_bf16 = matrix->dtype == WEFT_BF16;
+        shape.is_bf16 = matrix->dtype != WEFT_F16;
         tile_begin = i % 2 == 1 ? matrix->node_tile_ends[i / 2] : tile_begin;
         own->products[i] = products_of(device->fast, &shape);
         if (own->products[i] == NULL) {
@@ -329,7 +364,7 @@ struct work {
 static void round_all(struct weft_cuda_device *device, const struct work *work)
 {
     void (*kernel)(struct weft_cuda_product, bool, uint2 *) =
-        work->matrix->dtype == WEFT_BF16 ? round_rows<true> : round_rows<false>;
+        work->matrix->dtype != WEFT_F16 ? round_rows<true> : round_rows<false>;
     bool is_aligned = work->matrix->is_aligned && (uintptr_t)work->product->x % sizeof(float4) == 0;
 
     WEFT_CUDA_LAUNCH(kernel, dim3(work->matrix->chunk_count, work->product->token_count), dim3(BLOCK / 2), 0,
@@ -339,11 +374,16 @@ static void round_all(struct weft_cuda_device *device, const struct work *work)
 static void unpack_slab(struct weft_cuda_device *device, const struct work *work, uint32_t row_begin,
                         uint32_t row_count)
 {
-    WEFT_CUDA_LAUNCH(unpack,
-                     dim3(weft_cuda_divide_up(row_count, WEFT_CUDA_TILE),
-                          weft_cuda_divide_up(work->matrix->tile_count, BLOCK_TILES)),
-                     dim3(BLOCK), 0, device->stream, work->product->weights, row_begin / WEFT_CUDA_TILE,
-                     work->matrix->tile_count, work->slab);
+    dim3 grid(weft_cuda_divide_up(row_count, WEFT_CUDA_TILE),
+              weft_cuda_divide_up(work->matrix->tile_count, BLOCK_TILES));
+
+    if (work->matrix->dtype == WEFT_F8_E4M3) {
+        WEFT_CUDA_LAUNCH(unpack_f8, grid, dim3(BLOCK), 0, device->stream, *work->product, row_begin / WEFT_CUDA_TILE,
+                         work->slab);
+    } else {
+        WEFT_CUDA_LAUNCH(unpack, grid, dim3(BLOCK), 0, device->stream, work->product->weights,
+                         row_begin / WEFT_CUDA_TILE, work->matrix->tile_count, work->slab);
+    }
 }
 
 /* Tokens [token, token + those of products->of[index]) of one node and slab. */

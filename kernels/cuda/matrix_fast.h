@@ -3,7 +3,8 @@
  *
  * A result then depends on the rank count (a node is summed as a whole, not leaf by leaf), on the batch and on how a
  * prompt is cut, within the rounding of f32 sums; activations are rounded to the weights' type as in exact. Fewer
- * tokens, decode above all, quantised matrices and those in f32 are multiplied as in exact.
+ * tokens, decode above all, quantised matrices and those in f32 are multiplied as in exact; E4M3 as the bf16 that it
+ * stands for.
  */
 #ifndef WEFT_CUDA_MATRIX_FAST_H
 #define WEFT_CUDA_MATRIX_FAST_H

@@ -1,27 +1,14 @@
-/*
- * 16-bit weights times up to 8 tokens, for decode: bound by memory.
- *
- * A block has one or two row tiles and all their chunks, dealt to its warps. Weights go straight to registers, several
- * loads in flight per lane; activations are read as f32 and rounded on the way. Chunk sums meet in shared memory, where
- * the program runs: one launch per product, nothing in scratch. Weights are read before the kernel that makes the
- * activations has ended. Its predecessors in decode say early that it may start, and so does each block once its
- * weights have been read: a small kernel that follows is there when the last block ends, and the product after that one
- * begins with its weights.
- */
-#include "cuda/matrix_tensor.h"
+/* 16-bit weights times up to 8 tokens, the format, and the launch of every format: matrix_few.h. Weights go straight to
+ * registers, several loads in flight per lane; activations are read as f32 and rounded on the way. */
+#include "cuda/matrix_few.h"
 
 static const uint32_t FEW_TOKENS = 8;
-static const uint32_t FEW_WARPS = 8; /* per block, at most */
 /* Tiles of weights in flight per warp: 4 KiB, with two blocks per multiprocessor 64 KiB. 5 TB/s and 800 ns of latency
  * ask for 30 KiB of each of 132. */
 static const int FEW_DEPTH = 8;
-/* Bytes for chunk sums; real models need 4 to 32 KiB. sm_80 has room for one such block, later ones for two. */
+/* Bytes of shared memory; real models need 4 to 32 KiB for chunk sums, and 1 KiB per warp and token for what E4M3 keeps
+ * there. sm_80 has room for one such block, later ones for two. */
 static const size_t FEW_SHARED_MAX = 96 << 10;
-
-static __device__ __forceinline__ uint32_t few_rows(uint32_t row_tiles)
-{
-    return row_tiles * WEFT_CUDA_TILE;
-}
 
 /* Where one lane reads: its part of the chunk's first tile, and its columns of its token. */
 struct few_source {
@@ -90,90 +77,72 @@ static __device__ __forceinline__ void few_chunk(const struct few_source *source
     }
 }
 
-/* partial[chunk][8 tokens][rows] in shared memory. */
-template <int ROW_TILES>
-static __device__ __forceinline__ void few_store(float *partial, uint32_t chunk, uint32_t lane,
-                                                 const float sums[ROW_TILES][4])
-{
-    float *to = partial + ((size_t)chunk * WEFT_CUDA_GROUP + lane % 4 * 2) * few_rows(ROW_TILES) + lane / 4;
+template <bool IS_BF16> struct few_16 {
+    static const uint32_t blocks = 1;
 
-#pragma unroll
-    for (int r = 0; r < ROW_TILES; r++) {
-        to[r * WEFT_CUDA_TILE] = sums[r][0];
-        to[r * WEFT_CUDA_TILE + few_rows(ROW_TILES)] = sums[r][1];
-        to[r * WEFT_CUDA_TILE + 8] = sums[r][2];
-        to[r * WEFT_CUDA_TILE + few_rows(ROW_TILES) + 8] = sums[r][3];
+    static __device__ __host__ size_t stage_size(const struct weft_cuda_product *product, uint32_t row_tiles)
+    {
+        (void)product, (void)row_tiles;
+        return 0;
     }
-}
 
-template <bool IS_BF16, int ROW_TILES>
-static __global__ void __launch_bounds__(FEW_WARPS *WEFT_CUDA_WARP) multiply_few(struct weft_cuda_product product)
-{
-    WEFT_CUDA_SHARED(float, partial);
-    __shared__ struct weft_cuda_leaf leaves[WEFT_LEAF_COUNT_MAX]; /* nobody waits for them in the end */
-    uint32_t lane = threadIdx.x % WEFT_CUDA_WARP;
-    uint32_t row_tile = blockIdx.x * ROW_TILES;
-    uint32_t row_tiles = (product.row_count + WEFT_CUDA_TILE - 1) / WEFT_CUDA_TILE;
-
-    for (uint32_t i = threadIdx.x; i < product.leaf_count; i += blockDim.x) {
-        leaves[i] = product.leaves[i];
-    }
-    for (uint32_t i = threadIdx.x / WEFT_CUDA_WARP; i < product.chunk_count; i += blockDim.x / WEFT_CUDA_WARP) {
-        struct weft_cuda_chunk chunk = product.chunks[i];
-        struct few_source source;
-        float sums[ROW_TILES][4] = {};
+    template <int ROW_TILES>
+    static __device__ __forceinline__ void chunk(const struct weft_cuda_product *product,
+                                                 const struct weft_cuda_chunk *chunk, uint32_t row_tile,
+                                                 unsigned char *stage, float sums[ROW_TILES][4])
+    {
+        uint32_t lane = threadIdx.x % WEFT_CUDA_WARP;
         uint32_t column = lane % 4 * 4;
+        struct few_source source;
 
-        source.weights = product.weights +
-                         ((size_t)row_tile * product.tile_count + chunk.tile_begin) * WEFT_CUDA_TILE_SIZE +
+        (void)stage;
+        source.weights = product->weights +
+                         ((size_t)row_tile * product->tile_count + chunk->tile_begin) * WEFT_CUDA_TILE_SIZE +
                          lane * sizeof(uint4);
-        /* the second row tile may not exist: the first is read twice, its rows are written once */
-        source.row_tile_stride = row_tile + 1 < row_tiles ? (size_t)product.tile_count * WEFT_CUDA_TILE_SIZE : 0;
-        source.x = product.x + (size_t)(lane / 4) * product.col_count + chunk.column_begin + column;
+        source.row_tile_stride = few_row_tile_stride(product, row_tile, WEFT_CUDA_TILE_SIZE);
+        source.x = product->x + (size_t)(lane / 4) * product->col_count + chunk->column_begin + column;
         source.column_count =
-            lane / 4 < product.token_count && column < chunk.column_count ? chunk.column_count - column : 0;
-        few_chunk<IS_BF16, ROW_TILES>(&source, chunk.tile_count, sums);
-        few_store<ROW_TILES>(partial, i, lane, sums);
+            lane / 4 < product->token_count && column < chunk->column_count ? chunk->column_count - column : 0;
+        few_chunk<IS_BF16, ROW_TILES>(&source, chunk->tile_count, sums);
     }
-    weft_ptx_let_next_start(); /* the first warp here has read its weights, the others nearly */
-    __syncthreads();
-    product.leaves = leaves;
-    for (uint32_t i = threadIdx.x; i < product.token_count * few_rows(ROW_TILES); i += blockDim.x) {
-        uint32_t row = row_tile * WEFT_CUDA_TILE + i % few_rows(ROW_TILES);
+};
 
-        if (row < product.row_count) {
-            weft_cuda_finish(&product, partial + i, (size_t)WEFT_CUDA_GROUP * few_rows(ROW_TILES), false,
-                             i / few_rows(ROW_TILES), row);
-        }
-    }
+const struct few_format *weft_cuda_few_16(bool is_bf16)
+{
+    static const struct few_format formats[] = {few_format_of<few_16<false>>(), few_format_of<few_16<true>>()};
+
+    return &formats[is_bf16];
 }
 
 /* ---- launching ---- */
 
-static uint32_t row_tiles_of(uint32_t token_count)
+static const struct few_format *format_of(const struct weft_matrix *matrix)
 {
-    return token_count <= FEW_TOKENS / 2 ? 1 : 2;
+    return matrix->dtype == WEFT_F8_E4M3 ? weft_cuda_few_f8() : weft_cuda_few_16(matrix->dtype == WEFT_BF16);
 }
 
-static size_t few_shared_size(const struct weft_matrix *matrix, uint32_t row_tiles)
+static uint32_t warps_of(const struct weft_matrix *matrix)
 {
-    return (size_t)matrix->chunk_count * WEFT_CUDA_GROUP * row_tiles * WEFT_CUDA_TILE * sizeof(float);
+    return matrix->chunk_count < FEW_WARPS ? matrix->chunk_count : FEW_WARPS;
 }
 
-bool weft_cuda_is_few(const struct weft_matrix *matrix, const float *x, uint32_t token_count)
+static size_t few_shared_size(const struct weft_matrix *matrix, const struct weft_cuda_product *product,
+                              uint32_t row_tiles)
 {
-    return token_count <= FEW_TOKENS && matrix->is_aligned && (uintptr_t)x % sizeof(float4) == 0 &&
-           few_shared_size(matrix, row_tiles_of(token_count)) <= FEW_SHARED_MAX;
+    return warps_of(matrix) * format_of(matrix)->stage_size(product, row_tiles) +
+           (size_t)matrix->chunk_count * WEFT_CUDA_GROUP * row_tiles * WEFT_CUDA_TILE * sizeof(float);
 }
 
-typedef void few_kernel(struct weft_cuda_product);
-
-static few_kernel *few_kernel_of(bool is_bf16, uint32_t row_tiles)
+/* Two of more than half the tokens, so that activations are read half as often, where there is room. */
+static uint32_t row_tiles_of(const struct weft_matrix *matrix, const struct weft_cuda_product *product)
 {
-    static few_kernel *const kernels[2][2] = {{multiply_few<false, 1>, multiply_few<false, 2>},
-                                              {multiply_few<true, 1>, multiply_few<true, 2>}};
+    return product->token_count > FEW_TOKENS / 2 && few_shared_size(matrix, product, 2) <= FEW_SHARED_MAX ? 2 : 1;
+}
 
-    return kernels[is_bf16][row_tiles - 1];
+bool weft_cuda_is_few(const struct weft_matrix *matrix, const struct weft_cuda_product *product)
+{
+    return product->token_count <= FEW_TOKENS && matrix->is_aligned && (uintptr_t)product->x % sizeof(float4) == 0 &&
+           few_shared_size(matrix, product, row_tiles_of(matrix, product)) <= FEW_SHARED_MAX;
 }
 
 /* Of the code, not of the GPU: what was compiled for compute_80 runs on later GPUs too, and does not wait for its
@@ -182,7 +151,7 @@ static void find_early_start(struct weft_cuda_device *device)
 {
     struct cudaFuncAttributes attributes = {};
 
-    if (weft_cuda_check(device, cudaFuncGetAttributes(&attributes, few_kernel_of(true, 1)),
+    if (weft_cuda_check(device, cudaFuncGetAttributes(&attributes, weft_cuda_few_16(true)->kernels[0]),
                         "the matmul kernel's code")) {
         device->can_start_early = attributes.ptxVersion >= 90;
     }
@@ -190,8 +159,10 @@ static void find_early_start(struct weft_cuda_device *device)
 
 void weft_cuda_few_init(struct weft_cuda_device *device)
 {
-    for (uint32_t i = 0; i < 4; i++) {
-        cudaError_t error = cudaFuncSetAttribute(few_kernel_of(i % 2 != 0, 1 + i / 2),
+    const struct few_format *formats[] = {weft_cuda_few_16(false), weft_cuda_few_16(true), weft_cuda_few_f8()};
+
+    for (uint32_t i = 0; i < 6; i++) {
+        cudaError_t error = cudaFuncSetAttribute(formats[i / 2]->kernels[i % 2],
                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)FEW_SHARED_MAX);
 
         weft_cuda_check(device, error, "shared memory of the matmul kernel");
@@ -202,13 +173,13 @@ void weft_cuda_few_init(struct weft_cuda_device *device)
 void weft_cuda_multiply_few(struct weft_cuda_device *device, const struct weft_matrix *matrix,
                             const struct weft_cuda_product *product)
 {
-    uint32_t row_tiles = row_tiles_of(product->token_count);
-    few_kernel *kernel = few_kernel_of(matrix->dtype == WEFT_BF16, row_tiles);
+    uint32_t row_tiles = row_tiles_of(matrix, product);
+    few_kernel *kernel = format_of(matrix)->kernels[row_tiles - 1];
     uint32_t blocks = weft_cuda_divide_up(product->row_count, row_tiles * WEFT_CUDA_TILE);
-    uint32_t warps = matrix->chunk_count < FEW_WARPS ? matrix->chunk_count : FEW_WARPS;
 
     WEFT_CUDA_LAUNCH_EARLY(device->can_start_early && !device->has_fresh_weights, kernel, dim3(blocks),
-                           dim3(warps * WEFT_CUDA_WARP), few_shared_size(matrix, row_tiles), device->stream, *product);
+                           dim3(warps_of(matrix) * WEFT_CUDA_WARP), few_shared_size(matrix, product, row_tiles),
+                           device->stream, *product);
     device->has_fresh_weights = false;
     weft_cuda_launched(device, "matmul of a few tokens");
 }

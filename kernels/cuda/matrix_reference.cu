@@ -4,7 +4,7 @@
  * f32 weights are always multiplied like this; 16-bit weights when the device's numerics ask for it. A warp has a panel
  * of 32 rows and a few tokens, a lane one row: nothing is shared, so any shape of the grid gives the same bits.
  */
-#include "cuda/matrix.h"
+#include "cuda/matrix_f8.h"
 
 static const uint32_t WARPS = 4;  /* per block */
 static const int TOKENS_MOST = 4; /* per warp: independent chains, one load of each weight for all of them */
@@ -19,7 +19,8 @@ static __device__ __forceinline__ void add_chunk(const struct weft_cuda_product 
     const float *x = product->x + (size_t)token_first * product->col_count + chunk.column_begin;
 
     for (uint32_t k = 0; k < chunk.column_count; k++) {
-        float weight = weft_cuda_weight(product, DTYPE, &chunk, row, k);
+        float weight = DTYPE == WEFT_F8_E4M3 ? weft_cuda_f8_weight(product, &chunk, row, k)
+                                             : weft_cuda_weight(product, DTYPE, &chunk, row, k);
 
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) {
@@ -105,6 +106,8 @@ void weft_cuda_multiply_reference(struct weft_cuda_device *device, const struct 
         launch<WEFT_F32>(device, product);
     } else if (matrix->dtype == WEFT_F16) {
         launch<WEFT_F16>(device, product);
+    } else if (matrix->dtype == WEFT_F8_E4M3) {
+        launch<WEFT_F8_E4M3>(device, product);
     } else {
         launch<WEFT_BF16>(device, product);
     }

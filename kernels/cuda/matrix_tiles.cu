@@ -59,8 +59,10 @@ static void plan_split(const struct weft_matrix *matrix, uint32_t enough, uint32
 
 static const struct tiles_format *format_of(const struct weft_matrix *matrix)
 {
-    return weft_dtype_is_quantised(matrix->dtype) ? weft_cuda_tiles_quant(matrix->dtype == WEFT_Q4_0)
-                                                  : weft_cuda_tiles_16(matrix->dtype == WEFT_BF16);
+    if (weft_dtype_is_quantised(matrix->dtype)) {
+        return weft_cuda_tiles_quant(matrix->dtype == WEFT_Q4_0);
+    }
+    return matrix->dtype == WEFT_F8_E4M3 ? weft_cuda_tiles_f8() : weft_cuda_tiles_16(matrix->dtype == WEFT_BF16);
 }
 
 static struct plan make_plan(const struct weft_cuda_device *device, const struct weft_matrix *matrix,
@@ -93,10 +95,10 @@ size_t weft_cuda_tiles_scratch(const struct weft_cuda_device *device, const stru
 
 void weft_cuda_tiles_init(struct weft_cuda_device *device)
 {
-    const struct tiles_format *formats[] = {weft_cuda_tiles_16(false), weft_cuda_tiles_16(true),
+    const struct tiles_format *formats[] = {weft_cuda_tiles_16(false), weft_cuda_tiles_16(true), weft_cuda_tiles_f8(),
                                             weft_cuda_tiles_quant(false), weft_cuda_tiles_quant(true)};
 
-    for (uint32_t i = 0; i < 12; i++) {
+    for (uint32_t i = 0; i < 15; i++) {
         cudaError_t error =
             cudaFuncSetAttribute(formats[i / 3]->kernels[i % 3], cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  (int)formats[i / 3]->shared_sizes[i % 3]);

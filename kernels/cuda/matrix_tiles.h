@@ -7,11 +7,17 @@
  * A *format* says how weights and activations lie and what a step with them is:
  *   stage_tiles    tiles of columns in a stage of the pipeline
  *   step_tiles     tiles of a step; stages and chunks have whole steps, which lie together
- *   stages         stages of the pipeline
+ *   stages(rows)   stages of the pipeline when a warp has `rows` row tiles
  *   weight_size    bytes of a tile of weights: 16 rows. [row tile][tile]
+ *   scales_size    bytes of scales, not among the weights, of a row tile of a stage: behind its weights in the stage
  *   x_size         bytes of a tile of activations: 8 tokens. [token group][tile]
- *   step<ROWS>(weights, x, sums)  sums <- continued over a step, for ROWS row tiles and WARP_GROUPS groups that lie a
- *                  stage's bytes apart, by the whole warp
+ *   load_scales(product, row_tile, tile, to)  starts copying those of the stage that begins with `tile`, by one warp
+ *   ready_size(rows)  bytes of a row tile of a stage as the block makes it ready to be multiplied, each warp one row
+ *                  tile for all; 0: as it lies in the stage
+ *   make_ready(product, weights, tile, tile_end, to)  does that, of tiles below tile_end, by one warp
+ *   step<ROWS>(weights, tile, scale, x, sums)  sums <- continued over the step from tile `tile` of the stage on, for
+ *                  ROWS row tiles (weights) and WARP_GROUPS groups (x), a stage's bytes apart, by the whole warp; where
+ *                  there are scales apart, `scale` places its columns: see column_of()
  */
 #ifndef WEFT_CUDA_MATRIX_TILES_H
 #define WEFT_CUDA_MATRIX_TILES_H
@@ -28,9 +34,13 @@ template <class FORMAT, int WARP_ROWS> struct tiles_shape {
     static const uint32_t warps_along_rows = BLOCK_ROW_TILES / WARP_ROWS;
     static const uint32_t groups = (TILES_THREADS / WEFT_CUDA_WARP) / warps_along_rows * WARP_GROUPS;
     static const uint32_t tokens = groups * 8;
-    static const uint32_t row_size = FORMAT::stage_tiles * FORMAT::weight_size; /* bytes of a row tile of a stage */
-    static const uint32_t group_size = FORMAT::stage_tiles * FORMAT::x_size;    /* bytes of a group of a stage */
+    static const int stages = FORMAT::stages(WARP_ROWS);
+    static const uint32_t weights_size = FORMAT::stage_tiles * FORMAT::weight_size; /* bytes of a row tile of a stage */
+    static const uint32_t row_size = weights_size + FORMAT::scales_size;            /* the same with its scales */
+    static const uint32_t group_size = FORMAT::stage_tiles * FORMAT::x_size;        /* bytes of a group of a stage */
     static const uint32_t stage_size = BLOCK_ROW_TILES * row_size + groups * group_size;
+    static const uint32_t ready_size = FORMAT::ready_size(WARP_ROWS);
+    static const uint32_t shared_size = stages * stage_size + BLOCK_ROW_TILES * ready_size;
     static const uint32_t accumulators = WARP_ROWS * WARP_GROUPS * 4; /* of one thread */
 };
 
@@ -60,9 +70,18 @@ struct tiles_format {
                     const struct weft_cuda_product *product, uint32_t group_count, unsigned char *to);
 };
 
-/* matrix_tiles_16.cu, matrix_tiles_quant.cu: the formats. */
+/* matrix_tiles_16.cu, matrix_tiles_f8.cu, matrix_tiles_quant.cu: the formats. */
 const struct tiles_format *weft_cuda_tiles_16(bool is_bf16);
+const struct tiles_format *weft_cuda_tiles_f8(void);
 const struct tiles_format *weft_cuda_tiles_quant(bool is_q4);
+
+/* Where a step lies among its rows' scales: column c of it has scale (column + c) >> shift, the stage's first columns
+ * have scale `first`. Made where a format has scales apart. */
+struct tiles_scale {
+    uint32_t first;
+    uint32_t column;
+    uint32_t shift;
+};
 
 /* One block's place: 128 rows, a block of tokens, and the tiles of its units. */
 struct place {
@@ -99,13 +118,16 @@ static __device__ __forceinline__ void load_stage(const struct weft_cuda_product
     uint32_t tile = place->tile_begin + stage * FORMAT::stage_tiles;
     uint32_t tiles = tile < place->tile_end ? place->tile_end - tile : 0;
     uint32_t row_tile = min(place->row_tile + warp, (product->row_count - 1) / WEFT_CUDA_TILE);
-    unsigned char *to = shared + stage % FORMAT::stages * shape::stage_size;
+    unsigned char *to = shared + stage % shape::stages * shape::stage_size;
 
     static_assert(BLOCK_ROW_TILES * WEFT_CUDA_WARP == TILES_THREADS, "a warp for every row tile");
-    load_segment<shape::row_size>(to + warp * shape::row_size,
-                                  product->weights +
-                                      ((size_t)row_tile * product->tile_count + tile) * FORMAT::weight_size,
-                                  tiles * FORMAT::weight_size);
+    load_segment<shape::weights_size>(to + warp * shape::row_size,
+                                      product->weights +
+                                          ((size_t)row_tile * product->tile_count + tile) * FORMAT::weight_size,
+                                      tiles * FORMAT::weight_size);
+    if (FORMAT::scales_size > 0 && tiles > 0) {
+        FORMAT::load_scales(product, row_tile, tile, to + warp * shape::row_size + shape::weights_size);
+    }
 #pragma unroll
     for (uint32_t i = 0; i < shape::groups; i += BLOCK_ROW_TILES) {
         uint32_t group = i + warp;
@@ -122,7 +144,8 @@ static __device__ __forceinline__ void load_stage(const struct weft_cuda_product
 
 /* sums += one step of columns from tile `tile` of the stage on, by one warp. */
 template <class FORMAT, int WARP_ROWS>
-static __device__ __forceinline__ void multiply_step(const unsigned char *stage, uint32_t tile,
+static __device__ __forceinline__ void multiply_step(const unsigned char *stage, const unsigned char *ready,
+                                                     uint32_t tile, struct tiles_scale scale,
                                                      float sums[WARP_ROWS][WARP_GROUPS][4])
 {
     typedef tiles_shape<FORMAT, WARP_ROWS> shape;
@@ -131,8 +154,8 @@ static __device__ __forceinline__ void multiply_step(const unsigned char *stage,
     uint32_t group = warp / shape::warps_along_rows * WARP_GROUPS;
 
     FORMAT::template step<WARP_ROWS>(
-        stage + row_tile * shape::row_size + tile * FORMAT::weight_size,
-        stage + BLOCK_ROW_TILES * shape::row_size + group * shape::group_size + tile * FORMAT::x_size, sums);
+        shape::ready_size > 0 ? ready + row_tile * shape::ready_size : stage + row_tile * shape::row_size, tile, scale,
+        stage + BLOCK_ROW_TILES * shape::row_size + group * shape::group_size, sums);
 }
 
 template <int WARP_ROWS>
@@ -198,7 +221,7 @@ static __device__ __forceinline__ void store_gated(const struct weft_cuda_produc
                                                    const float sums[WARP_ROWS][WARP_GROUPS][4], unsigned char *shared)
 {
     typedef tiles_shape<FORMAT, WARP_ROWS> shape;
-    static_assert(shape::accumulators * TILES_THREADS * sizeof(float) <= FORMAT::stages * shape::stage_size,
+    static_assert(shape::accumulators * TILES_THREADS * sizeof(float) <= shape::stages * shape::stage_size,
                   "the sums of a block fit into its pipeline");
     uint32_t thread = weft_ptx_thread();
     uint32_t warp = thread / WEFT_CUDA_WARP;
@@ -228,14 +251,22 @@ struct pipeline {
     struct place place;
     unsigned char *shared;
     uint32_t tile; /* multiplied next */
+    struct tiles_scale scale;
 };
+
+/* What product->scales.columns[tile] is, from a chunk that is at hand. */
+static __device__ __forceinline__ uint32_t column_of(const struct weft_cuda_product *product,
+                                                     const struct weft_cuda_chunk *chunk, uint32_t tile)
+{
+    return product->scales.phase + chunk->column_begin + (tile - chunk->tile_begin) * WEFT_CUDA_TILE;
+}
 
 template <class FORMAT, int WARP_ROWS>
 static __device__ __forceinline__ void pipeline_begin(const struct weft_cuda_product *product,
                                                       const struct tiles_args *args, struct pipeline *pipeline)
 {
     __syncthreads(); /* a block's previous work has been read */
-    for (uint32_t i = 0; i + 1 < FORMAT::stages; i++) {
+    for (uint32_t i = 0; i + 1 < tiles_shape<FORMAT, WARP_ROWS>::stages; i++) {
         load_stage<FORMAT, WARP_ROWS>(product, args, &pipeline->place, i, pipeline->shared);
     }
     pipeline->tile = pipeline->place.tile_begin;
@@ -244,10 +275,15 @@ static __device__ __forceinline__ void pipeline_begin(const struct weft_cuda_pro
 /* sums <- one chunk, from zero. Whoever comes to a new stage waits for it, and sends for the one that takes the place
  * of the stage that all have left behind. */
 template <class FORMAT, int WARP_ROWS>
-static __device__ __forceinline__ void multiply_chunk(const struct weft_cuda_product *product,
-                                                      const struct tiles_args *args, struct pipeline *pipeline,
-                                                      uint32_t tile_end, float sums[WARP_ROWS][WARP_GROUPS][4])
+static __device__ __forceinline__ void
+multiply_chunk(const struct weft_cuda_product *product, const struct tiles_args *args, struct pipeline *pipeline,
+               const struct weft_cuda_chunk *chunk, float sums[WARP_ROWS][WARP_GROUPS][4])
 {
+    typedef tiles_shape<FORMAT, WARP_ROWS> shape;
+    uint32_t tile_end = chunk->tile_begin + chunk->tile_count;
+    uint32_t warp = threadIdx.x / WEFT_CUDA_WARP;
+    unsigned char *ready = pipeline->shared + shape::stages * shape::stage_size;
+
 #pragma unroll
     for (int i = 0; i < WARP_ROWS * WARP_GROUPS * 4; i++) {
         sums[i / (WARP_GROUPS * 4)][i / 4 % WARP_GROUPS][i % 4] = 0;
@@ -256,16 +292,24 @@ static __device__ __forceinline__ void multiply_chunk(const struct weft_cuda_pro
     for (; pipeline->tile < tile_end; pipeline->tile += FORMAT::step_tiles) {
         uint32_t index = pipeline->tile - pipeline->place.tile_begin;
         uint32_t stage = index / FORMAT::stage_tiles;
+        const unsigned char *own = pipeline->shared + stage % shape::stages * shape::stage_size;
 
-        if (index % FORMAT::stage_tiles == 0) {
-            weft_ptx_copy_async_wait<FORMAT::stages - 2>();
-            __syncthreads();
-            load_stage<FORMAT, WARP_ROWS>(product, args, &pipeline->place, stage + FORMAT::stages - 1,
-                                          pipeline->shared);
+        if (FORMAT::scales_size > 0) {
+            pipeline->scale.column = column_of(product, chunk, pipeline->tile);
+            pipeline->scale.shift = product->scales.shift;
         }
-        multiply_step<FORMAT, WARP_ROWS>(pipeline->shared +
-                                             stage % FORMAT::stages * tiles_shape<FORMAT, WARP_ROWS>::stage_size,
-                                         index % FORMAT::stage_tiles, sums);
+        if (index % FORMAT::stage_tiles == 0) {
+            weft_ptx_copy_async_wait<shape::stages - 2>();
+            __syncthreads();
+            load_stage<FORMAT, WARP_ROWS>(product, args, &pipeline->place, stage + shape::stages - 1, pipeline->shared);
+            pipeline->scale.first = pipeline->scale.column >> pipeline->scale.shift;
+            if (shape::ready_size > 0) {
+                FORMAT::make_ready(product, own + warp * shape::row_size, pipeline->tile, pipeline->place.tile_end,
+                                   ready + warp * shape::ready_size);
+                __syncthreads();
+            }
+        }
+        multiply_step<FORMAT, WARP_ROWS>(own, ready, index % FORMAT::stage_tiles, pipeline->scale, sums);
     }
 }
 
@@ -279,7 +323,7 @@ multiply_chunks(const struct weft_cuda_product *product, const struct tiles_args
         struct weft_cuda_chunk chunk = product->chunks[begin + i];
         float sums[WARP_ROWS][WARP_GROUPS][4];
 
-        multiply_chunk<FORMAT, WARP_ROWS>(product, args, pipeline, chunk.tile_begin + chunk.tile_count, sums);
+        multiply_chunk<FORMAT, WARP_ROWS>(product, args, pipeline, &chunk, sums);
 #pragma unroll
         for (int j = 0; j < WARP_ROWS * WARP_GROUPS * 4; j++) {
             float *to = &total[j / (WARP_GROUPS * 4)][j / 4 % WARP_GROUPS][j % 4];
@@ -379,9 +423,9 @@ template <class FORMAT> struct tiles_format tiles_format_of(void)
     format.kernels[0] = multiply_tiles<FORMAT, 1>;
     format.kernels[1] = multiply_tiles<FORMAT, 2>;
     format.kernels[2] = multiply_tiles<FORMAT, 4>;
-    format.shared_sizes[0] = FORMAT::stages * tiles_shape<FORMAT, 1>::stage_size;
-    format.shared_sizes[1] = FORMAT::stages * tiles_shape<FORMAT, 2>::stage_size;
-    format.shared_sizes[2] = FORMAT::stages * tiles_shape<FORMAT, 4>::stage_size;
+    format.shared_sizes[0] = tiles_shape<FORMAT, 1>::shared_size;
+    format.shared_sizes[1] = tiles_shape<FORMAT, 2>::shared_size;
+    format.shared_sizes[2] = tiles_shape<FORMAT, 4>::shared_size;
     format.x_size = FORMAT::x_size;
     format.prepare = FORMAT::prepare;
     return format;

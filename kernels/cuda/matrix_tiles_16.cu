@@ -29,25 +29,45 @@ static __global__ void round_activations(struct weft_cuda_product product, unsig
 template <bool IS_BF16> struct format_16 {
     static const uint32_t stage_tiles = 4; /* 64 columns */
     static const uint32_t step_tiles = 1;
-    /* 3 x 32 KiB, the most of any shape, fit where a block gets 99 KiB: every GPU since sm_80. */
-    static const int stages = 3;
     static const uint32_t weight_size = WEFT_CUDA_TILE_SIZE;
+    static const uint32_t scales_size = 0;
     static const uint32_t x_size = WEFT_CUDA_GROUP_SIZE;
 
+    /* 3 x 32 KiB, the most of any shape, fit where a block gets 99 KiB: every GPU since sm_80. */
+    static constexpr int stages(int)
+    {
+        return 3;
+    }
+
+    static __device__ __forceinline__ void load_scales(const struct weft_cuda_product *, uint32_t, uint32_t,
+                                                       unsigned char *)
+    {
+    }
+
+    static constexpr uint32_t ready_size(int)
+    {
+        return 0;
+    }
+
+    static __device__ __forceinline__ void make_ready(const struct weft_cuda_product *, const unsigned char *, uint32_t,
+                                                      uint32_t, unsigned char *)
+    {
+    }
+
     template <int ROWS>
-    static __device__ __forceinline__ void step(const unsigned char *weights, const unsigned char *x,
-                                                float sums[ROWS][WARP_GROUPS][4])
+    static __device__ __forceinline__ void step(const unsigned char *weights, uint32_t tile, struct tiles_scale,
+                                                const unsigned char *x, float sums[ROWS][WARP_GROUPS][4])
     {
         uint32_t lane = threadIdx.x % WEFT_CUDA_WARP;
         uint4 a[ROWS];
 
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            a[r] = ((const uint4 *)(weights + r * stage_tiles * weight_size))[lane];
+            a[r] = ((const uint4 *)(weights + (r * stage_tiles + tile) * weight_size))[lane];
         }
 #pragma unroll
         for (int g = 0; g < WARP_GROUPS; g++) {
-            uint2 b = ((const uint2 *)(x + g * stage_tiles * x_size))[lane];
+            uint2 b = ((const uint2 *)(x + (g * stage_tiles + tile) * x_size))[lane];
 
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {

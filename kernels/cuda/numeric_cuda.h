@@ -1,5 +1,5 @@
-/* weft/numeric.h and weft/quant.h for kernels: the same functions and the same bits, callable on the GPU too. Never
- * include those headers before this one. */
+/* weft/numeric.h, weft/quant.h and weft/f8.h for kernels: the same functions and the same bits, callable on the GPU
+ * too. Never include those headers before this one. */
 #ifndef WEFT_CUDA_NUMERIC_CUDA_H
 #define WEFT_CUDA_NUMERIC_CUDA_H
 
@@ -13,6 +13,7 @@
 #endif
 
 #define inline inline __host__ __device__
+#include "weft/f8.h"
 #include "weft/numeric.h"
 #include "weft/quant.h"
 #undef inline

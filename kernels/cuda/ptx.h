@@ -5,7 +5,8 @@
  * cannot promise is the order in which the tensor core adds the 16 products of one instruction: no code here may depend
  * on that order, only on its being the same for every row, token and call.
  *
- * All of it is in sm_80 and later, but for the early start of a kernel, which does nothing before sm_90.
+ * All of it is in sm_80 and later, but for the early start of a kernel, which does nothing before sm_90, and an
+ * instruction that has a substitute.
  */
 #ifndef WEFT_CUDA_PTX_H
 #define WEFT_CUDA_PTX_H
@@ -85,6 +86,32 @@ static __device__ __forceinline__ uint32_t weft_ptx_pack_f16(float low, float hi
 
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
     return word;
+}
+
+/*
+ * Four E4M3 bytes as f16, exact, the first two in the first word. Before sm_89 by shifting: the bits are those of an
+ * f16 that is 2^8 too small. (Bytes 0x7f and 0xff, NaN, differ; they are in no matrix.)
+ */
+static __device__ __forceinline__ uint2 weft_ptx_unpack_e4m3(uint32_t bytes)
+{
+    uint2 halves;
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.rn.f16x2.e4m3x2 %0, low; cvt.rn.f16x2.e4m3x2 %1, high;}"
+        : "=r"(halves.x), "=r"(halves.y)
+        : "r"(bytes));
+#else
+    asm("{.reg .b32 low, high, sign;"
+        "prmt.b32 low, %2, 0, 0x1404; prmt.b32 high, %2, 0, 0x3424;"
+        "and.b32 sign, low, 0x80008000; shr.u32 low, low, 1; and.b32 low, low, 0x3f803f80; or.b32 low, low, sign;"
+        "and.b32 sign, high, 0x80008000; shr.u32 high, high, 1; and.b32 high, high, 0x3f803f80;"
+        "or.b32 high, high, sign;"
+        "mov.b32 sign, 0x5c005c00;" /* 256 twice */
+        "mul.rn.f16x2 %0, low, sign; mul.rn.f16x2 %1, high, sign;}"
+        : "=r"(halves.x), "=r"(halves.y)
+        : "r"(bytes));
+#endif
+    return halves;
 }
 
 /*

@@ -57,8 +57,7 @@ const char *weft_weights_text(const struct weft_model_config *config, char *text
     const char *ends = config->quantise == WEFT_QUANTISE_Q4_0 ? " (embedding and head q8_0)" : "";
 
     if (kept == config->dtype) {
-        snprintf(text, WEFT_WEIGHTS_TEXT_SIZE, "%s%s", weft_dtype_name(kept),
-                 kept == WEFT_F8_E4M3 ? " (bf16 on a GPU)" : "");
+        snprintf(text, WEFT_WEIGHTS_TEXT_SIZE, "%s", weft_dtype_name(kept));
     } else {
         snprintf(text, WEFT_WEIGHTS_TEXT_SIZE, "%s%s, %s while loading, from %s", weft_dtype_name(kept), ends,
                  weft_dtype_is_quantised(kept) ? "quantised" : "converted", weft_dtype_name(config->dtype));

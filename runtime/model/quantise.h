@@ -27,8 +27,8 @@ enum weft_dtype weft_quantise_end(enum weft_quantise quantise, enum weft_dtype s
  * is rounded once, and as bf16 when it becomes that. */
 enum weft_dtype weft_quantise_source(const struct weft_model_config *config, enum weft_dtype stored);
 
-/* "bf16"; "f8_e4m3 (bf16 on a GPU)"; "bf16, converted while loading, from f8_e4m3"; "q4_0 (embedding and head q8_0),
- * quantised while loading, from bf16" into text[WEFT_WEIGHTS_TEXT_SIZE]; returns text. */
+/* "bf16"; "f8_e4m3"; "bf16, converted while loading, from f8_e4m3"; "q4_0 (embedding and head q8_0), quantised while
+ * loading, from bf16" into text[WEFT_WEIGHTS_TEXT_SIZE]; returns text. */
 #define WEFT_WEIGHTS_TEXT_SIZE 96
 const char *weft_weights_text(const struct weft_model_config *config, char *text);
 

@@ -141,6 +141,18 @@ static inline uint32_t weft_ptx_pack_f16(float low, float high)
     return (uint32_t)weft_f32_to_f16(low) | (uint32_t)weft_f32_to_f16(high) << 16;
 }
 
+static inline uint2 weft_ptx_unpack_e4m3(uint32_t bytes)
+{
+    uint32_t halves[4];
+
+    for (uint32_t i = 0; i < 4; i++) {
+        uint8_t byte = (uint8_t)(bytes >> 8 * i);
+
+        halves[i] = (byte & 0x7f) == 0x7f ? 0x7fff /* NaN */ : weft_f32_to_f16(weft_f8_to_f32(byte)); /* exact */
+    }
+    return make_uint2(halves[0] | halves[1] << 16, halves[2] | halves[3] << 16);
+}
+
 static inline uint4 weft_ptx_load_stream(const void *global)
 {
     if (reinterpret_cast<uintptr_t>(global) % sizeof(uint4) != 0) {

@@ -8,6 +8,8 @@
 #include <string.h>
 
 #include "../emulator/handle.h"
+#include "../model/fp8_model.h"
+#include "../model/support.h"
 #include "base/size_text.h"
 #include "model/model.h"
 #include "model/model_impl.h"
@@ -35,14 +37,14 @@ static struct weft_device *open_device(void)
 }
 
 /* Every rank's model on one GPU, one after the other. */
-static void check_model(const char *name, uint32_t rank_count, enum weft_quantise quantise,
+static void check_model(const char *folder, uint32_t rank_count, enum weft_quantise quantise,
                         const struct weft_model_limits *limits)
 {
     struct weft_model_config config;
     struct weft_range leaves[8];
     struct weft_slice slices[8];
 
-    assert_int_equal(weft_model_config_read(golden_model(name), &config), WEFT_OK);
+    assert_int_equal(weft_model_config_read(folder, &config), WEFT_OK);
     config.quantise = quantise;
     assert_int_equal(weft_tree_deal(8, rank_count, NULL, leaves), 0);
     for (uint32_t rank = 0; rank < rank_count; rank++) {
@@ -50,7 +52,7 @@ static void check_model(const char *name, uint32_t rank_count, enum weft_quantis
     }
     for (uint32_t rank = 0; rank < rank_count; rank++) {
         struct weft_device *device = open_device();
-        const struct weft_model_options options = {.folder = golden_model(name),
+        const struct weft_model_options options = {.folder = folder,
                                                    .config = &config,
                                                    .slices = slices,
                                                    .rank = rank,
@@ -87,8 +89,59 @@ static void test_models_take_what_was_planned(void **state)
     configure();
     for (size_t m = 0; m < TEST_COUNT(models); m++) {
         for (size_t i = 0; i < TEST_COUNT(limits); i++) {
-            check_model(models[m], i % 2 == 0 ? 1 : 3, m == 1 ? WEFT_QUANTISE_Q4_0 : WEFT_QUANTISE_NONE, &limits[i]);
+            check_model(golden_model(models[m]), i % 2 == 0 ? 1 : 3, m == 1 ? WEFT_QUANTISE_Q4_0 : WEFT_QUANTISE_NONE,
+                        &limits[i]);
         }
+    }
+}
+
+/* Per row, and in blocks that slices begin inside of. A layer takes about half of what it takes as bf16. */
+static void test_fp8_takes_what_was_planned(void **state)
+{
+    static const struct weft_model_limits limits = {
+        .token_count_max = 40, .logit_row_max = 3, .candidate_max = 5, .page_count = 9};
+    static const struct fp8_form forms[] = {{.name = "rows",
+                                             .golden = "qwen3",
+                                             .config = "{\"quant_method\": \"fbgemm_fp8\"}",
+                                             .ending = "_scale",
+                                             .block_rows = 1,
+                                             .scale_type = "F32",
+                                             .scale_dims = 1,
+                                             .has_ends = true},
+                                            {.name = "blocks",
+                                             .golden = "mistral",
+                                             .config = "{\"quant_method\": \"fp8\", \"weight_block_size\": [64, 64]}",
+                                             .ending = "_scale_inv",
+                                             .block_rows = 64,
+                                             .block_cols = 64,
+                                             .scale_type = "F32",
+                                             .has_ends = true}};
+    char fp8[4096], reference[4096];
+
+    (void)state;
+    configure();
+    for (size_t i = 0; i < TEST_COUNT(forms); i++) {
+        uint64_t sizes[2];
+
+        fp8_model_make(&forms[i], fp8, reference);
+        for (uint32_t ranks = 1; ranks <= 3; ranks += 2) {
+            check_model(fp8, ranks, WEFT_QUANTISE_NONE, &limits);
+        }
+        for (uint32_t j = 0; j < 2; j++) {
+            struct weft_device *device = open_device();
+            struct weft_model_config config;
+            struct weft_model_memory memory;
+            struct weft_slice slice;
+
+            assert_int_equal(weft_model_config_read(j == 0 ? fp8 : reference, &config), WEFT_OK);
+            weft_slice_init(&config, 8, (struct weft_range){0, 8}, &slice);
+            weft_model_memory(device, &config, &slice, &limits, &memory);
+            sizes[j] = memory.weights;
+            weft_device_close(&device);
+        }
+        assert_true(sizes[0] < sizes[1] * 3 / 4); /* tiny ones have much padding */
+        folder_remove(fp8);
+        folder_remove(reference);
     }
 }
 
@@ -292,6 +345,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_models_take_what_was_planned),
+        cmocka_unit_test(test_fp8_takes_what_was_planned),
         cmocka_unit_test(test_attention_takes_no_more_than_it_said),
         cmocka_unit_test(test_candidates_take_no_more_than_they_said),
         cmocka_unit_test(test_the_table_is_what_is_taken),

@@ -2,12 +2,13 @@
 """Whole models on a GPU, through `weft run`: against the CPU, between rank counts, between chunk sizes.
 
 usage: compare.py [--device cuda:0] [--cuda-module FILE] [--ranks 1,2,4] [--families NAME,...] [--quantised NAME,...]
-                  [--tokens 24] [--jobs 1]
+                  [--fp8 NAME,...] [--tokens 24] [--jobs 1]
 
 --numerics reference must give the CPU's logits bit by bit. --numerics exact must give the same bits at every rank count
 and chunk size, with steps issued instead of replayed as graphs, and those of the CPU for weights in f32. Ranks beyond
 the first share the GPU. --quantize must give the CPU's bits in numerics exact too, for the families of --quantised and
-the demo model. --jobs: how many run at a time; most of a run is starting CUDA. One line per family; the exit code is 1 when
+the demo model. The families of --fp8 are made FP8, with a scale per row and for blocks: exact must give the bits of the
+same weights as bf16 at every rank count, reference those of the CPU. --jobs: how many run at a time; most of a run is starting CUDA. One line per family; the exit code is 1 when
 one of them differs. Needs the standard library only.
 """
 import argparse
@@ -20,6 +21,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+import fp8_model  # noqa: E402
 from weft_cli import PROMPT, WEFT, families, model_folder, weft  # noqa: E402
 
 DEMO = pathlib.Path(__file__).resolve().parents[2] / "launch" / "demo-model"
@@ -99,6 +101,32 @@ def check_quantised(name, runs):
     return is_well
 
 
+def begin_fp8(runner, model, folder, rank_counts):
+    """Kept as FP8 and as bf16, with a scale per row, and for blocks that the FFN's slices begin inside of."""
+    runs = {}
+    for what, block in ("rows", None), ("blocks of 64", 64):
+        fp8, bf16 = (folder / f"{model.name}-{kind}-{block or 'rows'}" for kind in ("fp8", "bf16"))
+        fp8.mkdir(), bf16.mkdir()
+        fp8_model.make(model, fp8, bf16, block)
+        pairs = [(runner.cpu(fp8), runner.gpu(fp8, "--numerics", "reference"))]
+        expected = runner.gpu(bf16, "--numerics", "exact")
+        pairs += [(expected, runner.gpu(fp8, "--numerics", "exact", "--ranks", ranks)) for ranks in rank_counts]
+        runs[what] = pairs
+    return runs
+
+
+def check_fp8(name, runs):
+    is_well = True
+    for what, pairs in runs.items():
+        results = [(expected.result(), found.result()) for expected, found in pairs]
+        problem = next((one for pair in results for one in pair if isinstance(one, str)), None)
+        if problem is None and any(expected != found for expected, found in results):
+            problem = "other bits than the CPU's, or than bf16"
+        print(f"{name:14} {'ok     ' if problem is None else 'FAILED '} FP8, {what}: {problem or 'the bits of bf16'}", flush=True)
+        is_well = is_well and problem is None
+    return is_well
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda:0")
@@ -106,6 +134,7 @@ def main():
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--families", default=",".join(families()))
     parser.add_argument("--quantised", default="qwen3")
+    parser.add_argument("--fp8", default="qwen3")
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
@@ -123,6 +152,8 @@ def main():
             checks.append((check_family, family, begin_family(runner, model_folder(family, path), rank_counts)))
             if family in arguments.quantised.split(","):
                 checks.append((check_quantised, family, begin_quantised(runner, path, rank_counts[-1])))
+            if family in arguments.fp8.split(","):
+                checks.append((check_fp8, family, begin_fp8(runner, path, pathlib.Path(folder), rank_counts)))
         checks.append((check_family, "demo-model", begin_family(runner, DEMO, rank_counts)))
         checks.append((check_quantised, "demo-model", begin_quantised(runner, DEMO, rank_counts[-1])))
         results = [check(name, runs) for check, name, runs in checks]

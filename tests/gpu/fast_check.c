@@ -17,6 +17,7 @@
 
 #include "emulator/cublaslt_stub.h"
 #include "weft/device.h"
+#include "weft/f8.h"
 #include "weft/log.h"
 #include "weft/numeric.h"
 
@@ -29,13 +30,15 @@ struct shape {
     bool has_bias;
 };
 
-/* The last two are for GPUs: several slabs of 64 MiB. */
-static const struct shape shapes[] = {{WEFT_BF16, 100, 200, 0, 0, true},   {WEFT_F16, 36, 64, 0, 0, false},
-                                      {WEFT_BF16, 64, 90, 4, 3, false},    {WEFT_F16, 112, 150, 4, 1, false},
-                                      {WEFT_BF16, 33, 64, 0, 0, true},     {WEFT_BF16, 20, 48, 2, 0, false},
-                                      {WEFT_BF16, 4, 8, 0, 0, false},      {WEFT_F16, 48, 1030, 4, 3, false},
-                                      {WEFT_BF16, 9100, 8192, 0, 0, true}, {WEFT_F16, 4096, 14336, 4, 3, false}};
-enum { SHAPE_COUNT = sizeof(shapes) / sizeof(shapes[0]), FOR_GPUS = 2 };
+/* The last three are for GPUs: several slabs of 64 MiB. */
+static const struct shape shapes[] = {{WEFT_BF16, 100, 200, 0, 0, true},        {WEFT_F16, 36, 64, 0, 0, false},
+                                      {WEFT_BF16, 64, 90, 4, 3, false},         {WEFT_F16, 112, 150, 4, 1, false},
+                                      {WEFT_BF16, 33, 64, 0, 0, true},          {WEFT_BF16, 20, 48, 2, 0, false},
+                                      {WEFT_BF16, 4, 8, 0, 0, false},           {WEFT_F16, 48, 1030, 4, 3, false},
+                                      {WEFT_F8_E4M3, 100, 200, 0, 0, true},     {WEFT_F8_E4M3, 112, 160, 4, 1, false},
+                                      {WEFT_F8_E4M3, 4096, 14400, 4, 3, false}, {WEFT_BF16, 9100, 8192, 0, 0, true},
+                                      {WEFT_F16, 4096, 14336, 4, 3, false}};
+enum { SHAPE_COUNT = sizeof(shapes) / sizeof(shapes[0]), FOR_GPUS = 3 };
 
 static const char *kind = "cuda:0";
 static const char *module;
@@ -117,6 +120,42 @@ static void *halves(enum weft_dtype dtype, uint32_t seed, size_t count)
     return values;
 }
 
+/* Blocks of scales of E4M3. All leaves here begin at multiples of 16 columns of them, so it is kept as it is. */
+enum { F8_COLUMNS = 64, F8_PHASE = 48 };
+
+/* The E4M3 byte of a number of up to 4 significant bits, at most 448. */
+static uint8_t f8_byte(int32_t number)
+{
+    uint32_t size = (uint32_t)abs(number);
+    uint32_t exponent = size == 0 ? 0 : 31 - (uint32_t)__builtin_clz(size);
+    uint32_t fraction = exponent >= 3 ? size >> (exponent - 3) : size << (3 - exponent);
+
+    return (uint8_t)((number < 0 ? 0x80U : 0) | (size == 0 ? 0 : (exponent + 7) << 3 | (fraction & 7)));
+}
+
+/* Rows as weft/f8.h has them; a scale is another power of two in every row and block. */
+static void *f8_rows(const struct shape *shape, uint32_t seed)
+{
+    uint32_t scale_count = weft_f8_scale_count(shape->columns, F8_COLUMNS, F8_PHASE);
+    size_t row_size = weft_f8_row_size(shape->columns, F8_COLUMNS, F8_PHASE);
+    unsigned char *rows = malloc(shape->rows * row_size);
+
+    for (uint32_t row = 0; row < shape->rows && rows != NULL; row++) {
+        for (uint32_t i = 0; i < scale_count; i++) {
+            float scale = 1.0f / (float)(8 << (row + i) % 4);
+
+            memcpy(rows + row * row_size + i * sizeof(scale), &scale, sizeof(scale));
+        }
+        for (uint32_t k = 0; k < shape->columns; k++) {
+            uint32_t shift = (row + weft_f8_scale_index(k, F8_COLUMNS, F8_PHASE)) % 4;
+
+            rows[row * row_size + scale_count * sizeof(float) + k] =
+                f8_byte(numerator(seed, (size_t)row * shape->columns + k) * (1 << shift));
+        }
+    }
+    return rows;
+}
+
 /* ---- products ---- */
 
 struct matrix {
@@ -150,6 +189,8 @@ static struct weft_matrix_desc describe(const struct shape *shape, struct matrix
     }
     return (struct weft_matrix_desc){.dtype = shape->dtype,
                                      .source = shape->dtype,
+                                     .scale_cols = shape->dtype == WEFT_F8_E4M3 ? F8_COLUMNS : 0,
+                                     .scale_phase = shape->dtype == WEFT_F8_E4M3 ? F8_PHASE : 0,
                                      .row_count = shape->rows,
                                      .col_count = shape->columns,
                                      .leaves = leaf_count > 0 ? matrix->leaves : NULL,
@@ -161,10 +202,11 @@ static struct weft_matrix_desc describe(const struct shape *shape, struct matrix
 static bool open_matrix(struct weft_device *device, const struct shape *shape, struct matrix *matrix)
 {
     struct weft_matrix_desc desc = describe(shape, matrix);
-    uint16_t *rows = halves(shape->dtype, 1, (size_t)shape->rows * shape->columns);
-    bool is_open =
-        rows != NULL && weft_matrix_open(device, &desc, &matrix->own) == WEFT_OK &&
-        weft_matrix_write_rows(device, matrix->own, 0, shape->rows, rows, shape->columns * sizeof(*rows)) == WEFT_OK;
+    bool is_f8 = shape->dtype == WEFT_F8_E4M3;
+    void *rows = is_f8 ? f8_rows(shape, 1) : halves(shape->dtype, 1, (size_t)shape->rows * shape->columns);
+    size_t stride = is_f8 ? weft_f8_row_size(shape->columns, F8_COLUMNS, F8_PHASE) : shape->columns * sizeof(uint16_t);
+    bool is_open = rows != NULL && weft_matrix_open(device, &desc, &matrix->own) == WEFT_OK &&
+                   weft_matrix_write_rows(device, matrix->own, 0, shape->rows, rows, stride) == WEFT_OK;
 
     free(rows);
     return is_open;

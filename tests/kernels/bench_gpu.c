@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "llama_8b.h"
+#include "weft/f8.h"
 #include "weft/numeric.h"
 
 enum {
@@ -19,8 +20,9 @@ enum {
     EMULATED_DIVISOR = 32, /* of every size */
     EMULATED_TOKENS_MAX = 16,
     LEAVES = 8,
-    ROUNDS = 5,     /* whose median counts */
-    ROW_COUNT = 64, /* random rows, which a matrix repeats */
+    ROUNDS = 5,      /* whose median counts */
+    ROW_COUNT = 64,  /* random rows, which a matrix repeats */
+    F8_COLUMNS = 128 /* that share a scale */
 };
 /* Matrices and caches are walked in turns over this much, so that they come from memory: an L2 has 50 MB. */
 static const double walked_bytes = 400e6;
@@ -137,7 +139,40 @@ static void run_product(void *context, uint32_t index)
 /* Bytes of a weight in memory, its part of a block's scale included. */
 static double weight_size(enum weft_dtype dtype)
 {
-    return dtype == WEFT_Q8_0 ? 34.0 / 32 : dtype == WEFT_Q4_0 ? 18.0 / 32 : 2.0;
+    switch (dtype) {
+    case WEFT_Q8_0: return 34.0 / 32;
+    case WEFT_Q4_0: return 18.0 / 32;
+    case WEFT_F8_E4M3: return 1 + 4.0 / F8_COLUMNS;
+    default: return 2.0;
+    }
+}
+
+/* ROW_COUNT rows as a matrix takes them; bytes of one into *stride_out. */
+static unsigned char *random_rows(enum weft_dtype dtype, uint32_t columns, size_t *stride_out)
+{
+    bool is_f8 = dtype == WEFT_F8_E4M3;
+    size_t scales = is_f8 ? weft_f8_scale_count(columns, F8_COLUMNS, 0) : 0;
+    size_t stride = is_f8 ? weft_f8_row_size(columns, F8_COLUMNS, 0) : columns * sizeof(uint16_t);
+    unsigned char *rows = malloc(ROW_COUNT * stride);
+
+    expect_ok(rows == NULL ? WEFT_ERR_MEMORY : WEFT_OK, "host memory");
+    for (size_t i = 0; i < (size_t)ROW_COUNT * columns; i++) {
+        unsigned char *row = rows + i / columns * stride;
+        uint16_t half = weft_f32_to_bf16((float)((int32_t)spread(i) >> 8) / (1 << 28));
+
+        if (is_f8) {
+            row[scales * sizeof(float) + i % columns] = (unsigned char)(spread(i) & 0xbf); /* below 2 */
+        } else {
+            memcpy(row + i % columns * sizeof(half), &half, sizeof(half));
+        }
+    }
+    for (size_t i = 0; i < ROW_COUNT * scales; i++) {
+        float scale = 0.01f;
+
+        memcpy(rows + i / scales * stride + i % scales * sizeof(scale), &scale, sizeof(scale));
+    }
+    *stride_out = stride;
+    return rows;
 }
 
 /* Row-parallel: eight equal leaves that are added up to one node. */
@@ -148,12 +183,10 @@ static void open_copies(struct product *product, enum weft_dtype dtype, uint32_t
     struct weft_range leaves[LEAVES];
     struct weft_matrix_desc desc = {.dtype = dtype, .source = WEFT_BF16, .row_count = rows, .col_count = columns};
     double size = weight_size(dtype) * rows * columns;
-    uint16_t *random = malloc((size_t)ROW_COUNT * columns * sizeof(*random));
+    size_t stride;
+    unsigned char *random = random_rows(dtype, columns, &stride);
 
-    expect_ok(random == NULL ? WEFT_ERR_MEMORY : WEFT_OK, "host memory");
-    for (size_t i = 0; i < (size_t)ROW_COUNT * columns; i++) {
-        random[i] = weft_f32_to_bf16((float)((int32_t)spread(i) >> 8) / (1 << 28));
-    }
+    desc.scale_cols = dtype == WEFT_F8_E4M3 ? F8_COLUMNS : 0;
     for (uint32_t i = 0; i < LEAVES; i++) {
         leaves[i] = (struct weft_range){columns / LEAVES * i, columns / LEAVES * (i + 1)};
     }
@@ -171,8 +204,7 @@ static void open_copies(struct product *product, enum weft_dtype dtype, uint32_t
         for (uint32_t row = 0; row < rows; row += ROW_COUNT) {
             uint32_t count = rows - row < ROW_COUNT ? rows - row : ROW_COUNT;
 
-            expect_ok(weft_matrix_write_rows(product->bench->device, product->copies[i], row, count, random,
-                                             columns * sizeof(*random)),
+            expect_ok(weft_matrix_write_rows(product->bench->device, product->copies[i], row, count, random, stride),
                       "rows");
         }
     }
@@ -299,7 +331,7 @@ static void bench_fast(const char *module)
 
 void bench_gpu_run(const char *module)
 {
-    static const enum weft_dtype quantised[] = {WEFT_Q8_0, WEFT_Q4_0};
+    static const enum weft_dtype others[] = {WEFT_Q8_0, WEFT_Q4_0, WEFT_F8_E4M3};
     struct bench bench = {.suffix = ""};
 
     open_device(&bench, module, NULL);
@@ -308,9 +340,9 @@ void bench_gpu_run(const char *module)
     for (uint32_t i = 0; i < LLAMA_8B_MATRIX_COUNT; i++) {
         bench_product(&bench, &llama_8b_matrices[i], WEFT_BF16, 1);
     }
-    for (uint32_t i = 0; i < sizeof(quantised) / sizeof(quantised[0]); i++) {
-        bench_product(&bench, &llama_8b_matrices[2], quantised[i], 1); /* the two that most of a step goes into */
-        bench_product(&bench, &llama_8b_matrices[3], quantised[i], 1);
+    for (uint32_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+        bench_product(&bench, &llama_8b_matrices[2], others[i], 1); /* the two that most of a step goes into */
+        bench_product(&bench, &llama_8b_matrices[3], others[i], 1);
     }
     bench_attention(&bench, 1, 1, 1024 / bench.divisor - 1);
     bench_attention(&bench, 32 / bench.divisor, 1, 1024 / bench.divisor - 1);

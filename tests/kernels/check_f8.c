@@ -191,35 +191,95 @@ static void compare(struct check *check, struct weft_device *device, const struc
     free(x);
 }
 
+/* Leaves that begin at multiples of 16 columns of the blocks, as those of real models do: a GPU keeps them as they are.
+ */
+static void align_leaves(struct model_matrix *model, struct blocks blocks)
+{
+    for (uint32_t i = 1; i < model->leaf_count; i++) {
+        uint32_t begin = (model->leaves[i].begin + blocks.phase) / 16 * 16;
+
+        model->leaves[i].begin = begin > blocks.phase ? begin - blocks.phase : 0;
+        model->leaves[i - 1].end = model->leaves[i].begin;
+    }
+}
+
+/* A byte for each weight on the GPU, where the blocks allow it, and never more than bf16 would take. */
+static void check_size(struct check *check, struct weft_device *device, const struct model_matrix *model,
+                       struct blocks blocks, bool is_kept)
+{
+    struct weft_matrix_desc desc = {.dtype = WEFT_F8_E4M3,
+                                    .scale_cols = blocks.cols,
+                                    .scale_phase = blocks.phase,
+                                    .row_count = model->row_count,
+                                    .col_count = model->col_count,
+                                    .leaves = model->leaf_count > 0 ? model->leaves : NULL,
+                                    .leaf_count = model->leaf_count,
+                                    .adds = model->adds,
+                                    .add_count = model->add_count,
+                                    .is_gated = model->is_gated};
+    size_t f8 = weft_matrix_size(device, &desc);
+
+    desc.dtype = WEFT_BF16;
+    if (check->module != NULL && model->col_count >= 600 && is_kept != (f8 < weft_matrix_size(device, &desc))) {
+        check_fail(check, "f8 [%u, %u], %u leaves, blocks of %u from %u on takes %zu bytes", model->row_count,
+                   model->col_count, model->leaf_count, blocks.cols, blocks.phase, f8);
+    }
+}
+
+/* Numbers of tokens that take every kernel, and every split of its work. */
+static void check_case(struct check *check, struct weft_device *device, const struct model_matrix *model,
+                       struct blocks blocks, const unsigned char *rows)
+{
+    static const uint32_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 70, 130};
+    struct weft_matrix *matrices[2] = {open_f8(check, device, model, blocks, rows),
+                                       model_matrix_open(check, device, model)};
+    uint32_t first = check_below(check, 3); /* not all for all: four of each */
+
+    for (uint32_t i = first; i < sizeof(tokens) / sizeof(tokens[0]); i += 3) {
+        compare(check, device, model, matrices, tokens[i]);
+    }
+    weft_matrix_close(device, &matrices[0]);
+    weft_matrix_close(device, &matrices[1]);
+}
+
 void check_device_matmul_f8(struct check *check)
 {
-    static const uint32_t widths[] = {1, 2, 31, 128, 255, 256, 257, 600, 1030};
-    static const struct blocks forms[] = {{0, 0, 1, 0},    {128, 0, 128, 0},  {128, 96, 128, 100},
-                                          {40, 7, 1, 0},   {33, 32, 24, 5},   {2048, 5, 16, 0},
-                                          {0, 0, 1000, 0}, {128, 127, 16, 0}, {64, 62, 33, 30}};
-    static const uint32_t tokens[] = {1, 3, 9, 37};
-    enum { FORM_COUNT = sizeof(forms) / sizeof(forms[0]), WIDTH_COUNT = sizeof(widths) / sizeof(widths[0]) };
+    static const uint32_t widths[] = {1, 2, 31, 128, 255, 256, 257, 600, 1032};
+    static const struct {
+        struct blocks blocks;
+        bool can_keep; /* as E4M3 on a GPU, with leaves that fit */
+    } forms[] = {{{0, 0, 1, 0}, true},      {{128, 0, 128, 0}, true},   {{128, 96, 128, 100}, true},
+                 {{40, 7, 1, 0}, false},    {{33, 32, 24, 5}, false},   {{64, 48, 33, 30}, true},
+                 {{2048, 16, 16, 0}, true}, {{128, 5, 16, 0}, false},   {{1024, 32, 1, 0}, true},
+                 {{0, 0, 1000, 0}, true},   {{128, 127, 16, 0}, false}, {{64, 62, 33, 30}, false}};
+    enum { FORM_COUNT = sizeof(forms) / sizeof(forms[0]) };
     struct weft_device *device = check_device(check, 2);
 
-    for (uint32_t i = 0; i < WIDTH_COUNT * FORM_COUNT; i++) {
+    for (uint32_t i = 0; i < 9 * FORM_COUNT; i++) {
         struct model_matrix model = {.dtype = WEFT_BF16, .row_count = 1 + check_below(check, 90)};
-        struct blocks blocks = forms[i % FORM_COUNT];
-        struct weft_matrix *matrices[2];
+        struct blocks blocks = forms[i % FORM_COUNT].blocks;
+        bool is_cut = check_below(check, 2) == 0;
+        bool is_aligned = blocks.phase % 2 == 0 && check_below(check, 4) > 0; /* of leaves anywhere not all fit */
 
         model.col_count = widths[i / FORM_COUNT];
-        if (check_below(check, 2) == 1) {
+        if (i % 4 == 0 && model.col_count >= 600) {
+            model.row_count = 530; /* as many blocks as an emulated GPU wants before it splits columns */
+        }
+        if (is_cut) {
             model_matrix_cut(check, &model, 1 + check_below(check, 12));
+            if (is_aligned) {
+                align_leaves(&model, blocks);
+            }
         } else if (check_below(check, 2) == 1) {
             model.is_gated = true;
             model.row_count += model.row_count % 2;
         }
         model_matrix_init(check, &model);
         unsigned char *rows = make_rows(check, &model, blocks);
-        matrices[0] = open_f8(check, device, &model, blocks, rows);
-        matrices[1] = model_matrix_open(check, device, &model);
-        compare(check, device, &model, matrices, tokens[i % 4]);
-        weft_matrix_close(device, &matrices[0]);
-        weft_matrix_close(device, &matrices[1]);
+        check_case(check, device, &model, blocks, rows);
+        if (is_aligned || !is_cut) {
+            check_size(check, device, &model, blocks, forms[i % FORM_COUNT].can_keep);
+        }
         free(rows);
         model_matrix_fini(&model);
     }
