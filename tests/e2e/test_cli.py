@@ -68,7 +68,7 @@ def test_version():
     (["info", "--shares", "auto"],
      "weft info: --shares auto: measured when ranks meet, and info starts none; give numbers"),
     (["run", "--weights", "nfs"], 'weft run: --weights: expected local|stream, found "nfs"'),
-    (["run", "--quantize", "q5"], 'weft run: --quantize: expected none|q8_0|q4_0, found "q5"'),
+    (["run", "--quantize", "q5"], 'weft run: --quantize: expected none|bf16|q8_0|q4_0, found "q5"'),
     (["run", "--shares", "0,1"], 'weft run: --shares: expected auto, or whole numbers from 1 such as 3,1, found "0,1"'),
     (["run", "--memory", "4 elephants"],
      'weft run: --memory: expected a size such as 4GiB or 512MiB, found "4 elephants"'),

@@ -546,7 +546,7 @@ static void test_inspect(void **state)
     options.quantize = "q5_0";
     log_clear();
     assert_int_equal(weft_engine_inspect(&options, &summary, ranks, 4), WEFT_ERR_ARGUMENT);
-    assert_true(log_has("quantize \"q5_0\": expected one of none, q8_0, q4_0"));
+    assert_true(log_has("quantize \"q5_0\": expected one of none, bf16, q8_0, q4_0"));
     options.quantize = NULL;
     options.rank_count = 9;
     log_clear();
