@@ -34,12 +34,16 @@ configure_and_build() # FOLDER CMAKE-OPTIONS...
     cmake -S . -B "$folder" -G Ninja "$@" && cmake --build "$folder" -j "$jobs"
 }
 
-# As many tests at a time as there are cores: many of them wait for deadlines most of their time.
+# Two tests for each core, because many wait for deadlines most of their time; of those that compute all along
+# (RESOURCE_GROUPS "cores:1") no more than there are cores.
 run_ctest() # FOLDER CTEST-OPTIONS...
 {
     local folder=$1
     shift
-    ctest --test-dir "$folder" -j "$jobs" --output-on-failure --no-tests=error "$@"
+    printf '{"version": {"major": 1, "minor": 0}, "local": [{"cores": [{"id": "all", "slots": %d}]}]}\n' "$jobs" \
+        > "$folder/cores.json" &&
+        ctest --test-dir "$folder" -j $((2 * jobs)) --resource-spec-file "$PWD/$folder/cores.json" --output-on-failure \
+            --no-tests=error "$@"
 }
 
 step_packages()
