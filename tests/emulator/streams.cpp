@@ -234,9 +234,9 @@ int weft_emulated_stream_device(cudaStream_t stream)
 static void enqueue_function(struct fake_stream *stream, void (*function)(void *), void (*release)(void *),
                              void *argument)
 {
-    const std::shared_ptr<void> held(argument, release); /* also by copies of the operation, in graphs */
+    std::shared_ptr<void> held(argument, release); /* also by copies of the operation, in graphs; no longer by us */
 
-    (void)weft_emulated_enqueue(static_cast<cudaStream_t>(stream), "NCCL", [=](cudaStream_t) {
+    (void)weft_emulated_enqueue(static_cast<cudaStream_t>(stream), "NCCL", [=, held = std::move(held)](cudaStream_t) {
         function(held.get());
         return cudaSuccess;
     });
