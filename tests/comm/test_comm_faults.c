@@ -255,14 +255,22 @@ static bool reopen_body(struct weft_bootstrap *bootstrap, const void *context)
 
 static void test_killed_while_opening(void **state)
 {
+    /* UCX 1.13 may end a survivor by an assertion of its own (comm/README.md, known limits), though hardly three in a
+     * row. */
+    const int attempt_max = strcmp(member_backend(), "ucx") == 0 ? 3 : 1;
+
     (void)state;
     if (mode != RANKS_PROCESSES) {
         skip();
     }
     for (uint32_t victim = 1; victim < 5; victim++) {
         const struct fault_case fault = {.group = {.rank_count = 5}, .victim = victim};
+        bool is_passed = false;
 
-        assert_true(ranks_run(mode, 5, reopen_body, &fault, (int)victim));
+        for (int i = 0; i < attempt_max && !is_passed; i++) {
+            is_passed = ranks_run(mode, 5, reopen_body, &fault, (int)victim);
+        }
+        assert_true(is_passed);
     }
 }
 
