@@ -168,8 +168,9 @@ step_asan()
 
 step_tsan()
 {
+    # One test per core: ThreadSanitizer makes everything compute, and deadlines of seconds come near.
     configure_and_build build-tsan -DWEFT_SANITIZE=thread &&
-        run_ctest build-tsan -L threads
+        run_ctest build-tsan -L threads -j "$jobs"
 }
 
 step_fuzz()

@@ -30,7 +30,7 @@ static void check(const struct weft_model_config *config)
     fuzz_require(isfinite(config->rope_scale));
     fuzz_require((config->fp8.block_rows != 0) == (config->fp8.block_cols != 0));
     fuzz_require(config->fp8.is_there || config->fp8.block_rows == 0);
-    fuzz_require(!config->fp8.is_there || config->dtype == WEFT_BF16);
+    fuzz_require(config->fp8.is_there == (config->dtype == WEFT_F8_E4M3));
     for (uint32_t i = 0; i < config->head_size / 2; i++) {
         fuzz_require(isfinite(config->inv_freq[i]));
     }
