@@ -276,6 +276,9 @@ static void attend_prompts(struct weft_cuda_device *device, const struct weft_kv
     uploaded =
         static_cast<const struct weft_cuda_item *>(weft_cuda_upload(device, plan->items, count * sizeof(*plan->items)));
     free(plan->items);
+    if (uploaded == NULL) {
+        return;
+    }
     args->items = uploaded;
     args->tiles = plan->is_split ? uploaded + item_count : NULL;
     args->piece_sums = reinterpret_cast<float2 *>(scratch);

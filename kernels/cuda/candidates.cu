@@ -46,6 +46,9 @@ void weft_cuda_penalize(struct weft_device *base, float *logits, uint32_t width,
     }
     const struct weft_penalty *uploaded =
         static_cast<const struct weft_penalty *>(weft_cuda_upload(device, penalties, count * sizeof(*penalties)));
+    if (uploaded == NULL) {
+        return;
+    }
     WEFT_CUDA_LAUNCH(penalize, dim3((count + BLOCK - 1) / BLOCK), dim3(BLOCK), 0, device->stream, logits, width,
                      uploaded, count);
     (void)weft_cuda_launched(device, "penalize");
@@ -344,6 +347,9 @@ static void sum_leaves(struct weft_cuda_device *device, const struct weft_candid
     const float *inv_temperatures = static_cast<const float *>(
         weft_cuda_upload(device, args->inv_temperatures, args->row_count * sizeof(*args->inv_temperatures)));
 
+    if (leaves == NULL || inv_temperatures == NULL) {
+        return;
+    }
     WEFT_CUDA_LAUNCH(sum_leaf, dim3(args->leaf_count, args->row_count), dim3(BLOCK), 0, device->stream, args->logits,
                      args->width, leaves, inv_temperatures, room->lse);
     (void)weft_cuda_launched(device, "log-sum-exp");

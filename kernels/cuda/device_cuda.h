@@ -87,8 +87,9 @@ void weft_cuda_fail(struct weft_cuda_device *device, enum weft_status status, co
 /*
  * A copy of host data in device memory for the operations issued from now on: rows, tables of sequences and pages. The
  * host's memory is free at once; the copy is ordered in the stream and lives until the operations of this step are done
- * (a ring; when it is full this waits). Device memory, 16-byte aligned; never NULL: after an error, memory that may be
- * read.
+ * (a ring; when it is full this waits). Device memory, 16-byte aligned. NULL after any error of the device: there may
+ * be anything in the ring then, and a kernel that took it for rows or pages would read anywhere; the operation is left
+ * out.
  */
 const void *weft_cuda_upload(struct weft_cuda_device *device, const void *data, size_t size);
 

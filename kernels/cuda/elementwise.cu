@@ -162,6 +162,9 @@ void weft_cuda_select_rows(struct weft_device *base, const float *x, const uint3
         return;
     }
     const uint32_t *uploaded = static_cast<const uint32_t *>(weft_cuda_upload(device, rows, count * sizeof(*rows)));
+    if (uploaded == NULL) {
+        return;
+    }
     if (is_by_four(x, out, NULL, width)) {
         WEFT_CUDA_LAUNCH(select_rows<four>, grid_for(total, 4), dim3(BLOCK), 0, device->stream,
                          reinterpret_cast<const four *>(x), uploaded, total / 4, width / 4,

@@ -104,6 +104,9 @@ struct weft_cuda_sequences weft_cuda_upload_sequences(struct weft_cuda_device *d
     struct weft_cuda_sequences out = {NULL, NULL, count};
     void *host;
 
+    if (device->status != WEFT_OK) {
+        return out;
+    }
     if (device->graphs != NULL) {
         return weft_cuda_graphs_sequences(device->graphs);
     }
@@ -114,7 +117,9 @@ struct weft_cuda_sequences weft_cuda_upload_sequences(struct weft_cuda_device *d
     }
     weft_cuda_sequences_fill(batch, count, host);
     out.sequences = static_cast<const struct weft_cuda_sequence *>(weft_cuda_upload(device, host, size));
-    out.pages = reinterpret_cast<const uint32_t *>(out.sequences + count);
     free(host);
+    if (out.sequences != NULL) {
+        out.pages = reinterpret_cast<const uint32_t *>(out.sequences + count);
+    }
     return out;
 }

@@ -403,6 +403,9 @@ void weft_cuda_embed(struct weft_device *device, const struct weft_matrix *matri
         return;
     }
     uploaded = (const uint32_t *)weft_cuda_upload(cuda, rows, count * sizeof(*rows));
+    if (uploaded == NULL) {
+        return;
+    }
     product.out = out;
     WEFT_CUDA_LAUNCH(embed, dim3(count, matrix->chunk_count), dim3(BLOCK), 0, cuda->stream, product, matrix->dtype,
                      uploaded);

@@ -339,6 +339,9 @@ const void *weft_cuda_upload(struct weft_cuda_device *device, const void *data, 
     const void *before;
     size_t offset;
 
+    if (device->status != WEFT_OK) {
+        return NULL;
+    }
     if (device->graphs != NULL) {
         return weft_cuda_graphs_upload(device->graphs, data, size);
     }
@@ -347,13 +350,15 @@ const void *weft_cuda_upload(struct weft_cuda_device *device, const void *data, 
         return before != NULL ? before : transfer->ring->device;
     }
     if (!ring_put(device, data, size, &offset)) {
-        return transfer->ring->device;
+        return NULL;
     }
     struct ring *ring = transfer->ring;
-    (void)weft_cuda_check(
-        device,
-        cudaMemcpyAsync(ring->device + offset, ring->host + offset, size, cudaMemcpyHostToDevice, device->stream),
-        "uploading");
+    if (!weft_cuda_check(
+            device,
+            cudaMemcpyAsync(ring->device + offset, ring->host + offset, size, cudaMemcpyHostToDevice, device->stream),
+            "uploading")) {
+        return NULL;
+    }
     transfer->recent[transfer->recent_count++ % RECENT_COUNT] = upload{offset, size};
     return ring->device + offset;
 }
