@@ -21,7 +21,7 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from hosts import HERE, MODEL, ROOT, WEFT, Lab, slurm_job, until  # noqa: E402
+from hosts import HERE, MODEL, ROOT, WEFT, Lab, alive, slurm_job, until  # noqa: E402
 
 PHASES = ["idle", "decode", "prefill", "load"]
 LAUNCHERS = ["local", "hand", "hosts", "slurm", "mpirun", "mpirun.sh"]
@@ -42,13 +42,6 @@ CUT = (1, 2)  # these do not reach each other; both reach the leader
 HARMLESS = ("slow disk", "full log disk")
 LIMIT = 60
 FAILED = re.compile(r"rank (\d+)(?: on (\S+))? failed: (.*)")
-
-
-def alive(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
 
 
 class Run:
@@ -99,7 +92,7 @@ class Run:
     def ranks(self):
         if self.launcher != "local":
             return self.lab.ranks()
-        found = [p for p in self.lab.programs("weft") if alive(p)]
+        found = self.lab.programs("weft")
         return dict(enumerate(found)) if len(found) == 4 else {}
 
     def line(self, pattern, since=0.0):
@@ -131,7 +124,7 @@ class Run:
             process.send_signal(signal.SIGCONT)
         # What was just being started may start something more.
         for _ in range(100):
-            left = [p for p in self.lab.programs("launch/mpirun.sh", "slurm.sbatch", "lab/srun", "mpirun", "orted", "weft", "ssh") if alive(p)]
+            left = self.lab.programs("launch/mpirun.sh", "slurm.sbatch", "lab/srun", "mpirun", "orted", "weft", "ssh")
             for pid in left:
                 kill(pid)
             if not left:
@@ -150,21 +143,6 @@ def kill(pid, number=signal.SIGKILL):
 
 
 class FaultLab(Lab):
-    def programs(self, *names):
-        """Pids in here that run under these names, or run these scripts; oldest first."""
-        found = []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                if os.readlink(f"/proc/{entry}/ns/pid") != os.readlink(f"/proc/{self.init}/ns/pid"):
-                    continue
-                words = open(f"/proc/{entry}/cmdline").read().split("\0")
-                if open(f"/proc/{entry}/comm").read().strip() in names or \
-                        (words[0].endswith("bash") and any(words[1].endswith(name) for name in names)):
-                    found.append(int(entry))
-            except OSError:
-                pass
-        return sorted(found)
-
     def inside(self, command):
         subprocess.run(["nsenter", "--target", str(self.init), "--mount", "--net", "--pid", "sh", "-c",
                         f". /run/lab/environment; {command}"], check=True, stdin=subprocess.DEVNULL)

@@ -22,6 +22,13 @@ def children(pid):
     return found
 
 
+def alive(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
 def is_starter(pid):
     """Whether this is the child of a weft that looks after its ssh."""
     parent = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[1]
@@ -75,6 +82,30 @@ class Lab:
         subprocess.run(["nsenter", "--target", str(self.init), "--mount", "--net", "sh", "-c",
                         f". /run/lab/environment; $LAB/link {host} {state}"], check=True)
 
+    def processes(self):
+        """The pids of all that runs in here, oldest first."""
+        found = []
+        for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
+            try:
+                if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{self.init}/ns/pid") and alive(pid):
+                    found.append(pid)
+            except OSError:
+                pass  # it has just ended
+        return found
+
+    def programs(self, *names):
+        """The pids of what runs in here under these names, or of bash with these scripts; oldest first."""
+        found = []
+        for pid in self.processes():
+            try:
+                words = open(f"/proc/{pid}/cmdline").read().split("\0")
+                if open(f"/proc/{pid}/comm").read().strip() in names or \
+                        (words[0].endswith("bash") and any(words[1].endswith(name) for name in names)):
+                    found.append(pid)
+            except OSError:
+                pass
+        return found
+
     def host_of(self, pid):
         """The number of the host on which a process runs."""
         network = os.readlink(f"/proc/{pid}/ns/net")
@@ -88,24 +119,19 @@ class Lab:
     def ranks(self):
         """{rank: pid} of the weft processes in here, by what their launcher or command line says; with --hosts by host."""
         found = {}
-        for entry in filter(str.isdigit, os.listdir("/proc")):
+        for pid in self.programs("weft"):
             try:
-                if os.readlink(f"/proc/{entry}/ns/pid") != os.readlink(f"/proc/{self.init}/ns/pid"):
-                    continue
-                if open(f"/proc/{entry}/comm").read() != "weft\n":
-                    continue
-                words = open(f"/proc/{entry}/cmdline").read().split("\0")
-                environment = open(f"/proc/{entry}/environ").read().split("\0")
+                words = open(f"/proc/{pid}/cmdline").read().split("\0")
+                environment = open(f"/proc/{pid}/environ").read().split("\0")
+                if "--rank" in words:
+                    found[int(words[words.index("--rank") + 1])] = pid
+                elif ("join" in words or "--hosts" in words) and not is_starter(pid):
+                    found[self.host_of(pid)] = pid
             except OSError:
                 continue
-            if "--rank" in words:
-                found[int(words[words.index("--rank") + 1])] = int(entry)
-            elif "join" in words or "--hosts" in words:
-                if not is_starter(entry):
-                    found[self.host_of(entry)] = int(entry)
             for variable in environment:
                 if variable.startswith(("OMPI_COMM_WORLD_RANK=", "SLURM_PROCID=")):
-                    found[int(variable.split("=")[1])] = int(entry)
+                    found[int(variable.split("=")[1])] = pid
         return found
 
 

@@ -30,31 +30,16 @@ def lab():
     place.close()
 
 
-def programs(lab, name="weft"):
-    """The pids of what runs on the hosts under this name."""
-    found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if os.readlink(f"/proc/{entry}/ns/pid") == os.readlink(f"/proc/{lab.init}/ns/pid") and \
-                    open(f"/proc/{entry}/comm").read() == name + "\n" and \
-                    open(f"/proc/{entry}/stat").read().rsplit(")", 1)[1].split()[0] != "Z":
-                found.append(int(entry))
-        except OSError:
-            continue
-    return sorted(found)
-
-
-def on_host(pids, host):
-    """The first of these that runs on this host."""
-    return next(pid for pid in pids if subprocess.run(["nsenter", "--target", str(pid), "--uts", "hostname"],
-                                                      capture_output=True, text=True).stdout == f"node{host}\n")
+def on_host(lab, host):
+    """The first process of weft that runs on this host."""
+    return next(pid for pid in lab.programs("weft") if lab.host_of(pid) == host)
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays(lab):
     yield
-    left = until(lambda: not programs(lab) and not programs(lab, "ssh"))
-    for pid in programs(lab):
+    left = until(lambda: not lab.programs("weft", "ssh"))
+    for pid in lab.programs("weft"):
         os.kill(pid, signal.SIGKILL)
     assert left, "processes were left over"
 
@@ -122,11 +107,11 @@ def test_serves_until_a_rank_dies(lab, wanted, launcher):
     logs[0].wait_for("gRPC on")
     assert wanted["text"].startswith(ask(lab))
     victim_host = 1 if launcher == "slurm" else 2
-    os.kill(on_host(programs(lab), victim_host), signal.SIGKILL)
+    os.kill(on_host(lab, victim_host), signal.SIGKILL)
     codes = [log.end() for log in logs]
     assert codes[0] != 0
     assert re.search(rf"rank \d on node{victim_host} failed", logs[0].text()), logs[0].text()
-    assert until(lambda: not programs(lab))
+    assert until(lambda: not lab.programs("weft"))
 
 
 # ---- --hosts ----
@@ -145,11 +130,11 @@ def test_same_bits_over_ssh(lab, wanted):
 def test_the_secret_is_on_no_command_line(lab):
     log = Log(hosts(lab, command=SERVE, environment=[f"WEFT_SECRET={SECRET}", "WEFT_CONTEXT=512"]))
     log.wait_for("gRPC on")
-    lines = [open(f"/proc/{pid}/cmdline").read() for pid in (*programs(lab), *programs(lab, "ssh"))]
+    lines = [open(f"/proc/{pid}/cmdline").read() for pid in lab.programs("weft", "ssh")]
     # a process of ours per rank and one for the connections, and an ssh per host
     assert len(lines) == 5 + 1 + 3 and not [line for line in lines if SECRET.split()[0] + " thread" in line]
     assert not [line for line in lines if "join" in line and "demo-model" in line]
-    os.kill(min(programs(lab)), signal.SIGTERM)
+    os.kill(min(lab.programs("weft")), signal.SIGTERM)
     assert log.end() == 0
 
 
@@ -157,9 +142,9 @@ def test_the_secret_is_on_no_command_line(lab):
 def test_everything_ends_with_the_leader(lab, number):
     log = Log(hosts(lab, command=SERVE))
     log.wait_for("gRPC on")
-    os.kill(on_host(programs(lab), 0), number)
+    os.kill(on_host(lab, 0), number)
     log.end()
-    assert until(lambda: not programs(lab) and not programs(lab, "ssh"))
+    assert until(lambda: not lab.programs("weft", "ssh"))
 
 
 def test_doctor_over_ssh(lab):
