@@ -117,6 +117,24 @@ struct weft_cuda_product {
     struct weft_cuda_scales scales;
 };
 
+/* Rows as they are handed over, in device memory, and where a kernel packs them to. */
+struct weft_cuda_raw_rows {
+    const unsigned char *rows; /* [row_count], how large each is the format knows */
+    unsigned char *weights;
+    const struct weft_cuda_chunk *chunks;
+    uint32_t tile_count;
+    uint32_t col_count;
+    uint32_t gate_count;
+    uint32_t row_begin;
+    uint32_t row_count;
+};
+
+/* Row tiles that have some of them; there is at least one row. */
+static inline uint32_t weft_cuda_raw_row_tiles(const struct weft_cuda_raw_rows *raw)
+{
+    return weft_cuda_divide_up(raw->row_begin + raw->row_count, WEFT_CUDA_TILE) - raw->row_begin / WEFT_CUDA_TILE;
+}
+
 /* Of the rows of a gated matrix (gate_count 0: any other) the place of the one that is written as `row`. */
 static __device__ __forceinline__ uint32_t weft_cuda_row_place(uint32_t row, uint32_t gate_count)
 {

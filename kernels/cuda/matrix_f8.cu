@@ -68,19 +68,12 @@ void weft_cuda_f8_set_columns(const struct weft_matrix_desc *desc, const struct 
 
 /* ---- packing ---- */
 
-/* Raw rows in device memory and where they go. */
 struct f8_pack_args {
-    const unsigned char *rows; /* [row_count][row_size] */
-    size_t row_size;
+    struct weft_cuda_raw_rows raw;
+    size_t row_size;    /* bytes of a row: scales, then weights */
     size_t scales_size; /* bytes of a row before its weights */
-    unsigned char *weights;
     struct weft_cuda_scales scales;
     float *scale_values;
-    const struct weft_cuda_chunk *chunks;
-    uint32_t tile_count;
-    uint32_t gate_count;
-    uint32_t row_begin;
-    uint32_t row_count;
 };
 
 /*
@@ -89,22 +82,22 @@ struct f8_pack_args {
  */
 static __global__ void pack_tiles(struct f8_pack_args args)
 {
-    struct weft_cuda_chunk chunk = args.chunks[blockIdx.y];
-    uint32_t row_tile = args.row_begin / WEFT_CUDA_TILE + blockIdx.x;
+    struct weft_cuda_chunk chunk = args.raw.chunks[blockIdx.y];
+    uint32_t row_tile = args.raw.row_begin / WEFT_CUDA_TILE + blockIdx.x;
 
     for (uint32_t i = threadIdx.x; i < chunk.tile_count * 64; i += blockDim.x) {
         uint32_t tile = i / 128 * WEFT_CUDA_F8_PAIR + i / 2 % WEFT_CUDA_F8_PAIR;
         uint32_t lane = i / 4 % WEFT_CUDA_WARP;
         uint32_t row = lane / 4 + i % 2 * 8;
-        uint32_t index = row_tile * WEFT_CUDA_TILE + row - args.row_begin; /* wraps around for rows before it */
+        uint32_t index = row_tile * WEFT_CUDA_TILE + row - args.raw.row_begin; /* wraps around for rows before it */
         uint32_t column = tile * WEFT_CUDA_TILE + lane % 4 * 4;
 
-        if (index < args.row_count) {
+        if (index < args.raw.row_count) {
             const unsigned char *from =
-                args.rows + index * args.row_size + args.scales_size + chunk.column_begin + column;
-            uint32_t place = weft_cuda_row_place(args.row_begin + index, args.gate_count);
+                args.raw.rows + index * args.row_size + args.scales_size + chunk.column_begin + column;
+            uint32_t place = weft_cuda_row_place(args.raw.row_begin + index, args.raw.gate_count);
             unsigned char *tiles =
-                args.weights + (size_t)(place / WEFT_CUDA_TILE) * args.tile_count * WEFT_CUDA_F8_TILE_SIZE;
+                args.raw.weights + (size_t)(place / WEFT_CUDA_TILE) * args.raw.tile_count * WEFT_CUDA_F8_TILE_SIZE;
             uint32_t word = 0;
 
 #pragma unroll
@@ -121,10 +114,10 @@ static __global__ void pack_tiles(struct f8_pack_args args)
 static __global__ void pack_scales(struct f8_pack_args args)
 {
     uint32_t scale = blockIdx.y * blockDim.x + threadIdx.x;
-    uint32_t row = weft_cuda_row_place(args.row_begin + blockIdx.x, args.gate_count);
+    uint32_t row = weft_cuda_row_place(args.raw.row_begin + blockIdx.x, args.raw.gate_count);
 
     if (scale < args.scales.count) {
-        const unsigned char *from = args.rows + blockIdx.x * args.row_size + scale * sizeof(float);
+        const unsigned char *from = args.raw.rows + blockIdx.x * args.row_size + scale * sizeof(float);
         uint32_t bits = from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 | (uint32_t)from[3] << 24;
         float *to = args.scale_values + weft_cuda_f8_scale_place(args.scales.count, 0) * (row / WEFT_CUDA_TILE);
 
@@ -132,25 +125,19 @@ static __global__ void pack_scales(struct f8_pack_args args)
     }
 }
 
-void weft_cuda_f8_pack(struct weft_cuda_device *device, const struct weft_matrix *matrix, uint32_t row_begin,
-                       uint32_t row_count, const void *rows)
+void weft_cuda_f8_pack(struct weft_cuda_device *device, const struct weft_matrix *matrix,
+                       const struct weft_cuda_raw_rows *raw)
 {
-    uint32_t row_tiles = (row_begin + row_count - 1) / WEFT_CUDA_TILE - row_begin / WEFT_CUDA_TILE + 1;
     struct f8_pack_args args = {};
 
-    args.rows = (const unsigned char *)rows;
+    args.raw = *raw;
     args.scales = matrix->scales;
     args.scales_size = args.scales.count * sizeof(float);
-    args.row_size = args.scales_size + matrix->col_count;
-    args.weights = matrix->memory;
+    args.row_size = args.scales_size + raw->col_count;
     args.scale_values = const_cast<float *>(matrix->scales.values);
-    args.chunks = matrix->chunks;
-    args.tile_count = matrix->tile_count;
-    args.gate_count = matrix->gate_count;
-    args.row_begin = row_begin;
-    args.row_count = row_count;
-    WEFT_CUDA_LAUNCH(pack_tiles, dim3(row_tiles, matrix->chunk_count), dim3(BLOCK), 0, device->stream, args);
-    WEFT_CUDA_LAUNCH(pack_scales, dim3(row_count, weft_cuda_divide_up(args.scales.count, BLOCK)), dim3(BLOCK), 0,
+    WEFT_CUDA_LAUNCH(pack_tiles, dim3(weft_cuda_raw_row_tiles(raw), matrix->chunk_count), dim3(BLOCK), 0,
+                     device->stream, args);
+    WEFT_CUDA_LAUNCH(pack_scales, dim3(raw->row_count, weft_cuda_divide_up(args.scales.count, BLOCK)), dim3(BLOCK), 0,
                      device->stream, args);
     weft_cuda_launched(device, "packing a matrix");
 }

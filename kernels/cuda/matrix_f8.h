@@ -38,9 +38,9 @@ size_t weft_cuda_f8_size(const struct weft_matrix_desc *desc, uint32_t row_count
 /* columns[tile_count] from the chunks of the program. */
 void weft_cuda_f8_set_columns(const struct weft_matrix_desc *desc, const struct weft_cuda_chunk *chunks,
                               uint32_t chunk_count, uint32_t *columns);
-/* Packs rows as they are handed over, [row_count][scales, bytes] in device memory. */
-void weft_cuda_f8_pack(struct weft_cuda_device *device, const struct weft_matrix *matrix, uint32_t row_begin,
-                       uint32_t row_count, const void *rows);
+/* Packs rows of [scales, bytes]. */
+void weft_cuda_f8_pack(struct weft_cuda_device *device, const struct weft_matrix *matrix,
+                       const struct weft_cuda_raw_rows *raw);
 
 /* ---- places ---- */
 

@@ -203,7 +203,7 @@ static __device__ __forceinline__ void weft_cuda_quant_add(float sums[4], const 
 void weft_cuda_quantise(struct weft_cuda_device *device, const struct weft_matrix *matrix,
                         const struct weft_cuda_product *product, uint32_t group_count, unsigned char *to);
 /* Quantises rows of the matrix's source type, [row_count][col_count] in device memory, into their places. */
-void weft_cuda_quantise_rows(struct weft_cuda_device *device, const struct weft_matrix *matrix, uint32_t row_begin,
-                             uint32_t row_count, const void *rows);
+void weft_cuda_quantise_rows(struct weft_cuda_device *device, const struct weft_matrix *matrix,
+                             const struct weft_cuda_raw_rows *raw);
 
 #endif

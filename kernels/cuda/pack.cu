@@ -31,20 +31,8 @@ size_t weft_cuda_pack_scratch(const struct weft_matrix *matrix)
     return raw_row_size(matrix) * (matrix->row_count > 0 ? raw_rows_max(matrix) : 0);
 }
 
-/* Raw rows in device memory and where they go. */
-struct pack_args {
-    const unsigned char *rows; /* [row_count][col_count] */
-    unsigned char *weights;
-    const struct weft_cuda_chunk *chunks;
-    uint32_t tile_count;
-    uint32_t col_count;
-    uint32_t gate_count;
-    uint32_t row_begin;
-    uint32_t row_count;
-};
-
 /* A block has one row; threads have its columns. */
-static __global__ void pack_32(struct pack_args args)
+static __global__ void pack_32(struct weft_cuda_raw_rows args)
 {
     uint32_t row = weft_cuda_row_place(args.row_begin + blockIdx.x, args.gate_count);
     const float *from = (const float *)args.rows + (size_t)blockIdx.x * args.col_count;
@@ -59,7 +47,7 @@ static __global__ void pack_32(struct pack_args args)
  * A block has one row tile and one chunk, a thread the four columns of one row that a lane has. Eight neighbouring
  * threads have the two rows of four lanes, 16 columns each, read and written in whole 32-byte sectors.
  */
-static __global__ void pack_16(struct pack_args args)
+static __global__ void pack_16(struct weft_cuda_raw_rows args)
 {
     struct weft_cuda_chunk chunk = args.chunks[blockIdx.y];
     uint32_t row_tile = args.row_begin / WEFT_CUDA_TILE + blockIdx.x;
@@ -91,9 +79,7 @@ static __global__ void pack_16(struct pack_args args)
 static void pack(struct weft_cuda_device *device, const struct weft_matrix *matrix, uint32_t row_begin,
                  uint32_t row_count, const void *rows)
 {
-    struct pack_args args = {};
-    uint32_t tile_begin = row_begin / WEFT_CUDA_TILE;
-    uint32_t tile_end = weft_cuda_divide_up(row_begin + row_count, WEFT_CUDA_TILE);
+    struct weft_cuda_raw_rows args = {};
 
     args.rows = (const unsigned char *)rows;
     args.weights = matrix->memory;
@@ -104,14 +90,14 @@ static void pack(struct weft_cuda_device *device, const struct weft_matrix *matr
     args.row_begin = row_begin;
     args.row_count = row_count;
     if (weft_dtype_is_quantised(matrix->dtype)) {
-        weft_cuda_quantise_rows(device, matrix, row_begin, row_count, rows);
+        weft_cuda_quantise_rows(device, matrix, &args);
     } else if (matrix->dtype == WEFT_F8_E4M3) {
-        weft_cuda_f8_pack(device, matrix, row_begin, row_count, rows);
+        weft_cuda_f8_pack(device, matrix, &args);
     } else if (matrix->dtype == WEFT_F32) {
         WEFT_CUDA_LAUNCH(pack_32, dim3(row_count), dim3(BLOCK), 0, device->stream, args);
     } else {
-        WEFT_CUDA_LAUNCH(pack_16, dim3(tile_end - tile_begin, matrix->chunk_count), dim3(BLOCK), 0, device->stream,
-                         args);
+        WEFT_CUDA_LAUNCH(pack_16, dim3(weft_cuda_raw_row_tiles(&args), matrix->chunk_count), dim3(BLOCK), 0,
+                         device->stream, args);
     }
     weft_cuda_launched(device, "packing a matrix");
     device->has_fresh_weights = true;

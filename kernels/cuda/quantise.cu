@@ -42,18 +42,6 @@ void weft_cuda_quantise(struct weft_cuda_device *device, const struct weft_matri
 
 /* ---- weights ---- */
 
-/* Raw rows in device memory and where they go. */
-struct rows_args {
-    const unsigned char *rows; /* [row_count][col_count] of the source's type */
-    unsigned char *weights;
-    const struct weft_cuda_chunk *chunks;
-    uint32_t tile_count;
-    uint32_t col_count;
-    uint32_t gate_count;
-    uint32_t row_begin;
-    uint32_t row_count;
-};
-
 template <enum weft_dtype SOURCE>
 static __device__ __forceinline__ float source_element(const unsigned char *rows, size_t index)
 {
@@ -113,7 +101,7 @@ static __device__ __forceinline__ void store_eight(unsigned char *to, const floa
  * A block of threads has one row tile and one chunk, a thread eight columns of one row. Eight neighbouring threads have
  * two rows, 32 columns each, whose values lie together.
  */
-template <bool IS_Q4, enum weft_dtype SOURCE> static __global__ void quantise_rows(struct rows_args args)
+template <bool IS_Q4, enum weft_dtype SOURCE> static __global__ void quantise_rows(struct weft_cuda_raw_rows args)
 {
     struct weft_cuda_chunk chunk = args.chunks[blockIdx.y];
     uint32_t row_tile = args.row_begin / WEFT_CUDA_TILE + blockIdx.x;
@@ -152,7 +140,7 @@ template <bool IS_Q4, enum weft_dtype SOURCE> static __global__ void quantise_ro
     }
 }
 
-typedef void rows_kernel(struct rows_args);
+typedef void rows_kernel(struct weft_cuda_raw_rows);
 
 static rows_kernel *rows_kernel_of(bool is_q4, enum weft_dtype source)
 {
@@ -163,21 +151,12 @@ static rows_kernel *rows_kernel_of(bool is_q4, enum weft_dtype source)
     return kernels[is_q4][source];
 }
 
-void weft_cuda_quantise_rows(struct weft_cuda_device *device, const struct weft_matrix *matrix, uint32_t row_begin,
-                             uint32_t row_count, const void *rows)
+void weft_cuda_quantise_rows(struct weft_cuda_device *device, const struct weft_matrix *matrix,
+                             const struct weft_cuda_raw_rows *raw)
 {
     rows_kernel *kernel = rows_kernel_of(matrix->dtype == WEFT_Q4_0, matrix->source);
-    uint32_t row_tiles = (row_begin + row_count - 1) / WEFT_CUDA_TILE - row_begin / WEFT_CUDA_TILE + 1;
-    struct rows_args args = {};
 
-    args.rows = (const unsigned char *)rows;
-    args.weights = matrix->memory;
-    args.chunks = matrix->chunks;
-    args.tile_count = matrix->tile_count;
-    args.col_count = matrix->col_count;
-    args.gate_count = matrix->gate_count;
-    args.row_begin = row_begin;
-    args.row_count = row_count;
-    WEFT_CUDA_LAUNCH(kernel, dim3(row_tiles, matrix->chunk_count), dim3(BLOCK), 0, device->stream, args);
+    WEFT_CUDA_LAUNCH(kernel, dim3(weft_cuda_raw_row_tiles(raw), matrix->chunk_count), dim3(BLOCK), 0, device->stream,
+                     *raw);
     weft_cuda_launched(device, "quantising a matrix");
 }
