@@ -20,44 +20,10 @@ static struct weft_request requests[REQUESTS];
 
 static void make_requests(void)
 {
-    uint64_t seed = 29;
-
-    for (uint32_t i = 0; i < REQUESTS; i++) {
-        weft_request_init(&requests[i]);
-        requests[i].token_count = i == 0 ? PROMPT_MAX : 1 + (uint32_t)(test_random(&seed) % PROMPT_MAX);
-        for (uint32_t j = 0; j < requests[i].token_count; j++) {
-            prompts[i][j] = (int32_t)(test_random(&seed) % 250);
-        }
-        requests[i].token_ids = prompts[i];
-        requests[i].max_tokens = 4 + 2 * i;
-        requests[i].has_logits_digest = true;
-        requests[i].is_eos_ignored = true;
-        requests[i].seed = 100 + i;
-        requests[i].temperature = i < 2 ? 0.0f : 1.5f;
-    }
+    make_random_requests(29, REQUESTS, PROMPT_MAX, prompts[0], requests);
     requests[1].repetition_penalty = 1.3f;
     requests[1].presence_penalty = 0.5f;
     requests[3].top_p = 0.8f;
-}
-
-/* Four GPUs that work; threads in the order of `order`. */
-static void configure(uint32_t order)
-{
-    struct weft_emulated_config config;
-
-    gpu.config_init(&config);
-    config.device_count = 4;
-    config.order = order;
-    gpu.configure(&config);
-}
-
-static void cuda_options(struct weft_engine_options *options, const char *model, uint32_t rank_count,
-                         const char *numerics)
-{
-    test_options(options, model, rank_count);
-    options->device = "cuda";
-    options->numerics = numerics;
-    options->cuda_module = gpu.path;
 }
 
 static void answer_all(const struct weft_engine_options *options, struct answer answers[REQUESTS])
@@ -90,10 +56,10 @@ static void test_bits_of_the_cpu(void **state)
     for (size_t i = 0; i < TEST_COUNT(runs); i++) {
         struct weft_engine_options options;
 
-        configure((uint32_t)i);
+        configure_gpus(&gpu, (uint32_t)i);
         test_options(&options, golden_model(runs[i].model), 1);
         answer_all(&options, expected);
-        cuda_options(&options, golden_model(runs[i].model), runs[i].rank_count, runs[i].numerics);
+        gpu_options(&gpu, &options, golden_model(runs[i].model), runs[i].rank_count, runs[i].numerics);
         options.prefill_chunk = i % 2 == 0 ? 7 : 64;
         answer_all(&options, found);
         assert_same_answers(found, expected);
@@ -119,14 +85,14 @@ static void test_quantised_bits_of_the_cpu(void **state)
 
             test_options(&options, golden_model(models[m].model), 1);
             options.quantize = types[type];
-            configure(0);
+            configure_gpus(&gpu, 0);
             answer_all(&options, expected[type]);
             for (uint32_t other = 0; other < type; other++) {
                 assert_string_not_equal(expected[type][0].logits_sha256, expected[other][0].logits_sha256);
             }
             for (uint32_t ranks = 1; type > 0 && ranks <= 4; ranks++) {
-                configure(ranks);
-                cuda_options(&options, golden_model(models[m].model), ranks, models[m].numerics);
+                configure_gpus(&gpu, ranks);
+                gpu_options(&gpu, &options, golden_model(models[m].model), ranks, models[m].numerics);
                 options.quantize = types[type];
                 options.prefill_chunk = ranks % 2 == 0 ? 7 : 64; /* with products of few tokens, and of many */
                 answer_all(&options, found);
@@ -148,16 +114,16 @@ static void test_tensor_cores_at_any_ranks(void **state)
 
     (void)state;
     for (size_t m = 0; m < TEST_COUNT(models); m++) {
-        configure(0);
-        cuda_options(&options, golden_model(models[m]), 1, "exact");
+        configure_gpus(&gpu, 0);
+        gpu_options(&gpu, &options, golden_model(models[m]), 1, "exact");
         for (uint32_t i = 0; i < REQUESTS; i++) {
             struct weft_engine *engine = open_engine(&options);
             run_requests(engine, &requests[i], 1, &expected[i]);
             weft_engine_close(&engine);
         }
         for (uint32_t ranks = 1; ranks <= 4; ranks++) {
-            configure(ranks);
-            cuda_options(&options, golden_model(models[m]), ranks, "exact");
+            configure_gpus(&gpu, ranks);
+            gpu_options(&gpu, &options, golden_model(models[m]), ranks, "exact");
             options.prefill_chunk = chunks[ranks - 1];
             options.sequence_count_max = 1 + ranks;
             answer_all(&options, found);
@@ -176,7 +142,7 @@ static void test_greedy_tokens_of_transformers(void **state)
                     {"qwen3", 13},  {"linear", 24}, {"yarn", 24},    {"qwen2-window", 24}};
 
     (void)state;
-    configure(0);
+    configure_gpus(&gpu, 0);
     for (size_t i = 0; i < TEST_COUNT(families); i++) {
         struct weft_engine_options options;
         struct weft_request request;
@@ -184,7 +150,7 @@ static void test_greedy_tokens_of_transformers(void **state)
         struct golden golden;
 
         golden_open(golden_model(families[i].name), &golden);
-        cuda_options(&options, golden_model(families[i].name), 1, "exact");
+        gpu_options(&gpu, &options, golden_model(families[i].name), 1, "exact");
         struct weft_engine *engine = open_engine(&options);
         weft_request_init(&request);
         request.token_ids = golden.prompt;

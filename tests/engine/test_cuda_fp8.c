@@ -55,50 +55,12 @@ static struct weft_emulated_handle gpu;
 static int32_t prompts[REQUESTS][PROMPT_MAX];
 static struct weft_request requests[REQUESTS];
 
-static void make_requests(void)
-{
-    uint64_t seed = 41;
-
-    for (uint32_t i = 0; i < REQUESTS; i++) {
-        weft_request_init(&requests[i]);
-        requests[i].token_count = i == 0 ? PROMPT_MAX : 1 + (uint32_t)(test_random(&seed) % PROMPT_MAX);
-        for (uint32_t j = 0; j < requests[i].token_count; j++) {
-            prompts[i][j] = (int32_t)(test_random(&seed) % 250);
-        }
-        requests[i].token_ids = prompts[i];
-        requests[i].max_tokens = 4 + 2 * i;
-        requests[i].has_logits_digest = true;
-        requests[i].is_eos_ignored = true;
-        requests[i].seed = 100 + i;
-        requests[i].temperature = i < 2 ? 0.0f : 1.5f;
-    }
-}
-
-static void configure(uint32_t order)
-{
-    struct weft_emulated_config config;
-
-    gpu.config_init(&config);
-    config.device_count = 4;
-    config.order = order;
-    gpu.configure(&config);
-}
-
-static void cuda_options(struct weft_engine_options *options, const char *folder, uint32_t rank_count,
-                         const char *numerics)
-{
-    test_options(options, folder, rank_count);
-    options->device = "cuda";
-    options->numerics = numerics;
-    options->cuda_module = gpu.path;
-}
-
 static void check_answers(const struct fp8_form *form, const struct weft_engine_options *options,
                           const struct answer *expected, bool is_replayed)
 {
     static struct answer found[REQUESTS];
 
-    configure(options->rank_count);
+    configure_gpus(&gpu, options->rank_count);
     assert_int_equal(answer_on_gpu(&gpu, options, requests, REQUESTS, found) > 0, is_replayed);
     for (uint32_t i = 0; i < REQUESTS; i++) {
         assert_int_equal(found[i].finish, WEFT_FINISH_LENGTH);
@@ -120,11 +82,11 @@ static void test_answers_of_bf16(void **state)
         struct weft_engine_options options;
 
         fp8_model_make(&forms[f], fp8, reference);
-        configure(0);
-        cuda_options(&options, reference, 1, "exact");
+        configure_gpus(&gpu, 0);
+        gpu_options(&gpu, &options, reference, 1, "exact");
         (void)answer_on_gpu(&gpu, &options, requests, REQUESTS, expected);
         for (uint32_t ranks = 1; ranks <= 4; ranks *= 2) {
-            cuda_options(&options, fp8, ranks, "exact");
+            gpu_options(&gpu, &options, fp8, ranks, "exact");
             options.prefill_chunk = ranks == 2 ? 5 : 64;
             options.sequence_count_max = 1 + ranks;
             check_answers(&forms[f], &options, expected, true);
@@ -147,10 +109,10 @@ static void test_answers_of_the_cpu(void **state)
         struct weft_engine_options options;
 
         fp8_model_make(&forms[f], fp8, NULL);
-        configure(0);
+        configure_gpus(&gpu, 0);
         test_options(&options, fp8, 1);
         (void)answer_on_gpu(&gpu, &options, requests, REQUESTS, expected);
-        cuda_options(&options, fp8, 1 + f % 3, "reference");
+        gpu_options(&gpu, &options, fp8, 1 + f % 3, "reference");
         check_answers(&forms[f], &options, expected, true);
         folder_remove(fp8);
     }
@@ -167,7 +129,7 @@ int main(void)
         print_message("SKIPPED: no weft_cuda_emulated.so beside this program\n");
         return 77;
     }
-    make_requests();
+    make_random_requests(41, REQUESTS, PROMPT_MAX, prompts[0], requests);
     weft_log_configure(WEFT_LOG_ERROR, NULL, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

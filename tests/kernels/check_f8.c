@@ -135,29 +135,23 @@ static unsigned char *make_rows(struct check *check, struct model_matrix *model,
     return rows;
 }
 
+static struct weft_matrix_desc desc_of(const struct model_matrix *model, struct blocks blocks)
+{
+    struct weft_matrix_desc desc = model_matrix_desc(model);
+
+    desc.dtype = WEFT_F8_E4M3;
+    desc.scale_cols = blocks.cols;
+    desc.scale_phase = blocks.phase;
+    return desc;
+}
+
 static struct weft_matrix *open_f8(struct check *check, struct weft_device *device, const struct model_matrix *model,
                                    struct blocks blocks, const unsigned char *rows)
 {
-    struct weft_matrix_desc desc = {.dtype = WEFT_F8_E4M3,
-                                    .scale_cols = blocks.cols,
-                                    .scale_phase = blocks.phase,
-                                    .row_count = model->row_count,
-                                    .col_count = model->col_count,
-                                    .leaves = model->leaf_count > 0 ? model->leaves : NULL,
-                                    .leaf_count = model->leaf_count,
-                                    .adds = model->adds,
-                                    .add_count = model->add_count,
-                                    .is_gated = model->is_gated};
+    struct weft_matrix_desc desc = desc_of(model, blocks);
     size_t stride = scale_count_of(model, blocks) * sizeof(float) + model->col_count;
-    uint32_t cut = check_below(check, model->row_count + 1);
-    struct weft_matrix *matrix;
 
-    if (weft_matrix_open(device, &desc, &matrix) != WEFT_OK ||
-        weft_matrix_write_rows(device, matrix, cut, model->row_count - cut, rows + cut * stride, stride) != WEFT_OK ||
-        weft_matrix_write_rows(device, matrix, 0, cut, rows, stride) != WEFT_OK) {
-        abort();
-    }
-    return matrix;
+    return model_matrix_open_as(check, device, &desc, rows, stride);
 }
 
 /* Both matrices: products of token_count tokens, and a row as an embedding unless they are gated. */
@@ -207,16 +201,7 @@ static void align_leaves(struct model_matrix *model, struct blocks blocks)
 static void check_size(struct check *check, struct weft_device *device, const struct model_matrix *model,
                        struct blocks blocks, bool is_kept)
 {
-    struct weft_matrix_desc desc = {.dtype = WEFT_F8_E4M3,
-                                    .scale_cols = blocks.cols,
-                                    .scale_phase = blocks.phase,
-                                    .row_count = model->row_count,
-                                    .col_count = model->col_count,
-                                    .leaves = model->leaf_count > 0 ? model->leaves : NULL,
-                                    .leaf_count = model->leaf_count,
-                                    .adds = model->adds,
-                                    .add_count = model->add_count,
-                                    .is_gated = model->is_gated};
+    struct weft_matrix_desc desc = desc_of(model, blocks);
     size_t f8 = weft_matrix_size(device, &desc);
 
     desc.dtype = WEFT_BF16;

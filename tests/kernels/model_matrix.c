@@ -114,30 +114,44 @@ uint32_t model_matrix_combine(const struct model_matrix *model, float *sums, flo
     return node_count;
 }
 
-struct weft_matrix *model_matrix_open(struct check *check, struct weft_device *device, const struct model_matrix *model)
+struct weft_matrix_desc model_matrix_desc(const struct model_matrix *model)
 {
-    struct weft_matrix_desc desc = {.dtype = model->dtype,
-                                    .source = model->source,
-                                    .row_count = model->row_count,
-                                    .col_count = model->col_count,
-                                    .leaves = model->leaf_count > 0 ? model->leaves : NULL,
-                                    .leaf_count = model->leaf_count,
-                                    .adds = model->adds,
-                                    .add_count = model->add_count,
-                                    .is_gated = model->is_gated};
-    size_t stride = model->col_count * weft_dtype_size(element_of(model));
-    bool is_quantised = weft_dtype_is_quantised(model->dtype);
-    size_t least = is_quantised ? (size_t)model->row_count * model->col_count / 2 : model->row_count * stride;
-    uint32_t cut = check_below(check, model->row_count + 1);
+    return (struct weft_matrix_desc){.dtype = model->dtype,
+                                     .source = model->source,
+                                     .row_count = model->row_count,
+                                     .col_count = model->col_count,
+                                     .leaves = model->leaf_count > 0 ? model->leaves : NULL,
+                                     .leaf_count = model->leaf_count,
+                                     .adds = model->adds,
+                                     .add_count = model->add_count,
+                                     .is_gated = model->is_gated};
+}
+
+struct weft_matrix *model_matrix_open_as(struct check *check, struct weft_device *device,
+                                         const struct weft_matrix_desc *desc, const unsigned char *rows, size_t stride)
+{
+    uint32_t cut = check_below(check, desc->row_count + 1);
     struct weft_matrix *matrix;
 
-    if (weft_matrix_size(device, &desc) < least || weft_matrix_open(device, &desc, &matrix) != WEFT_OK ||
-        weft_matrix_write_rows(device, matrix, cut, model->row_count - cut, model->rows + cut * stride, stride) !=
-            WEFT_OK ||
-        weft_matrix_write_rows(device, matrix, 0, cut, model->rows, stride) != WEFT_OK) {
+    if (weft_matrix_open(device, desc, &matrix) != WEFT_OK ||
+        weft_matrix_write_rows(device, matrix, cut, desc->row_count - cut, rows + cut * stride, stride) != WEFT_OK ||
+        weft_matrix_write_rows(device, matrix, 0, cut, rows, stride) != WEFT_OK) {
         abort();
     }
     return matrix;
+}
+
+struct weft_matrix *model_matrix_open(struct check *check, struct weft_device *device, const struct model_matrix *model)
+{
+    struct weft_matrix_desc desc = model_matrix_desc(model);
+    size_t stride = model->col_count * weft_dtype_size(element_of(model));
+    bool is_quantised = weft_dtype_is_quantised(model->dtype);
+    size_t least = is_quantised ? (size_t)model->row_count * model->col_count / 2 : model->row_count * stride;
+
+    if (weft_matrix_size(device, &desc) < least) {
+        abort();
+    }
+    return model_matrix_open_as(check, device, &desc, model->rows, stride);
 }
 
 uint32_t model_matrix_nodes(const struct model_matrix *model)

@@ -29,9 +29,12 @@ void model_matrix_part(const struct model_matrix *whole, struct weft_range rows,
                        struct model_matrix *part);
 /* sums of the leaves, added up; the nodes that remain, in order. Returns their count. */
 uint32_t model_matrix_combine(const struct model_matrix *model, float *sums, float *nodes);
-/* On the device, written in two parts. */
+struct weft_matrix_desc model_matrix_desc(const struct model_matrix *model);
+/* On the device, written in two parts; as `desc` says from rows of `stride` bytes. */
 struct weft_matrix *model_matrix_open(struct check *check, struct weft_device *device,
                                       const struct model_matrix *model);
+struct weft_matrix *model_matrix_open_as(struct check *check, struct weft_device *device,
+                                         const struct weft_matrix_desc *desc, const unsigned char *rows, size_t stride);
 /* out <- matrix x, from and to host memory. */
 void model_matrix_multiply(struct check *check, struct weft_device *device, const struct weft_matrix *matrix,
                            const struct model_matrix *model, uint32_t token_count, float *x, float *bias, float *out);
