@@ -83,6 +83,26 @@ struct tiles_scale {
     uint32_t shift;
 };
 
+/* What a format inherits whose scales, if any, lie among the weights and whose weights are multiplied as they lie. */
+struct format_in_place {
+    static const uint32_t scales_size = 0;
+
+    static __device__ __forceinline__ void load_scales(const struct weft_cuda_product *, uint32_t, uint32_t,
+                                                       unsigned char *)
+    {
+    }
+
+    static constexpr uint32_t ready_size(int)
+    {
+        return 0;
+    }
+
+    static __device__ __forceinline__ void make_ready(const struct weft_cuda_product *, const unsigned char *, uint32_t,
+                                                      uint32_t, unsigned char *)
+    {
+    }
+};
+
 /* One block's place: 128 rows, a block of tokens, and the tiles of its units. */
 struct place {
     uint32_t row_tile;

@@ -26,32 +26,16 @@ static __global__ void round_activations(struct weft_cuda_product product, unsig
     }
 }
 
-template <bool IS_BF16> struct format_16 {
+template <bool IS_BF16> struct format_16 : format_in_place {
     static const uint32_t stage_tiles = 4; /* 64 columns */
     static const uint32_t step_tiles = 1;
     static const uint32_t weight_size = WEFT_CUDA_TILE_SIZE;
-    static const uint32_t scales_size = 0;
     static const uint32_t x_size = WEFT_CUDA_GROUP_SIZE;
 
     /* 3 x 32 KiB, the most of any shape, fit where a block gets 99 KiB: every GPU since sm_80. */
     static constexpr int stages(int)
     {
         return 3;
-    }
-
-    static __device__ __forceinline__ void load_scales(const struct weft_cuda_product *, uint32_t, uint32_t,
-                                                       unsigned char *)
-    {
-    }
-
-    static constexpr uint32_t ready_size(int)
-    {
-        return 0;
-    }
-
-    static __device__ __forceinline__ void make_ready(const struct weft_cuda_product *, const unsigned char *, uint32_t,
-                                                      uint32_t, unsigned char *)
-    {
     }
 
     template <int ROWS>

@@ -2,12 +2,11 @@
 #include "cuda/matrix_quant.h"
 #include "cuda/matrix_tiles.h"
 
-template <bool IS_Q4> struct format_quant {
+template <bool IS_Q4> struct format_quant : format_in_place {
     static const uint32_t stage_tiles = WEFT_CUDA_PAIR; /* 64 columns */
     static const uint32_t step_tiles = WEFT_CUDA_PAIR;
     static const uint32_t values_size = IS_Q4 ? 512 : 1024; /* bytes of a pair */
     static const uint32_t weight_size = (values_size + 64) / WEFT_CUDA_PAIR;
-    static const uint32_t scales_size = 0; /* they lie among the weights */
     static const uint32_t x_size = WEFT_CUDA_PAIR_X_SIZE / WEFT_CUDA_PAIR;
 
     /* 4 x 17.5 KiB and 6 x 13.5 KiB, the most of any shape, fit where a block gets 99 KiB; of few tokens two blocks
@@ -15,21 +14,6 @@ template <bool IS_Q4> struct format_quant {
     static constexpr int stages(int)
     {
         return IS_Q4 ? 6 : 4;
-    }
-
-    static __device__ __forceinline__ void load_scales(const struct weft_cuda_product *, uint32_t, uint32_t,
-                                                       unsigned char *)
-    {
-    }
-
-    static constexpr uint32_t ready_size(int)
-    {
-        return 0;
-    }
-
-    static __device__ __forceinline__ void make_ready(const struct weft_cuda_product *, const unsigned char *, uint32_t,
-                                                      uint32_t, unsigned char *)
-    {
     }
 
     template <int ROWS>
