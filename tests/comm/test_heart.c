@@ -141,6 +141,18 @@ static struct board *board_new(void)
     return board;
 }
 
+/* Until every rank is there, and its heartbeats have been for a while. */
+static void wait_for_ranks(const struct board *board)
+{
+    for (int i = 0; i < RANK_COUNT; i++) {
+        for (int k = 0; k < SOON_MS && board->pids[i] == 0; k++) {
+            pause_ms(1);
+        }
+        assert_int_not_equal(board->pids[i], 0);
+    }
+    pause_ms(SILENCE_MS);
+}
+
 /* The group as a process group of its own; returns when all ranks stand and beat. */
 static pid_t begin(const struct scene *scene)
 {
@@ -151,13 +163,7 @@ static pid_t begin(const struct scene *scene)
         live(scene);
     }
     (void)setpgid(leader, leader);
-    for (int i = 0; i < RANK_COUNT; i++) {
-        for (int k = 0; k < SOON_MS && scene->board->pids[i] == 0; k++) {
-            pause_ms(1);
-        }
-        assert_int_not_equal(scene->board->pids[i], 0);
-    }
-    pause_ms(SILENCE_MS);
+    wait_for_ranks(scene->board);
     return leader;
 }
 
@@ -353,12 +359,7 @@ static void check_leader_speaks(enum main_thread conduct)
         pause_ms(100000);
         _exit(3);
     }
-    for (int i = 0; i < RANK_COUNT; i++) {
-        for (int k = 0; k < SOON_MS && scene.board->pids[i] == 0; k++) {
-            pause_ms(1);
-        }
-    }
-    pause_ms(SILENCE_MS);
+    wait_for_ranks(scene.board);
     (void)kill(scene.board->pids[2], SIGSTOP);
     for (int i = 0; i < SOON_MS && !scene.board->has_said[0]; i++) {
         pause_ms(1);
@@ -402,12 +403,7 @@ static void test_stuck_processes_speak_for_the_leader(void **state)
         pause_ms(100000);
         _exit(3);
     }
-    for (int i = 0; i < RANK_COUNT; i++) {
-        for (int k = 0; k < SOON_MS && scene.board->pids[i] == 0; k++) {
-            pause_ms(1);
-        }
-    }
-    pause_ms(SILENCE_MS);
+    wait_for_ranks(scene.board);
     (void)kill(leader, SIGSTOP);
     for (int i = 0; i < SOON_MS && !(scene.board->has_said[1] && scene.board->has_said[2]); i++) {
         pause_ms(1);
