@@ -85,9 +85,15 @@ step_ctest()
     run_ctest build
 }
 
+# Three workers for two cores: most tests wait. Those of a file share servers, labs and clusters, and stay together.
+run_pytest() # PATHS...
+{
+    .venv/bin/python -m pytest -q -rs --timeout=600 -n $(((3 * jobs + 1) / 2)) --dist loadfile "$@"
+}
+
 step_pytest()
 {
-    .venv/bin/python -m pytest tests -q -rs --timeout=600
+    run_pytest tests
 }
 
 step_clang()
@@ -163,7 +169,7 @@ step_asan()
 {
     configure_and_build build-asan -DWEFT_SANITIZE=address,undefined &&
         run_ctest build-asan -LE 'style|install|no-sanitize' &&
-        WEFT_BUILD=build-asan .venv/bin/python -m pytest tests/serve tests/e2e/test_cli.py -q -rs --timeout=600
+        WEFT_BUILD=build-asan run_pytest tests/serve tests/e2e/test_cli.py
 }
 
 step_tsan()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import slow_steps
-from weft_cli import GOLDEN, HANG_S, ROOT, WEFT, group_of, is_alive, model_folder, shm_entries, until
+from weft_cli import GOLDEN, HANG_S, ROOT, WEFT, group_of, is_alive, model_folder, shm_left_behind, until
 
 sys.path.insert(0, str(ROOT / "tests" / "serve"))
 import grpc  # noqa: E402
@@ -27,9 +27,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left():
-    before = shm_entries()
+    before = shm_left_behind()
     yield
-    assert until(lambda: shm_entries() <= before), shm_entries() - before
+    assert until(lambda: shm_left_behind() <= before), shm_left_behind() - before
 
 
 def ranks_of(process):

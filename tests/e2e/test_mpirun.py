@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import pytest
-from weft_cli import HANG_S, MPIRUN, PROMPT, WEFT, answer, group_of, is_alive, model_folder, mpi_ranks, shm_entries, until, weft
+from weft_cli import HANG_S, MPIRUN, PROMPT, WEFT, answer, group_of, is_alive, model_folder, mpi_ranks, shm_left_behind, until, weft
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")]
 COMMON = ["--prompt", PROMPT, "--max-tokens", "20", "--temperature", "0", "--threads", "1"]
@@ -80,13 +80,13 @@ def serve(model, count, *arguments):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_to_mpirun(model, number):
-    before = shm_entries()
+    before = shm_left_behind()
     process, _ = serve(model, 3)
     ranks = group_of(process.pid)
     process.send_signal(number)
     process.communicate(timeout=HANG_S)
     assert until(lambda: not any(map(is_alive, ranks)))
-    assert until(lambda: shm_entries() <= before), shm_entries() - before
+    assert until(lambda: shm_left_behind() <= before), shm_left_behind() - before
 
 
 @pytest.mark.parametrize("comm", ["auto", "ucx", "mpi"])

@@ -51,13 +51,14 @@ def cluster():
 
 
 def wefts():
-    """Pids of the ranks that agents have started."""
+    """Pids of the ranks that this cluster's agents have started."""
+    mark = f"RAY_TMPDIR={os.environ['RAY_TMPDIR']}\0".encode()
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             words = open(f"/proc/{entry}/cmdline").read().split("\0")
             if words[0] == str(WEFT) and "--leader" in words and is_alive(int(entry)) and \
-                    b"WEFT_SECRET=" in open(f"/proc/{entry}/environ", "rb").read():
+                    mark in open(f"/proc/{entry}/environ", "rb").read():
                 found.append((int(words[words.index("--rank") + 1]), int(entry)))
         except (OSError, ValueError):
             continue

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import socket
 import subprocess
 import time
@@ -145,8 +146,15 @@ def free_port():
         return port
 
 
-def shm_entries():
-    return set(os.listdir("/dev/shm"))
+def shm_left_behind():
+    """What lies in /dev/shm and no process has mapped. What others have there, the tests beside this one too, is theirs."""
+    entries = {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            entries -= set(re.findall(r"/dev/shm/\S+", open(f"/proc/{pid}/maps").read()))
+        except OSError:
+            pass  # it has just ended
+    return entries
 
 
 def until(condition, timeout=HANG_S):
