@@ -8,6 +8,7 @@ what is returned.
                                                                       --build-arg NAME=VALUE; prints where the root is
 """
 import dataclasses
+import fcntl
 import fnmatch
 import hashlib
 import json
@@ -249,13 +250,16 @@ class Builder:
 
 
 def build_with(binary_folder, cache):
-    """The image with the weft of a build folder in place of the Dockerfile's own build stage."""
+    """The image with the weft of a build folder in place of the Dockerfile's own build stage. One caller at a time: tests
+    that run beside each other share it."""
     staged = cache.parent / (cache.name + "-installed")
-    shutil.rmtree(staged, ignore_errors=True)
-    (staged / "image/usr/local/lib/weft").mkdir(parents=True)
-    subprocess.run(["cmake", "--install", binary_folder, "--strip", "--prefix", "/usr/local"], check=True,
-                   capture_output=True, env={**os.environ, "DESTDIR": str(staged / "image")})
-    return Builder(cache, {"build": staged}).build()
+    with open(cache.parent / (cache.name + "-lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(staged, ignore_errors=True)
+        (staged / "image/usr/local/lib/weft").mkdir(parents=True)
+        subprocess.run(["cmake", "--install", binary_folder, "--strip", "--prefix", "/usr/local"], check=True,
+                       capture_output=True, env={**os.environ, "DESTDIR": str(staged / "image")})
+        return Builder(cache, {"build": staged}).build()
 
 
 if __name__ == "__main__":
