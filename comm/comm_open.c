@@ -355,6 +355,9 @@ static enum weft_status open_peers(struct weft_comm *comm, enum comm_peer_wish w
         return WEFT_OK;
     }
     WEFT_TRY(weft_peer_open(comm, why, sizeof(why)));
+    if (!comm->peer.is_open) { /* a rank may have died since it gave its card, and others found its memory gone */
+        WEFT_TRY(agree(comm, "reach the peers' memory", WEFT_OK));
+    }
     if (!comm->peer.is_open && wish == COMM_PEER_MUST) {
         weft_log(WEFT_LOG_ERROR, "comm", "peer was asked for, but %s", why);
         return WEFT_ERR_UNSUPPORTED;

@@ -227,22 +227,10 @@ static enum weft_status open_all(struct weft_comm *comm, char *reason_out, size_
     return WEFT_OK;
 }
 
-/* Whoever has died since it gave its last card does not come: its memory cannot be reached for that reason alone. */
-static enum weft_status meet(struct weft_comm *comm)
-{
-    const char nothing = 0;
-    char all[COMM_RANK_MAX];
-
-    return weft_bootstrap_all_gather(comm->bootstrap, &nothing, sizeof(nothing), all, comm->timeout_ms + 1000);
-}
-
 enum weft_status weft_peer_open(struct weft_comm *comm, char *reason_out, size_t reason_size)
 {
     enum weft_status status = open_all(comm, reason_out, reason_size);
 
-    if (status == WEFT_OK && !comm->peer.is_open) {
-        status = meet(comm);
-    }
     if (status == WEFT_OK && !comm->peer.is_open) {
         weft_peer_close(comm);
     }
