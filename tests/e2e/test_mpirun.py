@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import pytest
-from weft_cli import HANG_S, MPIRUN, PROMPT, WEFT, answer, group_of, is_alive, model_folder, mpi_ranks, shm_left_behind, until, weft
+from weft_cli import HANG_S, MPIRUN, PROMPT, WEFT, answer, group_of, is_alive, model_folder, mpi_ranks, shm_left_behind, shm_mapped, until, weft
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")]
 COMMON = ["--prompt", PROMPT, "--max-tokens", "20", "--temperature", "0", "--threads", "1"]
@@ -95,9 +95,7 @@ def test_kill_of_a_rank(model, victim, comm):
     process, log = serve(model, 3, "--comm", comm)
     by_rank = mpi_ranks(process.pid)
     # Open MPI and UCX have named files of their own; those of this group are what its processes have mapped.
-    shared = set()
-    for pid in by_rank.values():
-        shared |= set(re.findall(r"/dev/shm/\S+", open(f"/proc/{pid}/maps").read()))
+    shared = set().union(*map(shm_mapped, by_rank.values()))
     os.kill(by_rank[victim], signal.SIGKILL)
     assert until(lambda: not any(is_alive(p) for p in by_rank.values()))
     log += process.communicate(timeout=HANG_S)[1].splitlines(keepends=True)

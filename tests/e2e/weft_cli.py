@@ -146,12 +146,17 @@ def free_port():
         return port
 
 
+def shm_mapped(pid):
+    """The files of /dev/shm that a process has mapped."""
+    return set(re.findall(r"/dev/shm/\S+", open(f"/proc/{pid}/maps").read()))
+
+
 def shm_left_behind():
     """What lies in /dev/shm and no process has mapped. What others have there, the tests beside this one too, is theirs."""
     entries = {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            entries -= set(re.findall(r"/dev/shm/\S+", open(f"/proc/{pid}/maps").read()))
+            entries -= shm_mapped(pid)
         except OSError:
             pass  # it has just ended
     return entries

@@ -21,7 +21,7 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from hosts import HERE, MODEL, ROOT, WEFT, Lab, alive, slurm_job, until  # noqa: E402
+from hosts import HERE, MODEL, ROOT, WEFT, Lab, is_alive, slurm_job, until  # noqa: E402
 
 PHASES = ["idle", "decode", "prefill", "load"]
 LAUNCHERS = ["local", "hand", "hosts", "slurm", "mpirun", "mpirun.sh"]
@@ -216,11 +216,11 @@ def strike_and_watch(lab, launcher, fault, phase, folder, is_verbose):
         # goes on.
         is_left = fault.startswith("SIGSTOP") and (launcher in ("hand", "hosts") or (launcher == "local" and victim == 0))
         must_end = [p for r, p in pids.items() if not (is_left and r == victim)]
-        run.wait("the end of all ranks", lambda: not any(map(alive, must_end)))
+        run.wait("the end of all ranks", lambda: not any(map(is_alive, must_end)))
         result["ended"] = time.monotonic() - struck
         if is_left:
             os.kill(pids[victim], signal.SIGCONT)
-            run.wait("the end of the stopped rank", lambda: not alive(pids[victim]))
+            run.wait("the end of the stopped rank", lambda: not is_alive(pids[victim]))
         lab.heal(fault, victim)
         healed = True
         if launcher == "mpirun.sh" and fault != "read error":

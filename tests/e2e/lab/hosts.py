@@ -2,14 +2,15 @@
 import os
 import pathlib
 import subprocess
+import sys
 import time
 
 import pytest
 
 HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parents[2]
-BUILD = pathlib.Path(os.environ.get("WEFT_BUILD", ROOT / "build")).resolve()
-WEFT = BUILD / "weft"
+sys.path.insert(0, str(HERE.parent))
+from weft_cli import BUILD, ROOT, WEFT, is_alive  # noqa: E402,F401
+
 MODEL = ROOT / "launch" / "demo-model"
 # Of everything that should end by itself; the machine may be busy.
 HANG = 90
@@ -20,13 +21,6 @@ def children(pid):
     for task in os.listdir(f"/proc/{pid}/task"):
         found += [int(c) for c in open(f"/proc/{pid}/task/{task}/children").read().split()]
     return found
-
-
-def alive(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
 
 
 def is_starter(pid):
@@ -87,7 +81,7 @@ class Lab:
         found = []
         for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
             try:
-                if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{self.init}/ns/pid") and alive(pid):
+                if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{self.init}/ns/pid") and is_alive(pid):
                     found.append(pid)
             except OSError:
                 pass  # it has just ended
